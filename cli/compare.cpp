@@ -1,0 +1,225 @@
+// compare.cpp: `moe compare`, the main job: real text through every tier, step by step.
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "cli/commands.h"
+#include "cli/comparison.h"
+#include "cli/options.h"
+#include "core/tier.h"
+
+namespace moe {
+namespace {
+
+struct CompareOptions {
+    std::string text, report = "moe-report", spec;
+    std::vector<std::string> tiers, dtypes;
+    int repeats = 3;
+    std::unique_ptr<LayerOptions> layer;
+};
+
+/// "1.5 MB".
+std::string bytes_in_words(double bytes) {
+    const char* units[] = {"B", "kB", "MB", "GB", "TB"};
+    int unit = 0;
+    for (; bytes >= 999.5 && unit < 4; ++unit) bytes /= 1000.0;
+    return fmt::format("{:.{}f} {}", bytes, unit == 0 || bytes >= 99.5 ? 0 : 1, units[unit]);
+}
+
+void print_header(const Comparison& c) {
+    const MoEConfig& config = c.config;
+    fmt::print("Layer   {}: H={} E={} K={} F={}{}, {}{}, {}\n", c.model, config.hidden_size,
+               config.num_experts(), config.moe_router_topk, config.ffn(),
+               config.shared_ffn() > 0 ? fmt::format(" Fs={}", config.shared_ffn()) : "",
+               config.gated_linear_unit ? "gated " : "", config.activation_func,
+               config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function);
+    fmt::print("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows\n", c.text.name,
+               c.text.seq_len, c.text.micro_batch, c.sizes.num_tokens, c.sizes.num_rows);
+    for (std::size_t i = 0; i < c.columns.size(); ++i)
+        fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", c.columns[i].label,
+                   i == 0 ? "  (what the others are held against)" : "");
+    fmt::print("        CPU times on this machine, median; bytes: the least that must move\n");
+}
+
+std::string error_cell(const StepOutcome& outcome) {
+    if (!outcome.integers_equal) return "integers differ";
+    if (outcome.error == 0.0) return "equal";
+    return fmt::format("{:.1e} {:4.1f} %", outcome.error,
+                       100.0 * outcome.error / outcome.bound);
+}
+
+void print_steps(const Comparison& c) {
+    const DType narrowest = c.columns.back().spec.experts.dtype;
+    fmt::print("\n{:<28}{:>18}{:>9}", "step", "elements", to_string(narrowest));
+    for (const ColumnOutcome& column : c.columns)
+        fmt::print("  {:>9}{}", to_string(column.spec.experts.dtype),
+                   &column == &c.columns.front() ? "" : "  error, % of bound");
+    fmt::print("\n");
+    for (int number = 1; number <= kNumSteps; ++number) {
+        const auto step = static_cast<Step>(number);
+        const StepCost cost = step_cost(step, c.config, c.sizes, narrowest);
+        if (cost.formula.empty()) {
+            fmt::print("{} {:<26}{:>18}\n", circled(step), title(step), "off");
+            continue;
+        }
+        fmt::print("{} {:<26}{:>18}{:>9}", circled(step), title(step), cost.formula,
+                   bytes_in_words(static_cast<double>(cost.bytes)));
+        for (const ColumnOutcome& column : c.columns) {
+            fmt::print("  {:>6.2f} ms", 1e3 * column.at(step).seconds);
+            if (&column != &c.columns.front())
+                fmt::print("  {:<17}", error_cell(column.at(step)));
+        }
+        fmt::print("\n");
+    }
+    fmt::print("  {:<53}", "forward + backward");
+    for (const ColumnOutcome& column : c.columns)
+        fmt::print("  {:>6.1f} ms{}", 1e3 * column.seconds,
+                   &column == &c.columns.front() ? "" : "                   ");
+    fmt::print("\n");
+}
+
+void print_losses(const Comparison& c) {
+    if (c.columns.front().losses.empty()) return;
+    fmt::print("\nLosses, before their coefficients\n");
+    for (const auto& [name, value] : c.columns.front().losses) {
+        fmt::print("  {:<28}", name);
+        for (const ColumnOutcome& column : c.columns)
+            fmt::print("  {:.9f}", column.losses.at(name));
+        fmt::print("\n");
+    }
+}
+
+void print_expert_load(const Comparison& c) {
+    constexpr std::int64_t kMostBars = 64;
+    constexpr double kWidth = 48.0;
+    const std::int64_t E = c.config.num_experts();
+    const std::int64_t* load = c.tokens_per_expert.data<std::int64_t>();
+    const std::int64_t largest = std::max<std::int64_t>(1, *std::max_element(load, load + E));
+    fmt::print("\nExpert load, rows per expert; an even share is {:.1f}\n",
+               double(c.sizes.num_rows) / double(E));
+    for (std::int64_t e = 0; e < std::min(E, kMostBars); ++e) {
+        // Eighths of a character cell make short bars comparable.
+        const auto eighths = std::int64_t(8.0 * kWidth * double(load[e]) / double(largest));
+        std::string bar;
+        for (std::int64_t full = 0; full < eighths / 8; ++full) bar += "█";
+        const char* parts[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
+        fmt::print("  expert {:<4}{:>7}  {}{}\n", e, load[e], bar, parts[eighths % 8]);
+    }
+    if (E > kMostBars) fmt::print("  … and {} more; the report shows all\n", E - kMostBars);
+}
+
+void print_verdict(const Comparison& c) {
+    fmt::print("\n");
+    for (const ColumnOutcome& column : c.columns)
+        for (int number = 1; number <= kNumSteps; ++number) {
+            const auto step = static_cast<Step>(number);
+            if (!column.at(step).detail.empty())
+                fmt::print("✗ {} {} {}: {}\n", column.label, circled(step), title(step),
+                           column.at(step).detail);
+        }
+    for (const GoldenOutcome& golden : c.golden) {
+        fmt::print("{} {}: {} of {} golden cases, Megatron-Core's and Hugging Face's own "
+                   "numbers, forward and backward; worst {:.0f} % of its bound\n",
+                   golden.failed.empty() ? "✓" : "✗", golden.label, golden.passed,
+                   golden.total, 100.0 * golden.worst_share);
+        for (const std::string& name : golden.failed) fmt::print("    ✗ {}\n", name);
+    }
+    fmt::print("{}\n", c.ok ? "✓ all tiers agree, step by step" : "✗ some values differ");
+}
+
+/// Says on a terminal what is being done; erased when done.
+class Progress {
+  public:
+    ~Progress() {
+        if (shown_) fmt::print(stderr, "\r\033[K");
+    }
+    void operator()(const std::string& what) {
+        if (!isatty(STDERR_FILENO)) return;
+        shown_ = true;
+        fmt::print(stderr, "\r\033[K… {}", what);
+        std::fflush(stderr);
+    }
+
+  private:
+    bool shown_ = false;
+};
+
+ComparisonRequest make_request(const CompareOptions& options) {
+    ComparisonRequest request;
+    request.model = options.layer->model();
+    request.config = options.layer->config();
+    request.seed = options.layer->seed();
+    if (options.repeats < 1 || options.repeats > 1000)
+        reject("--repeats", options.repeats, "must be from 1 to 1000");
+    request.repeats = options.repeats;
+    const std::string text =
+        options.text.empty() ? std::string(MOE_SOURCE_DIR "/README.md") : options.text;
+    request.text = read_text(text, options.layer->seq_length(),
+                             options.layer->micro_batch_size(),
+                             !options.layer->seq_length_given());
+    if (options.text.empty()) request.text.name = "README.md";
+    request.golden_folder = MOE_SOURCE_DIR "/tests/golden";
+
+    const ComponentSpec reference{"reference_cpu", DType::f64};
+    for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))
+        if (supplier != reference) request.columns.push_back(ModuleSpec::uniform(supplier));
+    if (!options.spec.empty())
+        request.columns.push_back(
+            ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32}));
+    return request;
+}
+
+int run_compare(const CompareOptions& options) {
+    ComparisonRequest request = make_request(options);
+    if (options.report != "none") require_writable_folder("--report", options.report);
+    for (const std::string& warning : request.config.warnings())
+        fmt::print(stderr, "moe: note: {}\n", warning);
+
+    Comparison comparison;
+    {
+        Progress progress;
+        request.progress = [&](const std::string& what) { progress(what); };
+        comparison = run_comparison(request);
+    }
+    print_header(comparison);
+    print_steps(comparison);
+    print_losses(comparison);
+    print_expert_load(comparison);
+    print_verdict(comparison);
+    if (options.report != "none")
+        fmt::print("Report  {}\n", write_report(comparison, options.report));
+    return comparison.ok ? kExitOk : kExitDiffers;
+}
+
+}  // namespace
+
+void add_compare(CLI::App& app, Action& action) {
+    auto options = std::make_shared<CompareOptions>();
+    CLI::App* command = app.add_subcommand(
+        "compare",
+        "Run real text through every tier, forward and backward, and compare step by step.\n"
+        "Exit code: 0 all agree, 1 a value differs, 2 bad input.\n\n"
+        "Examples:\n"
+        "  moe compare --text mybook.txt --preset olmoe --scale 16\n"
+        "  moe compare --num-experts 16 --moe-router-topk 4\n"
+        "  moe compare --spec experts=reference_cpu:fp32,router=reference_cpu:fp64");
+    command->add_option("--text", options->text, "Text file (default: the README)");
+    command->add_option("--report", options->report,
+                        "Folder for the HTML report, or none (default moe-report)");
+    command->add_option("--tier", options->tiers, "Tiers to run (default: all)")
+        ->delimiter(',');
+    command->add_option("--dtype", options->dtypes, "fp64, fp32, bf16 (default: all)")
+        ->delimiter(',');
+    command->add_option("--spec", options->spec,
+                        "One more column: component=tier:dtype,…  (components: router, "
+                        "dispatcher, experts, shared_experts)");
+    command->add_option("--repeats", options->repeats, "Timed runs (default 3)");
+    add_threads_flag(*command);
+    options->layer = std::make_unique<LayerOptions>(
+        *command, LayerOptions::Defaults{"mixtral_8x7b", 16, 256, 4});
+    command->callback([&action, options] { action = [options] { return run_compare(*options); }; });
+}
+
+}  // namespace moe

@@ -1,0 +1,104 @@
+/// @file
+/// What `moe compare` measures: the layer on real text, in every supplier, step by step,
+/// against fp64; and the golden cases.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/components.h"
+#include "core/config.h"
+#include "core/module_spec.h"
+#include "core/steps.h"
+
+namespace moe {
+
+/// One step in one supplier.
+struct StepOutcome {
+    double seconds = 0.0;         ///< median over the repeats
+    double error = 0.0;           ///< worst relative error of the step's values against fp64
+    double bound = 0.0;           ///< what that error may be
+    bool integers_equal = true;   ///< maps, counts and choices
+    std::string detail;           ///< where it differs most, if it differs too much
+    bool ok() const { return integers_equal && error <= bound; }
+};
+
+/// One supplier (or mix of suppliers) over all steps.
+struct ColumnOutcome {
+    ModuleSpec spec;
+    std::string label;  ///< "reference_cpu:fp32"
+    std::array<StepOutcome, kNumSteps> steps;
+    Losses losses;
+    double seconds = 0.0;  ///< forward and backward, median
+    bool ok = true;
+    const StepOutcome& at(Step step) const { return steps[static_cast<int>(step) - 1]; }
+};
+
+/// The golden cases in one supplier.
+struct GoldenOutcome {
+    std::string label;
+    int passed = 0, total = 0;
+    double worst_share = 0.0;  ///< largest error as a share of its bound
+    std::string worst_case;    ///< "case: tensor" of that error
+    std::vector<std::string> failed;
+};
+
+/// The text as the layer's tokens.
+struct TextTokens {
+    std::string name;                 ///< file it came from
+    std::int64_t seq_len = 0;         ///< S
+    std::int64_t micro_batch = 0;     ///< B
+    std::vector<std::uint8_t> bytes;  ///< (T), token t = s B + b
+};
+
+/// Everything that the terminal and the report show.
+struct Comparison {
+    std::string model;
+    MoEConfig config;
+    TextTokens text;
+    StepSizes sizes;
+    std::vector<ColumnOutcome> columns;  ///< the first is the fp64 reference
+    Tensor probs;              ///< (T, E) of the reference, f64 on the host, after dropping
+    Tensor routing_map;        ///< (T, E) u8
+    Tensor tokens_per_expert;  ///< (E) i64
+    Tensor row_token;          ///< (N) i64, token of each dispatched row
+    std::vector<GoldenOutcome> golden;  ///< empty when the golden files are not at hand
+    bool ok = true;
+};
+
+/// Reads a text and cuts it into B sequences of S bytes. S shrinks to what the text holds
+/// when `may_shrink`. InputError for an unreadable or too short file.
+TextTokens read_text(const std::string& path, std::int64_t seq_len,
+                     std::int64_t micro_batch, bool may_shrink);
+
+/// Hidden states (S, B, H) fp32, exactly representable in bf16: each byte with the two
+/// before it in its sequence, embedded by fixed seeded tables and weighed 1, 1/2, 1/4.
+Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_t seed);
+
+/// What to run.
+struct ComparisonRequest {
+    std::string model;
+    MoEConfig config;
+    TextTokens text;
+    std::vector<ModuleSpec> columns;  ///< besides the fp64 reference, which always runs
+    std::uint64_t seed = 0;
+    int repeats = 3;                  ///< timed runs after one that is only watched
+    std::string golden_folder;        ///< empty: no golden cases
+    /// Called with what is being done now.
+    std::function<void(const std::string&)> progress = [](const std::string&) {};
+};
+
+Comparison run_comparison(const ComparisonRequest& request);
+
+/// Writes `folder`/index.html: one self-contained page, pictures as inline SVG. The folder
+/// is made if needed. InputError when it cannot be written; nothing half-written is left.
+/// Returns the path of the page.
+std::string write_report(const Comparison& comparison, const std::string& folder);
+
+/// Makes the folder and tries to write in it, so that a long run does not end in an error.
+void require_writable_folder(const std::string& field, const std::string& folder);
+
+}  // namespace moe

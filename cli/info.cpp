@@ -1,0 +1,79 @@
+// info.cpp: `moe info`, what this build is, has, and lacks.
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "core/tier.h"
+
+namespace moe {
+namespace {
+
+void print_fields() {
+    const MoEConfig defaults;
+    const auto values = config_to_json(defaults);
+    fmt::print("{:<44} {:<14} {}\n", "flag", "default", "meaning");
+    for (const FieldInfo& field : config_fields())
+        fmt::print("{:<44} {:<14} {}\n", flag_name(field.name), values[field.name].dump(),
+                   field.help);
+}
+
+void print_build() {
+    fmt::print("Build    {}, {}{}{}\n", MOE_COMPILER, MOE_BUILD_TYPE,
+#ifdef MOE_NATIVE_BUILD
+               ", this machine's vector instructions",
+#else
+               ", generic vector instructions",
+#endif
+#ifdef MOE_CHECKED
+               ", checked"
+#else
+               ""
+#endif
+    );
+#ifdef _OPENMP
+    fmt::print("Threads  OpenMP, {} hardware threads\n", std::thread::hardware_concurrency());
+#else
+    fmt::print("Threads  1: built without OpenMP (g++ has it)\n");
+#endif
+}
+
+void print_tiers() {
+    fmt::print("Tiers\n");
+    for (const Tier* tier : tiers()) {
+        std::string dtypes;
+        for (DType dtype : tier->dtypes())
+            dtypes += (dtypes.empty() ? "" : ", ") + to_string(dtype);
+        fmt::print("  ✓ {:<15} {}; {}\n", tier->name(), dtypes, tier->device());
+    }
+    fmt::print("  ✗ naive_gpu       not part of the project yet\n");
+    fmt::print("  ✗ optimized_gpu   not part of the project yet\n");
+    fmt::print("Dispatchers\n  ✓ alltoall        one rank\n");
+    fmt::print("  ✗ allgather, flex, several ranks: not part of the project yet\n");
+    fmt::print("Devices  the CPU; no tier of this build uses a GPU\n");
+}
+
+}  // namespace
+
+void add_info(CLI::App& app, Action& action) {
+    auto fields = std::make_shared<bool>(false);
+    CLI::App* command = app.add_subcommand(
+        "info", "Show the build, its tiers and devices, and what is missing and why.");
+    command->add_flag("--fields", *fields, "List every config field, its flag and default");
+    command->callback([&action, fields] {
+        action = [fields] {
+            if (*fields) {
+                print_fields();
+            } else {
+                print_build();
+                print_tiers();
+            }
+            return kExitOk;
+        };
+    });
+}
+
+}  // namespace moe

@@ -1,0 +1,201 @@
+#include "cli/options.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "core/error.h"
+#include "core/tier.h"
+
+namespace moe {
+namespace {
+
+using nlohmann::json;
+
+/// A flag's text as the JSON value that a config file would hold.
+json parse_value(const std::string& flag, const std::string& text, FieldKind kind) {
+    if (text == "none" && kind != FieldKind::list) return nullptr;
+    const char* begin = text.data();
+    const char* end = begin + text.size();
+    if (kind == FieldKind::integer) {
+        std::int64_t value = 0;
+        const auto [stop, error] = std::from_chars(begin, end, value);
+        if (error != std::errc() || stop != end) reject(flag, text, "must be an integer");
+        return value;
+    }
+    if (kind == FieldKind::number || kind == FieldKind::list) {
+        double value = 0.0;
+        const auto [stop, error] = std::from_chars(begin, end, value);
+        if (error == std::errc() && stop == end) return value;
+        if (kind == FieldKind::number) reject(flag, text, "must be a number");
+    }
+    return text;
+}
+
+json read_json_file(const std::string& path) {
+    std::ifstream file(path);
+    if (!file) reject("--config", path, "must be a readable file");
+    json value = json::parse(file, nullptr, /*allow_exceptions=*/false);
+    if (value.is_discarded()) reject("--config", path, "must hold JSON");
+    return value;
+}
+
+}  // namespace
+
+std::string flag_name(const std::string& field) {
+    if (field == "num_moe_experts") return "--num-experts";  // as Megatron has it
+    std::string flag = "--" + field;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    return flag;
+}
+
+LayerOptions::LayerOptions(CLI::App& command, Defaults defaults) : defaults_(defaults) {
+    command.add_option("--preset", preset_,
+                       fmt::format("Layer of a known model: {} (default {})",
+                                   fmt::join(preset_names(), ", "), defaults.preset));
+    command.add_option("--scale", scale_,
+                       fmt::format("Divide the preset's widths by this (default {})",
+                                   defaults.scale));
+    command.add_option("--config", config_path_,
+                       "JSON file of config fields, instead of a preset");
+    command.add_option("--seq-length", seq_length_,
+                       fmt::format("S, tokens per sequence (default {})",
+                                   defaults.seq_length));
+    command.add_option("--micro-batch-size", micro_batch_size_,
+                       fmt::format("B, sequences (default {})", defaults.micro_batch_size));
+    command.add_option("--seed", seed_, "Seed of weights and gradients (default 1234)");
+    add_field_flags(command);
+}
+
+void LayerOptions::add_field_flags(CLI::App& command) {
+    const std::string group = "Config (Megatron's names)";
+    for (const FieldInfo& field : config_fields()) {
+        const std::string flag = flag_name(field.name);
+        CLI::Option* option = nullptr;
+        if (field.kind == FieldKind::boolean) {
+            const std::string opposite = field.name == "add_bias_linear"
+                                             ? "--disable-bias-linear"
+                                             : "--no-" + flag.substr(2);
+            option = command.add_flag_function(
+                flag + ",!" + opposite,
+                [this, name = field.name](std::int64_t count) { booleans_[name] = count > 0; },
+                field.help + " (" + opposite + ": not)");
+        } else {
+            option = command.add_option(flag, texts_[field.name], field.help);
+            option->expected(1, field.kind == FieldKind::list ? 8 : 1);
+        }
+        option->group(group);
+    }
+    command.add_flag("--swiglu", swiglu_, "activation_func silu, gated")->group(group);
+    command.add_flag("--squared-relu", squared_relu_, "activation_func squared_relu")
+        ->group(group);
+    command.add_flag("--quick-geglu", quick_geglu_, "activation_func quick_gelu, gated")
+        ->group(group);
+}
+
+MoEConfig LayerOptions::config() const {
+    MoEConfig config;
+    if (!config_path_.empty()) {
+        if (!preset_.empty())
+            reject("--preset", preset_, "must be left out with --config");
+        if (scale_) reject("--scale", *scale_, "must be left out with --config");
+        config = config_from_json(read_json_file(config_path_), config_path_);
+    } else if (defaults_.config && preset_.empty()) {
+        if (scale_) reject("--scale", *scale_, "needs --preset");
+        config = *defaults_.config;
+    } else {
+        config = preset(preset_.empty() ? defaults_.preset : preset_,
+                        scale_.value_or(defaults_.scale));
+    }
+
+    if (swiglu_ + squared_relu_ + quick_geglu_ > 1)
+        reject("--swiglu, --squared-relu, --quick-geglu", "several", "choose one");
+    if (swiglu_ || squared_relu_ || quick_geglu_) {
+        config.gated_linear_unit = !squared_relu_;
+        config.activation_func = swiglu_         ? "silu"
+                                 : squared_relu_ ? "squared_relu"
+                                                 : "quick_gelu";
+    }
+    for (const FieldInfo& field : config_fields()) {
+        if (const auto found = booleans_.find(field.name); found != booleans_.end())
+            set_field(config, field.name, found->second, "");
+        const auto found = texts_.find(field.name);
+        if (found == texts_.end() || found->second.empty()) continue;
+        const std::string flag = flag_name(field.name);
+        json value = json::array();
+        for (const std::string& text : found->second)
+            value.push_back(parse_value(flag, text, field.kind));
+        set_field(config, field.name, field.kind == FieldKind::list ? value : value[0], "");
+    }
+    config.finalize();
+    return config;
+}
+
+std::string LayerOptions::model() const {
+    if (!config_path_.empty()) return config_path_;
+    const std::int64_t scale = scale_.value_or(defaults_.scale);
+    if (defaults_.config && preset_.empty()) return defaults_.preset;
+    const std::string name = preset_.empty() ? defaults_.preset : preset_;
+    return scale == 1 ? name : fmt::format("{}, widths / {}", name, scale);
+}
+
+std::int64_t LayerOptions::seq_length() const {
+    const std::int64_t length = seq_length_.value_or(defaults_.seq_length);
+    if (length < 0 || length > 1'000'000)
+        reject("--seq-length", length, "must be from 0 to 1000000");
+    return length;
+}
+
+std::int64_t LayerOptions::micro_batch_size() const {
+    const std::int64_t size = micro_batch_size_.value_or(defaults_.micro_batch_size);
+    if (size < 1 || size > 100'000)
+        reject("--micro-batch-size", size, "must be from 1 to 100000");
+    return size;
+}
+
+void add_threads_flag(CLI::App& command) {
+    command.add_option_function<std::int64_t>(
+        "--threads",
+        [](const std::int64_t& threads) {
+            if (threads < 1 || threads > 1024)
+                reject("--threads", threads, "must be from 1 to 1024");
+#ifdef _OPENMP
+            omp_set_num_threads(static_cast<int>(threads));
+#else
+            if (threads > 1) reject("--threads", threads, "this build has no OpenMP: 1");
+#endif
+        },
+        "CPU threads (default: all)");
+}
+
+std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier_names,
+                                            const std::vector<std::string>& dtype_names) {
+    std::vector<const Tier*> chosen = tiers();
+    if (!tier_names.empty()) {
+        chosen.clear();
+        for (const std::string& name : tier_names)
+            chosen.push_back(&find_tier("--tier", name));
+    }
+    std::vector<DType> wanted;
+    for (const std::string& name : dtype_names) wanted.push_back(parse_dtype("--dtype", name));
+
+    std::vector<ComponentSpec> suppliers;
+    for (const Tier* tier : chosen)
+        for (DType dtype : tier->dtypes())
+            if (wanted.empty() || std::count(wanted.begin(), wanted.end(), dtype))
+                suppliers.push_back({tier->name(), dtype});
+    for (DType dtype : wanted)
+        if (std::none_of(suppliers.begin(), suppliers.end(),
+                         [&](const ComponentSpec& s) { return s.dtype == dtype; }))
+            reject("--dtype", to_string(dtype), "no chosen tier has it");
+    return suppliers;
+}
+
+}  // namespace moe

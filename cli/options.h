@@ -1,0 +1,62 @@
+/// @file
+/// Flags that several subcommands share: the layer's config by Megatron's flag names, the
+/// sizes of the input, tiers, precisions and threads.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/config.h"
+#include "core/module_spec.h"
+
+namespace moe {
+
+/// Flags that describe a layer and its input.
+class LayerOptions {
+  public:
+    /// Where a command starts when the user says nothing.
+    struct Defaults {
+        std::string preset;  ///< of preset(), or the name of `config`
+        std::int64_t scale, seq_length, micro_batch_size;
+        std::optional<MoEConfig> config = {};  ///< instead of a preset
+    };
+    /// Adds --preset, --scale, --config, every config field, --seq-length,
+    /// --micro-batch-size and --seed to `command`.
+    LayerOptions(CLI::App& command, Defaults defaults);
+
+    /// The config: the preset, or the file of --config, with the flags on top; finalized.
+    MoEConfig config() const;
+    /// E.g. "mixtral_8x7b, widths / 16".
+    std::string model() const;
+    std::int64_t seq_length() const;
+    bool seq_length_given() const { return seq_length_.has_value(); }
+    std::int64_t micro_batch_size() const;
+    std::uint64_t seed() const { return seed_; }
+
+  private:
+    void add_field_flags(CLI::App& command);
+
+    Defaults defaults_;
+    std::string preset_, config_path_;
+    std::optional<std::int64_t> scale_, seq_length_, micro_batch_size_;
+    std::uint64_t seed_ = 1234;
+    std::map<std::string, std::vector<std::string>> texts_;  // by field name
+    std::map<std::string, bool> booleans_;                    // those given, by field name
+    bool swiglu_ = false, squared_relu_ = false, quick_geglu_ = false;
+};
+
+/// Megatron's flag for a config field: "moe_router_topk" gives "--moe-router-topk".
+std::string flag_name(const std::string& field);
+
+/// Adds --threads; applies it when parsed.
+void add_threads_flag(CLI::App& command);
+
+/// Suppliers for --tier and --dtype: every dtype of every chosen tier. Empty lists mean all.
+/// InputError for a tier or dtype that is not there.
+std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tiers,
+                                            const std::vector<std::string>& dtypes);
+
+}  // namespace moe

@@ -1,0 +1,60 @@
+// program.cpp: the command line as a whole, and the one place where errors end.
+
+#include <fmt/format.h>
+
+#include "cli/commands.h"
+#include "core/error.h"
+#include "reference_cpu/tier.h"
+
+namespace moe {
+namespace {
+
+void print_error(const std::string& message) {
+    // One line, whatever the message holds.
+    std::string line = message.substr(0, message.find('\n'));
+    fmt::print(stderr, "moe: {}\n", line);
+}
+
+}  // namespace
+
+void register_all_tiers() { cpu::register_reference_cpu(); }
+
+int run_program(std::vector<std::string> arguments) {
+    CLI::App app(
+        "Megatron's Mixture-of-Experts layer, one text in three scripts.\n\n"
+        "Examples:\n"
+        "  moe compare                              real text through the layer, checked\n"
+        "  moe compare --preset deepseek_v3 --scale 64\n"
+        "  moe verify tests/golden/*.safetensors    Megatron's own numbers\n"
+        "  moe trace                                eight tokens, every value\n"
+        "  moe info --fields                        what can be configured",
+        "moe");
+    app.require_subcommand(1);
+    app.set_help_all_flag("--help-all", "Help of every subcommand");
+    Action action;
+    add_compare(app, action);
+    add_verify(app, action);
+    add_trace(app, action);
+    add_info(app, action);
+    add_completion(app, action);
+
+    try {
+        std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
+        app.parse(std::move(arguments));
+        return action();
+    } catch (const CLI::Success& help) {
+        return app.exit(help);
+    } catch (const CLI::ParseError& error) {
+        print_error(std::string(error.what()) + " (moe --help shows what is allowed)");
+    } catch (const InputError& error) {
+        print_error(error.what());
+    } catch (const std::bad_alloc&) {
+        print_error("memory = exhausted: use smaller sizes (or a larger --scale)");
+    } catch (const std::exception& error) {
+        print_error(std::string("internal error, please report: ") + error.what());
+        return 70;  // EX_SOFTWARE
+    }
+    return kExitBadInput;
+}
+
+}  // namespace moe

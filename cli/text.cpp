@@ -1,0 +1,58 @@
+// text.cpp: real text as tokens, so that routing is as uneven as language is.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iterator>
+
+#include "cli/comparison.h"
+#include "core/error.h"
+#include "core/rng.h"
+
+namespace moe {
+
+TextTokens read_text(const std::string& path, std::int64_t seq_len,
+                     std::int64_t micro_batch, bool may_shrink) {
+    std::ifstream file(path, std::ios::binary);
+    const std::vector<char> text{std::istreambuf_iterator<char>(file), {}};
+    if (!file) reject("--text", path, "must be a readable file");
+    const auto length = static_cast<std::int64_t>(text.size());
+    if (may_shrink) seq_len = std::min(seq_len, length / micro_batch);
+    if (length == 0 || (may_shrink && seq_len == 0) || seq_len * micro_batch > length)
+        reject("--text", path,
+               fmt::format("holds {} bytes, must hold at least S x B = {}", length,
+                           std::max<std::int64_t>(seq_len, 1) * micro_batch));
+
+    TextTokens tokens{path, seq_len, micro_batch, {}};
+    tokens.bytes.resize(seq_len * micro_batch);
+    for (std::int64_t s = 0; s < seq_len; ++s)
+        for (std::int64_t b = 0; b < micro_batch; ++b)
+            tokens.bytes[s * micro_batch + b] = text[b * seq_len + s];
+    return tokens;
+}
+
+Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_t seed) {
+    // One table per place in the context; a byte weighs half as much as its successor.
+    constexpr int kContext = 3;
+    const double norm = 1.0 / std::sqrt(1.0 + 0.25 + 0.0625);
+    const std::int64_t S = text.seq_len, B = text.micro_batch;
+    Tensor hidden = Tensor::empty({S, B, hidden_size}, DType::f32);
+#pragma omp parallel for schedule(static)
+    for (std::int64_t t = 0; t < S * B; ++t) {
+        for (std::int64_t j = 0; j < hidden_size; ++j) {
+            double value = 0.0, weight = norm;
+            for (int back = 0; back < kContext; ++back, weight /= 2.0) {
+                const std::int64_t earlier = t - back * B;  // the same sequence
+                const std::int64_t byte = earlier < 0 ? 0 : text.bytes[earlier];
+                value += weight * Rng(seed, 100 + back).normal(byte * hidden_size + j);
+            }
+            hidden.data<float>()[t * hidden_size + j] =
+                static_cast<float>(BFloat16(static_cast<float>(value)));
+        }
+    }
+    return hidden;
+}
+
+}  // namespace moe

@@ -1,0 +1,16 @@
+# What was found, one line a part, with how to get what is missing.
+function(moe_part found name benefit package)
+    if(found)
+        message(STATUS "  ✓ ${name}: ${benefit}")
+    else()
+        message(STATUS "  ✗ ${name}: without it no ${benefit}; get it with: apt install ${package}")
+    endif()
+endfunction()
+
+find_program(MOE_GDB gdb)
+message(STATUS "Optional parts:")
+moe_part("${OpenMP_CXX_FOUND}" "OpenMP ${OpenMP_CXX_VERSION}" "several threads in reference_cpu"
+         "g++ (or libomp-dev with clang)")
+moe_part("${DOXYGEN_FOUND}" "Doxygen ${DOXYGEN_VERSION}" "documentation (./moe docs)"
+         "doxygen doxygen-awesome-css")
+moe_part("${MOE_GDB}" "gdb" "stepping through the layer" "gdb")

@@ -1,0 +1,218 @@
+#include "core/config.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+
+namespace moe {
+namespace {
+
+void require_one_of(const std::string& field, const std::string& value,
+                    const std::vector<std::string>& allowed) {
+    if (std::find(allowed.begin(), allowed.end(), value) == allowed.end())
+        reject(field, value, fmt::format("allowed are {}", fmt::join(allowed, ", ")));
+}
+
+void require_positive(const std::string& field, std::int64_t value) {
+    if (value <= 0) reject(field, value, "must be positive");
+    // Sizes are multiplied; far below this limit memory has run out.
+    if (value > (std::int64_t{1} << 31)) reject(field, value, "must be at most 2^31");
+}
+
+void require_finite(const std::string& field, double value) {
+    if (!std::isfinite(value)) reject(field, value, "must be finite");
+}
+
+void check_ranks(const MoEConfig& c) {
+    const auto only_one = [](const std::string& field, std::int64_t size) {
+        if (size != 1) reject(field, size, "only 1 is built so far (a single rank)");
+    };
+    only_one("tensor_model_parallel_size", c.tensor_model_parallel_size);
+    only_one("context_parallel_size", c.context_parallel_size);
+    only_one("expert_model_parallel_size", c.expert_model_parallel_size);
+    only_one("expert_tensor_parallel_size", *c.expert_tensor_parallel_size);
+    require_one_of("moe_token_dispatcher_type", c.moe_token_dispatcher_type,
+                   {"allgather", "alltoall", "flex"});
+    if (c.moe_token_dispatcher_type != "alltoall")
+        reject("moe_token_dispatcher_type", c.moe_token_dispatcher_type,
+               "only alltoall is built so far");
+}
+
+void check_shape(const MoEConfig& c) {
+    if (!c.num_moe_experts)
+        reject("num_moe_experts", "null", "required: the number of experts");
+    require_positive("num_moe_experts", *c.num_moe_experts);
+    require_positive("ffn_hidden_size", *c.ffn_hidden_size);
+    require_positive("moe_ffn_hidden_size", *c.moe_ffn_hidden_size);
+    if (c.moe_shared_expert_intermediate_size) {
+        require_positive("moe_shared_expert_intermediate_size",
+                         *c.moe_shared_expert_intermediate_size);
+        if (c.add_bias_linear)
+            reject("add_bias_linear", c.add_bias_linear,
+                   "must be false with moe_shared_expert_intermediate_size");
+    }
+}
+
+void check_experts(const MoEConfig& c) {
+    require_one_of("activation_func", c.activation_func,
+                   {"silu", "gelu", "quick_gelu", "squared_relu"});
+    require_finite("glu_linear_offset", c.glu_linear_offset);
+    if (c.activation_func_clamp_value) {
+        const double clamp = *c.activation_func_clamp_value;
+        if (!(std::isfinite(clamp) && clamp > 0.0))
+            reject("activation_func_clamp_value", clamp, "must be finite and positive");
+        const bool swiglu = c.gated_linear_unit && c.activation_func == "silu";
+        if (swiglu && c.glu_linear_offset != 0.0)
+            reject("glu_linear_offset", c.glu_linear_offset,
+                   "must be 0 for SwiGLU with activation_func_clamp_value");
+    }
+    if (c.moe_apply_probs_on_input && c.moe_router_topk != 1)
+        reject("moe_router_topk", c.moe_router_topk,
+               "must be 1 with moe_apply_probs_on_input");
+}
+
+void check_groups(const MoEConfig& c) {
+    if (c.moe_router_num_groups) {
+        require_positive("moe_router_num_groups", *c.moe_router_num_groups);
+        if (c.num_experts() % *c.moe_router_num_groups != 0)
+            reject("moe_router_num_groups", *c.moe_router_num_groups,
+                   fmt::format("must divide num_moe_experts ({})", c.num_experts()));
+    }
+    if (!c.moe_router_group_topk) return;
+    const std::int64_t group_topk = *c.moe_router_group_topk;
+    require_positive("moe_router_group_topk", group_topk);
+    if (!c.moe_router_num_groups)
+        reject("moe_router_group_topk", group_topk, "needs moe_router_num_groups");
+    const std::int64_t groups = *c.moe_router_num_groups;
+    if (group_topk > groups)
+        reject("moe_router_group_topk", group_topk,
+               fmt::format("must be at most moe_router_num_groups ({})", groups));
+    // Megatron lets the next two through; neither has a meaning. A group's score would be
+    // the sum of zero entries, or experts of unchosen groups would be selected.
+    if (c.moe_router_topk < group_topk)
+        reject("moe_router_topk", c.moe_router_topk,
+               fmt::format("must be at least moe_router_group_topk ({})", group_topk));
+    const std::int64_t reachable = group_topk * (c.num_experts() / groups);
+    if (c.moe_router_topk > reachable)
+        reject("moe_router_topk", c.moe_router_topk,
+               fmt::format("must be at most {}: the experts in moe_router_group_topk groups",
+                           reachable));
+}
+
+void check_router(const MoEConfig& c) {
+    require_positive("moe_router_topk", c.moe_router_topk);
+    if (c.moe_router_topk > c.num_experts())
+        reject("moe_router_topk", c.moe_router_topk,
+               fmt::format("must be at most num_moe_experts ({})", c.num_experts()));
+    require_one_of("moe_router_score_function", c.moe_router_score_function,
+                   {"softmax", "sigmoid", "sqrtsoftplus"});
+    const bool softmax = c.moe_router_score_function == "softmax";
+    if (c.moe_router_topk == 1 && softmax && !c.moe_router_pre_softmax && !c.is_sinkhorn())
+        reject("moe_router_topk", c.moe_router_topk,
+               "must be above 1 for softmax without moe_router_pre_softmax (a softmax over "
+               "one expert has no gradient)");
+    if (c.moe_router_dtype)
+        require_one_of("moe_router_dtype", *c.moe_router_dtype, {"fp32", "fp64"});
+    if (c.moe_router_enable_expert_bias && softmax)
+        reject("moe_router_enable_expert_bias", true,
+               "needs moe_router_score_function sigmoid or sqrtsoftplus");
+    require_finite("moe_router_bias_update_rate", c.moe_router_bias_update_rate);
+    if (c.moe_router_topk_scaling_factor)
+        require_finite("moe_router_topk_scaling_factor", *c.moe_router_topk_scaling_factor);
+    check_groups(c);
+}
+
+void check_losses(const MoEConfig& c) {
+    const auto& types = c.moe_router_load_balancing_type;
+    const auto& coeffs = c.moe_aux_loss_coeff;
+    for (std::size_t i = 0; i < types.size(); ++i) {
+        if (types[i] == "quantile_balancing")
+            reject("moe_router_load_balancing_type", types[i], "is not built here");
+        require_one_of("moe_router_load_balancing_type", types[i],
+                       {"aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"});
+        if (std::count(types.begin(), types.end(), types[i]) > 1)
+            reject("moe_router_load_balancing_type", fmt::format("{}", fmt::join(types, " ")),
+                   "must name each type once");
+        if (types[i] == "sinkhorn" && types.size() > 1)
+            reject("moe_router_load_balancing_type", fmt::format("{}", fmt::join(types, " ")),
+                   "sinkhorn must stand alone");
+    }
+    if (coeffs.size() != types.size())
+        reject("moe_aux_loss_coeff", fmt::format("{}", fmt::join(coeffs, " ")),
+               fmt::format("must have as many entries as moe_router_load_balancing_type ({})",
+                           types.size()));
+    for (double coeff : coeffs) {
+        if (!(std::isfinite(coeff) && coeff >= 0.0))
+            reject("moe_aux_loss_coeff", coeff, "must be finite and not negative");
+        if (c.is_sinkhorn() && coeff != 0.0)
+            reject("moe_aux_loss_coeff", coeff, "must be 0 with sinkhorn");
+    }
+    if (c.moe_z_loss_coeff && !(std::isfinite(*c.moe_z_loss_coeff) && *c.moe_z_loss_coeff >= 0))
+        reject("moe_z_loss_coeff", *c.moe_z_loss_coeff, "must be finite and not negative");
+}
+
+void check_capacity(const MoEConfig& c) {
+    require_one_of("moe_token_drop_policy", c.moe_token_drop_policy, {"probs", "position"});
+    if (!c.moe_expert_capacity_factor) {
+        if (c.moe_pad_expert_input_to_capacity)
+            reject("moe_pad_expert_input_to_capacity", true,
+                   "needs moe_expert_capacity_factor");
+        return;
+    }
+    require_finite("moe_expert_capacity_factor", *c.moe_expert_capacity_factor);
+    if (c.is_sinkhorn())
+        reject("moe_expert_capacity_factor", *c.moe_expert_capacity_factor,
+               "needs moe_router_load_balancing_type aux_loss, seq_aux_loss, "
+               "global_aux_loss or none");
+}
+
+}  // namespace
+
+void MoEConfig::finalize() {
+    require_positive("hidden_size", hidden_size);
+    if (!ffn_hidden_size) ffn_hidden_size = 4 * hidden_size;
+    if (!moe_ffn_hidden_size) moe_ffn_hidden_size = ffn_hidden_size;
+    if (!expert_tensor_parallel_size)
+        expert_tensor_parallel_size = tensor_model_parallel_size;
+    // Megatron reads a negative factor as "no capacity".
+    if (moe_expert_capacity_factor && *moe_expert_capacity_factor < 0.0)
+        moe_expert_capacity_factor.reset();
+
+    check_shape(*this);
+    check_experts(*this);
+    check_router(*this);
+    check_losses(*this);
+    check_capacity(*this);
+    check_ranks(*this);
+}
+
+std::vector<std::string> MoEConfig::warnings() const {
+    std::vector<std::string> lines;
+    if (num_experts() >= 32 && !moe_router_dtype)
+        lines.push_back(
+            "moe_router_dtype is not set: with 32 or more experts Megatron advises fp32 or "
+            "fp64 routing");
+    return lines;
+}
+
+double MoEConfig::aux_loss_coeff(const std::string& type) const {
+    const auto& types = moe_router_load_balancing_type;
+    const auto position = std::find(types.begin(), types.end(), type);
+    return position == types.end() ? 0.0 : moe_aux_loss_coeff[position - types.begin()];
+}
+
+bool MoEConfig::is_sinkhorn() const {
+    return moe_router_load_balancing_type.front() == "sinkhorn";
+}
+
+std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens) {
+    const double even_share =
+        static_cast<double>(num_tokens * config.moe_router_topk) / config.num_experts();
+    const double capacity = std::ceil(even_share * *config.moe_expert_capacity_factor);
+    return static_cast<std::int64_t>(std::min(capacity, 0x1p62));
+}
+
+}  // namespace moe

@@ -1,0 +1,134 @@
+/// @file
+/// MoEConfig: the fields of Megatron's TransformerConfig that this layer has, under
+/// Megatron's names, with Megatron's defaults and its rules about which go together.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+
+namespace moe {
+
+/// One Mixture-of-Experts layer, as Megatron-Core configures it.
+/// Source: megatron/core/transformer/transformer_config.py, model_parallel_config.py.
+///
+/// Fill it by hand, from JSON (config_from_json) or from the command line, then call
+/// finalize() once: it resolves what is derived and rejects what cannot work.
+struct MoEConfig {
+    // ------------------------------------------------------------------ model shape
+    std::int64_t hidden_size = 0;
+    std::optional<std::int64_t> num_moe_experts;
+    std::optional<std::int64_t> ffn_hidden_size;
+    std::optional<std::int64_t> moe_ffn_hidden_size;
+    std::optional<std::int64_t> moe_shared_expert_intermediate_size;
+    bool moe_shared_expert_gate = false;
+
+    // ------------------------------------------------------------------ experts
+    bool gated_linear_unit = false;
+    std::string activation_func = "gelu";
+    std::optional<double> activation_func_clamp_value;
+    double glu_linear_offset = 0.0;
+    bool add_bias_linear = true;
+    bool moe_apply_probs_on_input = false;
+    bool moe_grouped_gemm = false;
+
+    // ------------------------------------------------------------------ router
+    std::int64_t moe_router_topk = 2;
+    bool moe_router_pre_softmax = false;
+    std::string moe_router_score_function = "softmax";
+    std::optional<std::int64_t> moe_router_num_groups;
+    std::optional<std::int64_t> moe_router_group_topk;
+    std::optional<double> moe_router_topk_scaling_factor;
+    std::optional<std::string> moe_router_dtype;
+    bool moe_router_enable_expert_bias = false;
+    double moe_router_bias_update_rate = 1e-3;
+    bool moe_router_fusion = false;
+
+    // ------------------------------------------------------------------ auxiliary losses
+    std::vector<std::string> moe_router_load_balancing_type = {"aux_loss"};
+    std::vector<double> moe_aux_loss_coeff = {0.0};
+    std::optional<double> moe_z_loss_coeff;
+    bool calculate_per_token_loss = false;
+
+    // ------------------------------------------------------------------ capacity
+    std::optional<double> moe_expert_capacity_factor;
+    bool moe_pad_expert_input_to_capacity = false;
+    std::string moe_token_drop_policy = "probs";
+
+    // ------------------------------------------------------------------ dispatch
+    std::string moe_token_dispatcher_type = "allgather";
+    bool moe_permute_fusion = false;
+
+    // ------------------------------------------------------------------ ranks
+    std::int64_t tensor_model_parallel_size = 1;
+    std::int64_t context_parallel_size = 1;
+    std::int64_t expert_model_parallel_size = 1;
+    std::optional<std::int64_t> expert_tensor_parallel_size;
+    bool sequence_parallel = false;
+
+    /// Resolves derived fields (FFN width, a negative capacity factor) and checks every rule.
+    /// Throws InputError "<field> = <value>: <allowed>" at the first that is broken.
+    void finalize();
+
+    /// What Megatron would warn about; one line each. Call after finalize().
+    std::vector<std::string> warnings() const;
+
+    /// E, number of experts. Call after finalize(), as everything below.
+    std::int64_t num_experts() const { return *num_moe_experts; }
+    /// F, width of one routed expert.
+    std::int64_t ffn() const { return *moe_ffn_hidden_size; }
+    /// F_s, width of the shared expert; 0 without one.
+    std::int64_t shared_ffn() const {
+        return moe_shared_expert_intermediate_size.value_or(0);
+    }
+    /// Rows of an FC1 weight of FFN width `ffn`: gate rows then up rows, or only one set.
+    std::int64_t fc1_rows(std::int64_t ffn) const { return gated_linear_unit ? 2 * ffn : ffn; }
+    /// Coefficient of one kind of auxiliary loss; 0 where it is not asked for.
+    /// Source: router.py, TopKRouter.get_aux_loss_coeff.
+    double aux_loss_coeff(const std::string& type) const;
+    bool is_sinkhorn() const;
+};
+
+/// C, rows an expert accepts from one rank: ceil(T * K / E * factor), in double and in this
+/// order, because Megatron's Python floats decide the rounding.
+/// Source: moe_utils.py, get_capacity.
+std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens);
+
+/// Reads a config; fields the JSON lacks keep their defaults, an unknown field or a value of
+/// the wrong type is an InputError that names it. Does not call finalize().
+/// @param where  named in errors before the field, e.g. the file; may be empty
+MoEConfig config_from_json(const nlohmann::json& json, const std::string& where);
+
+/// Sets one field from JSON; used by config_from_json and by the command line.
+void set_field(MoEConfig& config, const std::string& name, const nlohmann::json& value,
+               const std::string& where);
+
+/// All fields, in declaration order; absent optional ones as null.
+nlohmann::ordered_json config_to_json(const MoEConfig& config);
+
+/// How the value of a field is written on a command line.
+enum class FieldKind { boolean, integer, number, text, list };
+
+/// Name, kind and one line of meaning of a config field.
+struct FieldInfo {
+    std::string name;
+    FieldKind kind;
+    std::string help;
+};
+
+/// Every field of MoEConfig, in declaration order.
+const std::vector<FieldInfo>& config_fields();
+
+/// A model whose MoE layer people know: mixtral_8x7b, qwen3_30b_a3b, deepseek_v3, olmoe or
+/// gpt_oss_20b. InputError for another name. finalize() is still to be called.
+/// @param scale  widths (hidden, FFN, shared) are divided by it; >= 1, must leave >= 1
+MoEConfig preset(const std::string& name, std::int64_t scale);
+
+/// Names that preset() knows.
+const std::vector<std::string>& preset_names();
+
+}  // namespace moe

@@ -1,0 +1,181 @@
+// Config fields by name: one table serves JSON files, the command line and printing.
+
+#include <nlohmann/json.hpp>
+
+#include "core/config.h"
+#include "core/error.h"
+
+namespace moe {
+namespace {
+
+using nlohmann::json;
+
+/// Calls visit(name, member, help) for every field, in declaration order.
+template <typename Config, typename Visit>
+void visit_fields(Config& c, Visit&& visit) {
+#define FIELD(name, help) visit(#name, c.name, help)
+    FIELD(hidden_size, "H, hidden size");
+    FIELD(num_moe_experts, "E, number of routed experts");
+    FIELD(ffn_hidden_size, "FFN width of a dense layer (default 4 H)");
+    FIELD(moe_ffn_hidden_size, "F, FFN width of one expert (default: ffn_hidden_size)");
+    FIELD(moe_shared_expert_intermediate_size, "width of the shared expert (none)");
+    FIELD(moe_shared_expert_gate, "sigmoid gate on the shared expert's output");
+    FIELD(gated_linear_unit, "act(gate) * up instead of act(x)");
+    FIELD(activation_func, "silu, gelu, quick_gelu or squared_relu");
+    FIELD(activation_func_clamp_value, "clamp of both GLU halves (none)");
+    FIELD(glu_linear_offset, "constant added to the linear half of a GLU");
+    FIELD(add_bias_linear, "bias on router, FC1 and FC2");
+    FIELD(moe_apply_probs_on_input, "scale an expert's input, not its output (K = 1)");
+    FIELD(moe_grouped_gemm, "optimized tier: one grouped GEMM over all experts");
+    FIELD(moe_router_topk, "K, experts per token");
+    FIELD(moe_router_pre_softmax, "softmax over all experts, before top-k");
+    FIELD(moe_router_score_function, "softmax, sigmoid or sqrtsoftplus");
+    FIELD(moe_router_num_groups, "G, groups of experts for limited routing (none)");
+    FIELD(moe_router_group_topk, "groups a token may use (none)");
+    FIELD(moe_router_topk_scaling_factor, "factor on the final probabilities (none)");
+    FIELD(moe_router_dtype, "fp32 or fp64: router precision (that of the layer)");
+    FIELD(moe_router_enable_expert_bias, "bias that steers selection, not weights");
+    FIELD(moe_router_bias_update_rate, "step of the expert bias");
+    FIELD(moe_router_fusion, "optimized tier: fused router kernels");
+    FIELD(moe_router_load_balancing_type,
+          "aux_loss, seq_aux_loss, global_aux_loss (one or several), sinkhorn or none");
+    FIELD(moe_aux_loss_coeff, "coefficient of each load balancing type");
+    FIELD(moe_z_loss_coeff, "coefficient of the z-loss (none)");
+    FIELD(calculate_per_token_loss, "scale auxiliary losses by the number of tokens");
+    FIELD(moe_expert_capacity_factor, "drop tokens over ceil(T K / E * factor) (none)");
+    FIELD(moe_pad_expert_input_to_capacity, "pad every expert to its capacity");
+    FIELD(moe_token_drop_policy, "probs or position: who stays");
+    FIELD(moe_token_dispatcher_type, "allgather, alltoall or flex");
+    FIELD(moe_permute_fusion, "optimized tier: fused permutation kernels");
+    FIELD(tensor_model_parallel_size, "TP");
+    FIELD(context_parallel_size, "CP");
+    FIELD(expert_model_parallel_size, "EP");
+    FIELD(expert_tensor_parallel_size, "ETP (default: TP)");
+    FIELD(sequence_parallel, "shard the sequence over TP");
+#undef FIELD
+}
+
+template <typename T>
+constexpr FieldKind kind_of() {
+    if constexpr (std::is_same_v<T, bool>) return FieldKind::boolean;
+    else if constexpr (std::is_same_v<T, std::int64_t>) return FieldKind::integer;
+    else if constexpr (std::is_same_v<T, double>) return FieldKind::number;
+    else if constexpr (std::is_same_v<T, std::string>) return FieldKind::text;
+    else return FieldKind::list;
+}
+
+template <typename T>
+struct Unwrap {
+    using type = T;
+};
+template <typename T>
+struct Unwrap<std::optional<T>> {
+    using type = T;
+};
+
+/// What went wrong with one value; the caller knows the field's name.
+struct TypeMismatch {
+    const char* expected;
+};
+
+void read(const json& value, bool& target) {
+    if (!value.is_boolean()) throw TypeMismatch{"must be true or false"};
+    target = value.get<bool>();
+}
+
+void read(const json& value, std::int64_t& target) {
+    const bool fits = value.is_number_integer() &&
+                      (!value.is_number_unsigned() ||
+                       value.get<std::uint64_t>() <= std::uint64_t{INT64_MAX});
+    if (!fits) throw TypeMismatch{"must be an integer"};
+    target = value.get<std::int64_t>();
+}
+
+void read(const json& value, double& target) {
+    if (!value.is_number()) throw TypeMismatch{"must be a number"};
+    target = value.get<double>();
+}
+
+void read(const json& value, std::string& target) {
+    if (!value.is_string()) throw TypeMismatch{"must be a string"};
+    target = value.get<std::string>();
+}
+
+/// A list, or a single element in its place, as Megatron writes both.
+template <typename T>
+void read(const json& value, std::vector<T>& target) {
+    std::vector<T> elements(value.is_array() ? value.size() : 1);
+    if (elements.empty()) throw TypeMismatch{"must not be an empty list"};
+    for (std::size_t i = 0; i < elements.size(); ++i)
+        read(value.is_array() ? value[i] : value, elements[i]);
+    target = std::move(elements);
+}
+
+template <typename T>
+void read(const json& value, std::optional<T>& target) {
+    if (value.is_null()) return target.reset();
+    read(value, target.emplace());
+}
+
+template <typename T>
+nlohmann::ordered_json write(const T& value) {
+    return value;
+}
+template <typename T>
+nlohmann::ordered_json write(const std::optional<T>& value) {
+    return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
+}
+
+}  // namespace
+
+void set_field(MoEConfig& config, const std::string& name, const json& value,
+               const std::string& where) {
+    const std::string field = where.empty() ? name : where + ": " + name;
+    bool known = false;
+    visit_fields(config, [&](const std::string& candidate, auto& member, const char*) {
+        if (candidate != name) return;
+        known = true;
+        try {
+            read(value, member);
+        } catch (const TypeMismatch& mismatch) {
+            reject(field, value.dump(-1, ' ', true, json::error_handler_t::replace),
+                   mismatch.expected);
+        }
+    });
+    if (!known)
+        reject(field, value.dump(-1, ' ', true, json::error_handler_t::replace),
+               "no such config field here (`moe info --fields` lists them)");
+}
+
+MoEConfig config_from_json(const json& json, const std::string& where) {
+    if (!json.is_object())
+        reject(where.empty() ? "config" : where,
+               json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace),
+               "must be a JSON object of config fields");
+    MoEConfig config;
+    for (const auto& [name, value] : json.items()) set_field(config, name, value, where);
+    return config;
+}
+
+nlohmann::ordered_json config_to_json(const MoEConfig& config) {
+    nlohmann::ordered_json result;
+    visit_fields(config, [&](const char* name, const auto& member, const char*) {
+        result[name] = write(member);
+    });
+    return result;
+}
+
+const std::vector<FieldInfo>& config_fields() {
+    static const std::vector<FieldInfo> fields = [] {
+        std::vector<FieldInfo> list;
+        MoEConfig config;
+        visit_fields(config, [&](const char* name, auto& member, const char* help) {
+            using Member = typename Unwrap<std::decay_t<decltype(member)>>::type;
+            list.push_back({name, kind_of<Member>(), help});
+        });
+        return list;
+    }();
+    return fields;
+}
+
+}  // namespace moe

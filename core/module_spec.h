@@ -1,0 +1,43 @@
+/// @file
+/// ModuleSpec: which tier, in which precision, supplies each component.
+#pragma once
+
+#include <string>
+
+#include "core/config.h"
+#include "core/dtype.h"
+
+namespace moe {
+
+/// One component's supplier.
+struct ComponentSpec {
+    std::string tier = "reference_cpu";
+    DType dtype = DType::f32;
+    bool operator==(const ComponentSpec&) const = default;
+};
+
+/// "reference_cpu:fp32".
+std::string to_string(const ComponentSpec& spec);
+
+/// Suppliers of all components. Source of the idea: Megatron's ModuleSpec (spec_utils.py).
+struct ModuleSpec {
+    ComponentSpec router, dispatcher, experts, shared_experts;
+    bool operator==(const ModuleSpec&) const = default;
+
+    /// The same tier and precision for all.
+    static ModuleSpec uniform(const ComponentSpec& supplier);
+
+    /// Reads "experts=reference_cpu:fp32,router=reference_cpu:fp64". A component that is not
+    /// named takes `otherwise`; ":dtype" may be left out, then it is that of `otherwise`.
+    /// InputError for unknown components, tiers, dtypes, or ones the tier does not have.
+    static ModuleSpec parse(const std::string& text, const ComponentSpec& otherwise);
+
+    /// The router works at least in moe_router_dtype, as Megatron's does.
+    /// Source: router.py, Router.gating.
+    void raise_router_dtype(const MoEConfig& config);
+};
+
+/// "router=… dispatcher=… experts=… shared_experts=…", or one supplier when all agree.
+std::string to_string(const ModuleSpec& spec);
+
+}  // namespace moe

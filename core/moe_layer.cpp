@@ -1,0 +1,142 @@
+#include "core/moe_layer.h"
+
+#include "core/parameters.h"
+#include "core/tier.h"
+#include "core/transfer.h"
+
+namespace moe {
+namespace {
+
+/// Megatron's layer takes the mask as (B, S) and transposes it to the order of the tokens.
+Tensor transpose_mask(const Tensor& mask, std::int64_t seq_len, std::int64_t micro_batch) {
+    if (!mask.defined()) return {};
+    if (mask.shape() != Shape{micro_batch, seq_len} || mask.dtype() != DType::u8)
+        reject("padding_mask", to_string(mask.dtype()) + " " + to_string(mask.shape()),
+               "must be uint8 (B, S) = " + to_string(Shape{micro_batch, seq_len}));
+    Tensor result = Tensor::empty({seq_len, micro_batch}, DType::u8);
+    const std::uint8_t* source = mask.data<std::uint8_t>();  // (B, S)
+    std::uint8_t* target = result.data<std::uint8_t>();      // (S, B)
+    for (std::int64_t s = 0; s < seq_len; ++s)
+        for (std::int64_t b = 0; b < micro_batch; ++b)
+            target[s * micro_batch + b] = source[b * seq_len + s];
+    return result;
+}
+
+void check_hidden(const std::string& field, const Tensor& tensor, const Shape& expected) {
+    if (!is_floating(tensor.dtype()) || tensor.shape() != expected)
+        reject(field, to_string(tensor.dtype()) + " " + to_string(tensor.shape()),
+               "must be floating-point (S, B, H) = " + to_string(expected));
+}
+
+}  // namespace
+
+MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters)
+    : config_(config), spec_(std::move(spec)) {
+    check_parameters(config_, parameters, "");
+    spec_.raise_router_dtype(config_);
+    const auto tier = [](const ComponentSpec& supplier) -> const Tier& {
+        return find_tier("spec", supplier.tier);
+    };
+    router_ = tier(spec_.router).make_router(config_, spec_.router.dtype, parameters);
+    dispatcher_ =
+        tier(spec_.dispatcher).make_dispatcher(config_, spec_.dispatcher.dtype);
+    experts_ = tier(spec_.experts).make_experts(config_, spec_.experts.dtype, parameters);
+    if (config_.shared_ffn() > 0)
+        shared_experts_ = tier(spec_.shared_experts)
+                              .make_shared_experts(config_, spec_.shared_experts.dtype,
+                                                   parameters);
+}
+
+MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_mask,
+                                    const RunContext& context) {
+    if (hidden.shape().size() != 3)
+        reject("hidden_states", to_string(hidden.shape()), "must be (S, B, H)");
+    const std::int64_t S = hidden.dim(0), B = hidden.dim(1), H = config_.hidden_size;
+    check_hidden("hidden_states", hidden, {S, B, H});
+    const Tensor mask = transpose_mask(padding_mask, S, B);
+    const Tensor tokens = hidden.reshaped({S * B, H});  // token t = s B + b
+
+    Forward result;
+    result.saved.shape = {S, B, H};
+
+    // ① first, as Megatron does: it needs nothing from the router
+    Tensor shared_output;  // (T, H)
+    if (shared_experts_) {
+        auto shared = shared_experts_->forward(
+            transfer(tokens, shared_experts_->placement()), context);
+        shared_output = transfer(shared.output, dispatcher_->placement());
+        result.saved.shared_experts = std::move(shared.saved);
+    }
+
+    // ② to ⑤
+    auto routed = router_->forward(transfer(hidden, router_->placement()),
+                                   transfer(mask, router_->placement()), context);
+
+    // ⑥
+    auto dispatched =
+        dispatcher_->dispatch(transfer(tokens, dispatcher_->placement()),
+                              transfer(routed.probs, dispatcher_->placement()),
+                              transfer(routed.routing_map, dispatcher_->placement()), context);
+
+    // ⑦ to ⑨
+    auto expert_output =
+        experts_->forward(transfer(dispatched.rows, experts_->placement()),
+                          dispatched.tokens_per_expert,
+                          transfer(dispatched.row_probs, experts_->placement()), context);
+
+    // ⑩
+    const Tensor output = dispatcher_->combine(
+        transfer(expert_output.rows, dispatcher_->placement()), shared_output,
+        *dispatched.saved, context);
+
+    result.output = output.reshaped({S, B, H});
+    result.losses = std::move(routed.losses);
+    result.saved.router = std::move(routed.saved);
+    result.saved.dispatcher = std::move(dispatched.saved);
+    result.saved.experts = std::move(expert_output.saved);
+    return result;
+}
+
+MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward& saved,
+                                       const RunContext& context) {
+    check_hidden("grad_output", doutput, saved.shape);
+    const std::int64_t T = saved.shape[0] * saved.shape[1], H = saved.shape[2];
+    const Tensor dtokens = doutput.reshaped({T, H});
+    Gradients gradients;
+
+    // ⑪
+    const Tensor dexpert_output = dispatcher_->combine_backward(
+        transfer(dtokens, dispatcher_->placement()), *saved.dispatcher, context);
+
+    // ⑫ to ⑭
+    auto expert_gradients =
+        experts_->backward(gradients.parameters,
+                           transfer(dexpert_output, experts_->placement()),
+                           *saved.experts, context);
+
+    // ⑮
+    auto dispatch_gradients = dispatcher_->dispatch_backward(
+        transfer(expert_gradients.drows, dispatcher_->placement()),
+        transfer(expert_gradients.drow_probs, dispatcher_->placement()), *saved.dispatcher,
+        context);
+
+    // ⑯ to ⑲, adding to the hidden states' gradient on the way
+    Tensor dhidden = transfer(dispatch_gradients.dhidden, router_->placement());
+    router_->backward(dhidden, gradients.parameters,
+                      transfer(dispatch_gradients.dprobs, router_->placement()),
+                      *saved.router, context);
+
+    // ⑳
+    if (shared_experts_) {
+        dhidden = transfer(dhidden, shared_experts_->placement());
+        shared_experts_->backward(dhidden, gradients.parameters,
+                                  transfer(dtokens, shared_experts_->placement()),
+                                  *saved.shared_experts, context);
+    }
+
+    gradients.hidden_states =
+        transfer(dhidden, dispatcher_->placement()).reshaped(saved.shape);
+    return gradients;
+}
+
+}  // namespace moe

@@ -1,0 +1,66 @@
+/// @file
+/// MoELayer: Megatron's MoE layer. It only orchestrates, and is the same for every tier.
+#pragma once
+
+#include <memory>
+
+#include "core/components.h"
+#include "core/config.h"
+#include "core/module_spec.h"
+#include "core/tensor.h"
+
+namespace moe {
+
+/// Router, dispatcher, experts and shared experts, wired as in Megatron's moe_layer.py
+/// (MoELayer.forward): hidden states (S, B, H) in, hidden states out, and back.
+/// The residual addition is outside the layer.
+class MoELayer {
+  public:
+    /// @param config      finalized
+    /// @param spec        who supplies which component; the router is raised to
+    ///                    moe_router_dtype
+    /// @param parameters  see core/parameters.h; checked here
+    MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters);
+
+    /// What one forward leaves for its backward.
+    struct SavedForward {
+        Shape shape;  ///< (S, B, H)
+        SavedPtr router, dispatcher, experts, shared_experts;
+    };
+    struct Forward {
+        Tensor output;  ///< (S, B, H), in the dispatcher's placement
+        Losses losses;
+        SavedForward saved;
+    };
+    /// @param hidden        (S, B, H), any floating dtype and memory space
+    /// @param padding_mask  (B, S) u8 on the host, 1 = padding; or undefined
+    /// Throws InputError on wrong shapes and on NaN or infinite logits.
+    Forward forward(const Tensor& hidden, const Tensor& padding_mask,
+                    const RunContext& context);
+
+    struct Gradients {
+        Tensor hidden_states;  ///< (S, B, H)
+        TensorMap parameters;  ///< by name; each in its component's placement
+    };
+    /// Gradients of sum(output * doutput) plus the attached auxiliary losses.
+    /// @param doutput  (S, B, H)
+    Gradients backward(const Tensor& doutput, const SavedForward& saved,
+                       const RunContext& context);
+
+    /// Once per optimizer step; see Router.
+    Tensor update_expert_bias() { return router_->update_expert_bias(); }
+    void reset_global_aux_loss_tracker() { router_->reset_global_aux_loss_tracker(); }
+
+    const MoEConfig& config() const { return config_; }
+    const ModuleSpec& spec() const { return spec_; }
+
+  private:
+    MoEConfig config_;
+    ModuleSpec spec_;
+    std::unique_ptr<Router> router_;
+    std::unique_ptr<TokenDispatcher> dispatcher_;
+    std::unique_ptr<Experts> experts_;
+    std::unique_ptr<SharedExperts> shared_experts_;  // null without shared experts
+};
+
+}  // namespace moe

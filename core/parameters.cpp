@@ -1,0 +1,70 @@
+#include "core/parameters.h"
+
+#include <cmath>
+
+#include "core/rng.h"
+
+namespace moe {
+
+std::map<std::string, Shape> parameter_shapes(const MoEConfig& c) {
+    const std::int64_t E = c.num_experts(), H = c.hidden_size, F = c.ffn();
+    std::map<std::string, Shape> shapes = {
+        {"router.weight", {E, H}},
+        {"experts.linear_fc1.weight", {E, c.fc1_rows(F), H}},
+        {"experts.linear_fc2.weight", {E, H, F}},
+    };
+    if (c.moe_router_enable_expert_bias) shapes["router.expert_bias"] = {E};
+    if (c.add_bias_linear) {
+        shapes["router.bias"] = {E};
+        shapes["experts.linear_fc1.bias"] = {E, c.fc1_rows(F)};
+        shapes["experts.linear_fc2.bias"] = {E, H};
+    }
+    if (const std::int64_t shared = c.shared_ffn(); shared > 0) {
+        shapes["shared_experts.linear_fc1.weight"] = {c.fc1_rows(shared), H};
+        shapes["shared_experts.linear_fc2.weight"] = {H, shared};
+        if (c.moe_shared_expert_gate) shapes["shared_experts.gate_weight"] = {1, H};
+    }
+    return shapes;
+}
+
+void check_parameters(const MoEConfig& config, const TensorMap& parameters,
+                      const std::string& where) {
+    const std::string prefix = where.empty() ? "" : where + ": ";
+    for (const auto& [name, shape] : parameter_shapes(config)) {
+        const auto found = parameters.find(name);
+        if (found == parameters.end()) {
+            if (name == "router.expert_bias") continue;
+            reject(prefix + name, "absent", "required, with shape " + to_string(shape));
+        }
+        if (found->second.shape() != shape)
+            reject(prefix + name, "shape " + to_string(found->second.shape()),
+                   "must have shape " + to_string(shape));
+        if (!is_floating(found->second.dtype()))
+            reject(prefix + name, to_string(found->second.dtype()),
+                   "must be fp64, fp32 or bf16");
+    }
+}
+
+TensorMap random_parameters(const MoEConfig& config, std::uint64_t seed) {
+    TensorMap parameters;
+    std::uint64_t stream = 0;
+    for (const auto& [name, shape] : parameter_shapes(config)) {
+        const Rng rng(seed, ++stream);
+        const bool expert_bias = name == "router.expert_bias";
+        const bool bias = name.ends_with("bias");
+        const double deviation = expert_bias ? 0.01
+                                 : bias      ? 0.1
+                                             : 1.0 / std::sqrt(double(shape.back()));
+        Tensor tensor = Tensor::empty(shape, DType::f32);
+        float* values = tensor.data<float>();
+        const std::int64_t count = tensor.numel();
+#pragma omp parallel for schedule(static)
+        for (std::int64_t i = 0; i < count; ++i)
+            values[i] = static_cast<float>(
+                BFloat16(static_cast<float>(deviation * rng.normal(i))));
+        parameters[name] = tensor;
+    }
+    return parameters;
+}
+
+}  // namespace moe

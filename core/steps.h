@@ -1,0 +1,111 @@
+/// @file
+/// The twenty steps of the layer, forward and backward. The same number marks the same step
+/// in the comments of every tier, in `moe compare`, in `moe trace` and in the docs.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "core/config.h"
+#include "core/tensor.h"
+
+namespace moe {
+
+/// Forward ① to ⑩, then backward ⑪ to ⑳, in the order in which they run. Step n is undone by
+/// step 21 - n.
+enum class Step : int {
+    shared_experts = 1,         ///< ① the MLP that every token visits
+    gating,                     ///< ② logits = X Wᵀ (+ b)
+    routing,                    ///< ③ scores, top-k, weights: probs and routing_map
+    token_dropping,             ///< ④ capacity: who stays
+    auxiliary_losses,           ///< ⑤ z, aux, seq-aux and global-aux losses
+    dispatch,                   ///< ⑥ token rows into expert order
+    fc1,                        ///< ⑦ h = W1 x (+ b1)
+    activation,                 ///< ⑧ a = act(h) * p
+    fc2,                        ///< ⑨ y = W2 a (+ p b2)
+    combine,                    ///< ⑩ sum of each token's rows, plus the shared experts
+    combine_backward,           ///< ⑪ every row gets its token's gradient
+    fc2_backward,               ///< ⑫ da, dW2, db2
+    activation_backward,        ///< ⑬ dh and dp
+    fc1_backward,               ///< ⑭ dx, dW1, db1
+    dispatch_backward,          ///< ⑮ sum of a token's row gradients
+    auxiliary_losses_backward,  ///< ⑯ the losses' own gradients, into dlogits
+    token_dropping_backward,    ///< ⑰ dropped choices lose their gradient
+    routing_backward,           ///< ⑱ dprobs, added to dlogits
+    gating_backward,            ///< ⑲ dX, dW, db of the router
+    shared_experts_backward,    ///< ⑳ undoes ①
+};
+
+inline constexpr int kNumSteps = 20;
+
+/// "①" … "⑳".
+std::string circled(Step step);
+/// The step in words, e.g. "routing" or "FC1 backward".
+std::string title(Step step);
+/// True from ⑪ on.
+constexpr bool is_backward(Step step) {
+    return step >= Step::combine_backward;
+}
+
+/// Sizes that decide how much a step moves.
+struct StepSizes {
+    std::int64_t num_tokens = 0;  ///< T
+    std::int64_t num_rows = 0;    ///< N, rows after dispatch
+};
+
+/// The bytes that any implementation of a step must read and write at least once.
+struct StepCost {
+    std::string formula;  ///< in elements, with the letters T H E K F N; "" when no work
+    std::int64_t bytes = 0;
+};
+
+/// Floor of a step: each operand read once, each result written once, `dtype` throughout.
+StepCost step_cost(Step step, const MoEConfig& config, const StepSizes& sizes, DType dtype);
+
+/// Watches a layer at work. The default watches nothing.
+class Observer {
+  public:
+    virtual ~Observer() = default;
+    /// An intermediate value is ready. `name` is stable across tiers, e.g. "logits".
+    virtual void on_value(Step, const std::string& /*name*/, const TensorView&) {}
+    /// A stretch of a step took that long; a step may come in several stretches.
+    virtual void on_time(Step, double /*seconds*/) {}
+};
+
+/// How one call of the layer runs.
+struct RunContext {
+    /// Losses are computed, and experts counted for the bias, only in training.
+    bool training = true;
+    /// Scale of the auxiliary losses' gradients, set before each backward: loss scale times
+    /// CP over the number of micro-batches (or the loss scale alone, per-token loss).
+    /// Source: moe_utils.py, MoEAuxLossAutoScaler.main_loss_backward_scale.
+    double main_loss_backward_scale = 1.0;
+    Observer* observer = nullptr;
+
+    void value(Step step, const std::string& name, const TensorView& view) const {
+        if (observer != nullptr) observer->on_value(step, name, view);
+    }
+};
+
+/// Reports the time from construction to destruction as a stretch of `step`.
+class StepTimer {
+  public:
+    StepTimer(const RunContext& context, Step step)
+        : context_(context), step_(step), start_(std::chrono::steady_clock::now()) {}
+    ~StepTimer() {
+        const std::chrono::duration<double> passed =
+            std::chrono::steady_clock::now() - start_;
+        if (context_.observer != nullptr)
+            context_.observer->on_time(step_, passed.count());
+    }
+    StepTimer(const StepTimer&) = delete;
+    StepTimer& operator=(const StepTimer&) = delete;
+
+  private:
+    const RunContext& context_;
+    Step step_;
+    std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace moe

@@ -1,0 +1,58 @@
+#include "core/tensor.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/transfer.h"
+
+namespace moe {
+
+std::int64_t num_elements(const Shape& shape) {
+    std::int64_t count = 1;
+    for (std::int64_t size : shape) count *= size;
+    return count;
+}
+
+std::string to_string(const Shape& shape) {
+    return fmt::format("({})", fmt::join(shape, ", "));
+}
+
+
+Tensor Tensor::empty(Shape shape, DType dtype, MemorySpace space) {
+    for (std::int64_t size : shape) MOE_CHECK(size >= 0);
+    Tensor result;
+    result.view_ = {nullptr, dtype, std::move(shape), space};
+    const MemoryFunctions& memory = memory_functions(space);
+    // One byte at least, so that an empty tensor is still a defined one.
+    const std::size_t bytes = std::max<std::size_t>(result.view_.size_bytes(), 1);
+    result.owner_ = std::shared_ptr<void>(memory.allocate(bytes), memory.release);
+    result.view_.bytes = result.owner_.get();
+#ifdef MOE_CHECKED
+    memory.fill(result.view_.bytes, 0xFF, bytes);
+#endif
+    return result;
+}
+
+Tensor Tensor::zeros(Shape shape, DType dtype, MemorySpace space) {
+    Tensor result = empty(std::move(shape), dtype, space);
+    memory_functions(space).fill(result.view_.bytes, 0, result.size_bytes());
+    return result;
+}
+
+Tensor Tensor::reshaped(Shape shape) const {
+    MOE_CHECK_EQ(num_elements(shape), numel());
+    Tensor result = *this;
+    result.view_.shape = std::move(shape);
+    return result;
+}
+
+Tensor Tensor::clone() const {
+    if (!defined()) return {};
+    Tensor result = empty(shape(), dtype(), space());
+    copy(result.view_, view_);
+    return result;
+}
+
+}  // namespace moe

@@ -1,0 +1,32 @@
+#include "core/tier.h"
+
+#include <fmt/ranges.h>
+
+namespace moe {
+namespace {
+
+std::vector<std::unique_ptr<Tier>>& registry() {
+    static std::vector<std::unique_ptr<Tier>> list;
+    return list;
+}
+
+}  // namespace
+
+void register_tier(std::unique_ptr<Tier> tier) { registry().push_back(std::move(tier)); }
+
+std::vector<const Tier*> tiers() {
+    std::vector<const Tier*> list;
+    for (const auto& tier : registry()) list.push_back(tier.get());
+    return list;
+}
+
+const Tier& find_tier(const std::string& field, const std::string& name) {
+    std::vector<std::string> names;
+    for (const Tier* tier : tiers()) {
+        if (tier->name() == name) return *tier;
+        names.push_back(tier->name());
+    }
+    reject(field, name, fmt::format("available tiers are {}", fmt::join(names, ", ")));
+}
+
+}  // namespace moe

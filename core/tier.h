@@ -1,0 +1,48 @@
+/// @file
+/// A tier: one complete implementation of the layer's components. Tiers register themselves;
+/// nothing else knows their types.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/components.h"
+#include "core/config.h"
+
+namespace moe {
+
+/// Supplies components in the dtypes it has.
+class Tier {
+  public:
+    virtual ~Tier() = default;
+
+    /// E.g. "reference_cpu".
+    virtual std::string name() const = 0;
+    /// What it runs on, for people: "CPU, 2 threads, AVX2".
+    virtual std::string device() const = 0;
+    /// Floating-point types, most precise first.
+    virtual std::vector<DType> dtypes() const = 0;
+
+    /// Factories. `parameters` holds the layer's weights under the names of
+    /// core/parameters.h, in any dtype and memory space; a component takes its own.
+    virtual std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
+                                                const TensorMap& parameters) const = 0;
+    virtual std::unique_ptr<TokenDispatcher> make_dispatcher(const MoEConfig& config,
+                                                             DType dtype) const = 0;
+    virtual std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
+                                                  const TensorMap& parameters) const = 0;
+    virtual std::unique_ptr<SharedExperts> make_shared_experts(
+        const MoEConfig& config, DType dtype, const TensorMap& parameters) const = 0;
+};
+
+/// Adds a tier; each tier has a function register_<name>() that calls this.
+void register_tier(std::unique_ptr<Tier> tier);
+
+/// All registered tiers, in the order of registration.
+std::vector<const Tier*> tiers();
+
+/// The tier of that name. InputError, naming `field`, when there is none.
+const Tier& find_tier(const std::string& field, const std::string& name);
+
+}  // namespace moe

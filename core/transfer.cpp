@@ -1,0 +1,156 @@
+#include "core/transfer.h"
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+#include <array>
+#include <climits>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace moe {
+namespace {
+
+void* host_allocate(std::size_t bytes) {
+    // TUTORIAL: 64 bytes is a cache line and the widest vector register (AVX-512), so no
+    // aligned vector load ever straddles two lines.
+    void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+}
+
+void host_fill(void* bytes, int value, std::size_t count) {
+    std::memset(bytes, value, count);
+}
+
+void host_copy(void* target, const void* source, std::size_t bytes) {
+    if (bytes > 0) std::memcpy(target, source, bytes);
+}
+
+std::array<MemoryFunctions, 2>& spaces() {
+    static std::array<MemoryFunctions, 2> table = {
+        MemoryFunctions{host_allocate, std::free, host_fill, host_copy}, MemoryFunctions{}};
+    return table;
+}
+
+/// One element as double, and back with a single rounding.
+double widen(double value) { return value; }
+double widen(float value) { return value; }
+double widen(BFloat16 value) { return static_cast<float>(value); }
+
+void narrow(double& target, double value) { target = value; }
+void narrow(float& target, double value) { target = static_cast<float>(value); }
+void narrow(BFloat16& target, double value) {
+    // Rounding twice (fp64 -> fp32 -> bf16) may differ from rounding once: where fp32
+    // lands exactly between two bf16 values, step back towards the true value first.
+    float nearest = static_cast<float>(value);
+    const auto word = std::bit_cast<std::uint32_t>(nearest);
+    if ((word & 0xffffu) == 0x8000u && nearest != value && std::isfinite(nearest))
+        nearest = std::nextafterf(nearest, value > nearest ? INFINITY : -INFINITY);
+    target = BFloat16(nearest);
+}
+
+template <typename Target, typename Source>
+void cast_elements(Target* target, const Source* source, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) narrow(target[i], widen(source[i]));
+}
+
+template <typename Target>
+void cast_from(Target* target, const TensorView& source) {
+    const std::int64_t count = source.numel();
+    switch (source.dtype) {
+        case DType::f64: return cast_elements(target, source.data<double>(), count);
+        case DType::f32: return cast_elements(target, source.data<float>(), count);
+        case DType::bf16: return cast_elements(target, source.data<BFloat16>(), count);
+        default: MOE_CHECK(is_floating(source.dtype));
+    }
+}
+
+void cast_on_host(const TensorView& target, const TensorView& source) {
+    switch (target.dtype) {
+        case DType::f64: return cast_from(target.data<double>(), source);
+        case DType::f32: return cast_from(target.data<float>(), source);
+        case DType::bf16: return cast_from(target.data<BFloat16>(), source);
+        default: MOE_CHECK(is_floating(target.dtype));
+    }
+}
+
+template <typename T>
+std::vector<double> widen_all(const TensorView& source) {
+    const T* data = source.data<T>();
+    return {data, data + source.numel()};
+}
+
+}  // namespace
+
+void register_memory_space(MemorySpace space, const MemoryFunctions& functions) {
+    spaces()[static_cast<std::size_t>(space)] = functions;
+}
+
+const MemoryFunctions& memory_functions(MemorySpace space) {
+    const MemoryFunctions& functions = spaces()[static_cast<std::size_t>(space)];
+    MOE_CHECK(functions.allocate != nullptr);
+    return functions;
+}
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+    // TUTORIAL: malloc gets large blocks straight from the kernel and gives them back when
+    // they are freed; each of their 4 KiB pages then faults, and is zeroed, at first touch.
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#endif
+}
+
+void copy(const TensorView& target, const TensorView& source) {
+    MOE_CHECK_EQ(target.size_bytes(), source.size_bytes());
+    MOE_CHECK(target.dtype == source.dtype);
+    // The space that is not the host knows how to reach the host.
+    const MemorySpace mover =
+        target.space == MemorySpace::host ? source.space : target.space;
+    memory_functions(mover).copy(target.bytes, source.bytes, source.size_bytes());
+}
+
+Tensor transfer(const TensorView& source, const Placement& target) {
+    const bool cast = is_floating(source.dtype) && source.dtype != target.dtype;
+    if (!cast) {
+        Tensor result = Tensor::empty(source.shape, source.dtype, target.space);
+        copy(result, source);
+        return result;
+    }
+    // Casts happen on the host; what lives elsewhere comes by way of it.
+    if (source.space != MemorySpace::host) {
+        Tensor staged = Tensor::empty(source.shape, source.dtype);
+        copy(staged, source);
+        return transfer(staged, target);
+    }
+    Tensor result = Tensor::empty(source.shape, target.dtype);
+    cast_on_host(result, source);
+    return target.space == MemorySpace::host ? result : transfer(result, target);
+}
+
+Tensor transfer(const Tensor& source, const Placement& target) {
+    if (!source.defined()) return {};
+    const bool same_dtype = source.dtype() == target.dtype || !is_floating(source.dtype());
+    if (same_dtype && source.space() == target.space) return source;
+    return transfer(source.view(), target);
+}
+
+std::vector<double> to_doubles(const TensorView& source) {
+    if (source.space != MemorySpace::host)
+        return to_doubles(transfer(source, {MemorySpace::host, source.dtype}));
+    switch (source.dtype) {
+        case DType::i64: return widen_all<std::int64_t>(source);
+        case DType::i32: return widen_all<std::int32_t>(source);
+        case DType::u8: return widen_all<std::uint8_t>(source);
+        default: break;
+    }
+    std::vector<double> values(source.numel());
+    cast_from(values.data(), source);
+    return values;
+}
+
+}  // namespace moe

@@ -1,0 +1,247 @@
+// load_balancing.cpp: auxiliary losses, z-loss, expert bias, sinkhorn.
+
+#include "reference_cpu/load_balancing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/transfer.h"
+#include "reference_cpu/eigen.h"
+#include "reference_cpu/rows.h"
+#include "reference_cpu/scores.h"
+
+namespace moe::cpu {
+namespace {
+
+/// Number of tokens per sequence and expert by the losses' own top-K. @return (B, E)
+Matrix<double> count_assignments(const Tensor& scores, const TokenGrid& grid,
+                                 std::int64_t topk) {
+    Matrix<double> counts = Matrix<double>::Zero(grid.micro_batch, scores.dim(1));
+    for (std::int64_t t = 0; t < grid.num_tokens(); ++t) {
+        if (grid.is_padding(t)) continue;
+        for (std::int64_t e : top_k(row_of<float>(scores, t), topk))
+            counts(t % grid.micro_batch, e) += 1.0;
+    }
+    return counts;
+}
+
+/// Sum of the scores of the valid tokens of each sequence. @return (B, E)
+Matrix<double> sum_scores(const Tensor& scores, const TokenGrid& grid) {
+    Matrix<double> sums = Matrix<double>::Zero(grid.micro_batch, scores.dim(1));
+    for (std::int64_t t = 0; t < grid.num_tokens(); ++t)
+        if (!grid.is_padding(t))
+            sums.row(t % grid.micro_batch) +=
+                as_matrix<float>(scores).row(t).template cast<double>();
+    return sums;
+}
+
+/// The softmax or normalised scores of every token over all experts.
+template <typename Scalar>
+void compute_aux_scores(AuxiliaryLossesSaved& saved, const Tensor& logits,
+                        const MoEConfig& config) {
+    const std::int64_t T = logits.dim(0), E = logits.dim(1);
+    const ScoreFunction function = parse_score_function(config.moe_router_score_function);
+    const Tensor x = transfer(logits, {MemorySpace::host, DType::f32});
+    saved.raw_scores = Tensor::empty({T, E}, DType::f32);
+    saved.scores = saved.raw_scores;
+#pragma omp parallel for schedule(static)
+    for (std::int64_t t = 0; t < T; ++t)
+        compute_scores(row_of<float>(saved.raw_scores, t), function, row_of<float>(x, t));
+    if (function == ScoreFunction::softmax) return;
+    saved.scores = saved.raw_scores.clone();
+#pragma omp parallel for schedule(static)
+    for (std::int64_t t = 0; t < T; ++t) normalize(row_of<float>(saved.scores, t));
+}
+
+/// The factor by which an attached loss grows when losses are summed over tokens instead of
+/// averaged over micro-batches. Source: router.py, TopKRouter.attach_and_log_load_balancing_loss.
+double attach_factor(const MoEConfig& config, const TokenGrid& grid) {
+    return config.calculate_per_token_loss ? double(grid.num_valid()) : 1.0;
+}
+
+}  // namespace
+
+std::int64_t TokenGrid::num_valid() const {
+    std::int64_t count = 0;
+    for (std::int64_t t = 0; t < num_tokens(); ++t) count += !is_padding(t);
+    return count;
+}
+
+//! [auxiliary_losses_forward]
+template <typename Scalar>
+AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts& global,
+                                              const Tensor& logits, const TokenGrid& grid,
+                                              const MoEConfig& config,
+                                              const RunContext& context) {
+    AuxiliaryLossesSaved saved;
+    const std::int64_t T = grid.num_tokens(), B = grid.micro_batch;
+    const double E = config.num_experts(), K = config.moe_router_topk;
+    const double valid = grid.num_valid();
+    const double attach = attach_factor(config, grid);
+
+    // ⑤ z-loss: keeps the logits small
+    if (config.moe_z_loss_coeff) {
+        saved.log_sum_exp = Tensor::empty({T}, dtype_of<Scalar>);
+        double sum_of_squares = 0.0;
+        for (std::int64_t t = 0; t < T; ++t) {
+            const auto x = as_matrix<Scalar>(logits).row(t).array();
+            const Scalar largest = x.maxCoeff();
+            const Scalar lse = largest + std::log((x - largest).exp().sum());
+            saved.log_sum_exp.data<Scalar>()[t] = lse;
+            if (!grid.is_padding(t)) sum_of_squares += double(lse) * double(lse);
+        }
+        const double count = std::max(1.0, valid);
+        losses["z_loss"] = sum_of_squares / count;
+        saved.z_scale = *config.moe_z_loss_coeff * attach / count;
+    }
+
+    // ⑤ load-balancing losses: only where a coefficient asks for them
+    const double aux = config.aux_loss_coeff("aux_loss");
+    const double seq_aux = config.aux_loss_coeff("seq_aux_loss");
+    const double global_aux = config.aux_loss_coeff("global_aux_loss");
+    if (aux <= 0.0 && seq_aux <= 0.0 && global_aux <= 0.0) return saved;
+
+    compute_aux_scores<Scalar>(saved, logits, config);
+    context.value(Step::auxiliary_losses, "aux_scores", saved.scores);
+    const Matrix<double> counts = count_assignments(saved.scores, grid, config.moe_router_topk);
+    const Matrix<double> sums = sum_scores(saved.scores, grid);
+    Matrix<double> dscores = Matrix<double>::Zero(B, config.num_experts());
+
+    // The loss is linear in the scores, so its gradient is its factor: the same for every
+    // token of a sequence. Counts have no gradient.
+    const auto attach_loss = [&](const std::string& name, double coeff,
+                                 const Matrix<double>& factor) {
+        losses[name] = factor.cwiseProduct(sums).sum();
+        dscores += coeff * attach * factor;
+    };
+    const auto all_sequences = [&](const Eigen::RowVectorXd& factor) {
+        return Matrix<double>(factor.replicate(B, 1));
+    };
+    // n_e and N of an empty population are 0; its loss is 0 as well.
+    const auto per_square = [&](double tokens) {
+        return tokens > 0.0 ? E / (K * tokens * tokens) : 0.0;
+    };
+
+    const Eigen::RowVectorXd batch_counts = counts.colwise().sum();
+    if (aux > 0.0)
+        attach_loss("load_balancing_loss", aux,
+                    all_sequences(per_square(valid) * batch_counts));
+    if (seq_aux > 0.0)
+        attach_loss("seq_load_balancing_loss", seq_aux,
+                    per_square(valid / std::max<double>(B, 1)) / std::max<double>(B, 1) *
+                        counts);
+    if (global_aux > 0.0) {
+        global.tokens_per_expert.resize(config.num_experts(), 0.0);
+        Eigen::Map<Eigen::RowVectorXd> total(global.tokens_per_expert.data(),
+                                             config.num_experts());
+        total += batch_counts;
+        ++global.num_steps;
+        attach_loss("global_load_balancing_loss", global_aux,
+                    all_sequences(per_square(valid) / global.num_steps * total));
+    }
+    saved.dscores = Tensor::empty({B, config.num_experts()}, DType::f32);
+    as_matrix<float>(saved.dscores) = dscores.template cast<float>();
+    return saved;
+}
+//! [auxiliary_losses_forward]
+
+//! [auxiliary_losses_backward]
+template <typename Scalar>
+Tensor auxiliary_losses_backward(const AuxiliaryLossesSaved& saved, const Tensor& logits,
+                                 const TokenGrid& grid, const MoEConfig& config,
+                                 double main_loss_backward_scale) {
+    const std::int64_t T = logits.dim(0), E = logits.dim(1);
+    Tensor result = Tensor::zeros({T, E}, dtype_of<Scalar>);
+    auto dlogits = as_matrix<Scalar>(result);
+
+    // ⑯ z-loss: d lse² / dx = 2 lse softmax(x)
+    if (saved.log_sum_exp.defined()) {
+        const auto scale =
+            static_cast<Scalar>(2.0 * saved.z_scale * main_loss_backward_scale);
+        const Scalar* lse = saved.log_sum_exp.data<Scalar>();
+        for (std::int64_t t = 0; t < T; ++t) {
+            if (grid.is_padding(t)) continue;
+            const auto x = as_matrix<Scalar>(logits).row(t).array();
+            dlogits.row(t) = scale * lse[t] * (x - lse[t]).exp();
+        }
+    }
+
+    // ⑯ load-balancing losses: back through the scores, in fp32 like them
+    if (!saved.dscores.defined()) return result;
+    const ScoreFunction function = parse_score_function(config.moe_router_score_function);
+    const auto scale = static_cast<float>(main_loss_backward_scale);
+    const Tensor x = transfer(logits, {MemorySpace::host, DType::f32});
+#pragma omp parallel for schedule(static)
+    for (std::int64_t t = 0; t < T; ++t) {
+        if (grid.is_padding(t)) continue;
+        const auto dscores = row_of<float>(saved.dscores, t % grid.micro_batch);
+        std::vector<float> ds(dscores.begin(), dscores.end()), dx(E);
+        for (float& value : ds) value *= scale;
+        const auto raw = row_of<float>(saved.raw_scores, t);
+        if (function != ScoreFunction::softmax) normalize_backward(ds, raw);
+        compute_scores_backward(dx, function, row_of<float>(x, t), raw, ds);
+        for (std::int64_t e = 0; e < E; ++e) dlogits(t, e) += dx[e];
+    }
+    return result;
+}
+//! [auxiliary_losses_backward]
+
+//! [sinkhorn]
+template <typename Scalar>
+Tensor sinkhorn(const Tensor& logits) {
+    constexpr float kTolerance = 1e-4f, kEpsilon = 1e-8f;
+    constexpr int kMaxRounds = 10'000;
+    const std::int64_t T = logits.dim(0), E = logits.dim(1);
+    Tensor result = transfer(logits.view(), {MemorySpace::host, DType::f32});
+    auto cost = as_matrix<float>(result);  // (T, E)
+    if (T == 0) return result;
+    if (const float largest = cost.maxCoeff(); !std::isfinite(std::exp(largest)))
+        reject("logits", largest, "must be at most 88 with sinkhorn (exp in fp32)");
+    cost = cost.array().exp();
+
+    // Scale rows, then columns, until the column factors rest
+    Eigen::VectorXf d0 = Eigen::VectorXf::Ones(T);
+    Eigen::RowVectorXf d1 = Eigen::RowVectorXf::Ones(E);
+    for (int round = 0;; ++round) {
+        if (round == kMaxRounds)
+            reject("logits", fmt::format("{} rounds of sinkhorn", kMaxRounds),
+                   "must be even enough for sinkhorn to converge");
+        d0 = 1.0f / float(T) / ((cost * d1.transpose()).array() + kEpsilon);
+        const Eigen::RowVectorXf previous = d1;
+        d1 = 1.0f / float(E) / ((d0.transpose() * cost).array() + kEpsilon);
+        if ((previous - d1).cwiseAbs().mean() <= kTolerance) break;
+    }
+    cost = d0.asDiagonal() * cost * d1.asDiagonal();
+    return result;
+}
+//! [sinkhorn]
+
+Tensor get_updated_expert_bias(const Tensor& expert_bias,
+                               const std::vector<std::int64_t>& tokens_per_expert,
+                               double update_rate) {
+    const std::int64_t total =
+        std::accumulate(tokens_per_expert.begin(), tokens_per_expert.end(), std::int64_t{0});
+    const float mean = float(total) / float(tokens_per_expert.size());
+    Tensor updated = expert_bias.clone();
+    for (std::size_t e = 0; e < tokens_per_expert.size(); ++e) {
+        const float missing = mean - float(tokens_per_expert[e]);
+        const float sign = missing > 0.0f ? 1.0f : missing < 0.0f ? -1.0f : 0.0f;
+        updated.data<float>()[e] += static_cast<float>(update_rate) * sign;
+    }
+    return updated;
+}
+
+#define INSTANTIATE(Scalar)                                                               \
+    template AuxiliaryLossesSaved auxiliary_losses_forward<Scalar>(                       \
+        Losses&, GlobalTokenCounts&, const Tensor&, const TokenGrid&, const MoEConfig&,   \
+        const RunContext&);                                                               \
+    template Tensor auxiliary_losses_backward<Scalar>(                                    \
+        const AuxiliaryLossesSaved&, const Tensor&, const TokenGrid&, const MoEConfig&,   \
+        double);                                                                          \
+    template Tensor sinkhorn<Scalar>(const Tensor&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace moe::cpu

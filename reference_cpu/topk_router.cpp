@@ -1,0 +1,189 @@
+// topk_router.cpp: which experts a token visits, and with what weight; forward and backward.
+
+#include "reference_cpu/topk_router.h"
+
+#include <cmath>
+
+#include "core/transfer.h"
+#include "reference_cpu/eigen.h"
+#include "reference_cpu/linear.h"
+#include "reference_cpu/routing.h"
+#include "reference_cpu/token_dropping.h"
+
+namespace moe::cpu {
+namespace {
+
+struct RouterSaved : Saved {
+    TokenGrid grid;
+    Tensor padding_mask;  // keeps grid.padding_mask alive
+    Tensor hidden;        // (T, H)
+    Tensor logits;        // (T, E)
+    Routing routing;
+    Tensor kept_map;      // (T, E) u8 after dropping, undefined without a capacity
+    AuxiliaryLossesSaved losses;
+};
+
+void require_finite(const Tensor& logits) {
+    const std::vector<double> values = to_doubles(logits);
+    const std::int64_t E = logits.dim(1);
+    for (std::int64_t i = 0; i < std::int64_t(values.size()); ++i)
+        if (!std::isfinite(values[i]))
+            reject(fmt::format("logits[token {}, expert {}]", i / E, i % E), values[i],
+                   "every router logit must be finite");
+}
+
+/// Adds the tokens that `map` sends to each expert, padding left out.
+void count_tokens(std::vector<std::int64_t>& counts, const Tensor& map,
+                  const TokenGrid& grid) {
+    const std::int64_t E = map.dim(1);
+    for (std::int64_t t = 0; t < grid.num_tokens(); ++t)
+        if (!grid.is_padding(t))
+            for (std::int64_t e = 0; e < E; ++e)
+                counts[e] += map.data<std::uint8_t>()[t * E + e];
+}
+
+}  // namespace
+
+template <typename Scalar>
+TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& parameters)
+    : Router({MemorySpace::host, dtype_of<Scalar>}),
+      config_(config),
+      local_tokens_per_expert_(config.num_experts(), 0) {
+    const std::int64_t E = config.num_experts();
+    weight_ = transfer(parameters.at("router.weight"), placement())
+                  .reshaped({1, E, config.hidden_size});
+    if (config.add_bias_linear)
+        bias_ = transfer(parameters.at("router.bias"), placement()).reshaped({1, E});
+    if (config.moe_router_enable_expert_bias) {
+        const auto found = parameters.find("router.expert_bias");
+        expert_bias_ = found == parameters.end()
+                           ? Tensor::zeros({E}, DType::f32)
+                           : transfer(found->second, {MemorySpace::host, DType::f32});
+    }
+}
+
+//! [router_forward]
+template <typename Scalar>
+Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden, const Tensor& padding_mask,
+                                           const RunContext& context) {
+    const std::int64_t S = hidden.dim(0), B = hidden.dim(1);
+    auto saved = std::make_unique<RouterSaved>();
+    saved->hidden = hidden.reshaped({S * B, hidden.dim(2)});
+    saved->padding_mask = padding_mask;
+    saved->grid = {S, B, nullptr};
+    if (padding_mask.defined())
+        saved->grid.padding_mask = padding_mask.template data<std::uint8_t>();
+    Output result;
+
+    // ② logits = X Wᵀ + b
+    {
+        StepTimer timer(context, Step::gating);
+        saved->logits = linear_forward<Scalar>(saved->hidden, weight_, bias_, {},
+                                               make_row_groups({S * B}));
+        require_finite(saved->logits);
+    }
+    context.value(Step::gating, "logits", saved->logits);
+
+    // ③ K experts per token, and their weights
+    {
+        StepTimer timer(context, Step::routing);
+        saved->routing =
+            config_.is_sinkhorn()
+                ? route_sinkhorn<Scalar>(saved->logits, config_, context.training)
+                : route<Scalar>(saved->logits, expert_bias_, config_);
+        result.probs = saved->routing.probs;
+        result.routing_map = saved->routing.map;
+    }
+    context.value(Step::routing, "topk_idx", saved->routing.topk_idx);
+    context.value(Step::routing, "topk_probs", saved->routing.probs);
+
+    // ④ experts over capacity turn tokens away
+    if (config_.moe_expert_capacity_factor) {
+        StepTimer timer(context, Step::token_dropping);
+        const DroppedRouting kept =
+            apply_token_dropping<Scalar>(result.probs, result.routing_map, config_);
+        result.probs = kept.probs;
+        result.routing_map = saved->kept_map = kept.routing_map;
+    }
+    context.value(Step::token_dropping, "probs", result.probs);
+    context.value(Step::token_dropping, "routing_map", result.routing_map);
+
+    // ⑤ losses that keep the experts evenly used, and the counts behind the expert bias
+    if (context.training) {
+        StepTimer timer(context, Step::auxiliary_losses);
+        saved->losses =
+            auxiliary_losses_forward<Scalar>(result.losses, global_counts_, saved->logits,
+                                             saved->grid, config_, context);
+        if (expert_bias_.defined())
+            count_tokens(local_tokens_per_expert_, result.routing_map, saved->grid);
+    }
+    result.saved = std::move(saved);
+    return result;
+}
+//! [router_forward]
+
+//! [router_backward]
+template <typename Scalar>
+void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
+                                  const Tensor& dprobs, const Saved& saved_base,
+                                  const RunContext& context) {
+    const auto& saved = saved_as<RouterSaved>(saved_base);
+    const RowGroups all_tokens = make_row_groups({saved.hidden.dim(0)});
+
+    // ⑯ the losses' own gradient
+    Tensor dlogits;  // (T, E)
+    {
+        StepTimer timer(context, Step::auxiliary_losses_backward);
+        dlogits = auxiliary_losses_backward<Scalar>(saved.losses, saved.logits, saved.grid,
+                                                    config_,
+                                                    context.main_loss_backward_scale);
+    }
+    context.value(Step::auxiliary_losses_backward, "d_logits_losses", dlogits);
+
+    // ⑰ a dropped choice has no gradient of its own, but stays in its token's sum
+    Tensor dtopk_probs = dprobs;
+    if (saved.kept_map.defined()) {
+        StepTimer timer(context, Step::token_dropping_backward);
+        dtopk_probs = apply_token_dropping_backward<Scalar>(dprobs, saved.kept_map);
+    }
+    context.value(Step::token_dropping_backward, "d_topk_probs", dtopk_probs);
+
+    // ⑱ through weights and scores, over the choices before dropping
+    {
+        StepTimer timer(context, Step::routing_backward);
+        const auto through =
+            config_.is_sinkhorn() ? route_sinkhorn_backward<Scalar> : route_backward<Scalar>;
+        through(dlogits, dtopk_probs, saved.logits, saved.routing, config_);
+    }
+    context.value(Step::routing_backward, "d_logits", dlogits);
+
+    // ⑲ dX += dlogits W, dW = dlogitsᵀ X, db = Σ dlogits
+    {
+        StepTimer timer(context, Step::gating_backward);
+        as_matrix<Scalar>(dhidden) +=
+            as_matrix<Scalar>(dlogits) * matrix_at<Scalar>(weight_, 0);
+        gradients["router.weight"] =
+            linear_backward_weight<Scalar>(dlogits, saved.hidden, all_tokens)
+                .reshaped({weight_.dim(1), weight_.dim(2)});
+        if (bias_.defined())
+            gradients["router.bias"] =
+                linear_backward_bias<Scalar>(dlogits, {}, all_tokens)
+                    .reshaped({weight_.dim(1)});
+    }
+    context.value(Step::gating_backward, "d_hidden_states_router", dhidden);
+}
+//! [router_backward]
+
+template <typename Scalar>
+Tensor TopKRouter<Scalar>::update_expert_bias() {
+    if (!expert_bias_.defined()) return {};
+    expert_bias_ = get_updated_expert_bias(expert_bias_, local_tokens_per_expert_,
+                                           config_.moe_router_bias_update_rate);
+    local_tokens_per_expert_.assign(config_.num_experts(), 0);
+    return expert_bias_;
+}
+
+template class TopKRouter<float>;
+template class TopKRouter<double>;
+
+}  // namespace moe::cpu

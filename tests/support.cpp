@@ -1,0 +1,96 @@
+#include "tests/support.h"
+
+#include <cstring>
+
+#include "cli/closeness.h"
+#include "cli/commands.h"
+#include "core/rng.h"
+#include "core/transfer.h"
+
+namespace moe::test {
+
+std::vector<ComponentSpec> available_suppliers() {
+    if (tiers().empty()) register_all_tiers();
+    std::vector<ComponentSpec> suppliers;
+    for (const Tier* tier : tiers())
+        for (DType dtype : tier->dtypes()) suppliers.push_back({tier->name(), dtype});
+    return suppliers;
+}
+
+std::string instance_name(const testing::TestParamInfo<ComponentSpec>& info) {
+    return info.param.tier + "_" + to_string(info.param.dtype);
+}
+
+MoEConfig small_config(std::int64_t hidden, std::int64_t experts, std::int64_t topk,
+                       std::int64_t ffn) {
+    MoEConfig config;
+    config.hidden_size = hidden;
+    config.num_moe_experts = experts;
+    config.moe_router_topk = topk;
+    config.moe_ffn_hidden_size = ffn;
+    config.gated_linear_unit = true;
+    config.activation_func = "silu";
+    config.add_bias_linear = false;
+    config.moe_token_dispatcher_type = "alltoall";
+    config.moe_router_load_balancing_type = {"none"};
+    config.finalize();
+    return config;
+}
+
+Tensor random_tensor(const Shape& shape, std::uint64_t seed, double deviation) {
+    Tensor tensor = Tensor::empty(shape, DType::f32);
+    const Rng rng(seed);
+    for (std::int64_t i = 0; i < tensor.numel(); ++i)
+        tensor.data<float>()[i] = static_cast<float>(
+            BFloat16(static_cast<float>(deviation * rng.normal(i))));
+    return tensor;
+}
+
+Tensor random_tensor_for(const ComponentSpec& supplier, const Shape& shape,
+                         std::uint64_t seed, double deviation) {
+    return transfer(random_tensor(shape, seed, deviation),
+                    {MemorySpace::host, supplier.dtype});
+}
+
+double bound_of(const ComponentSpec& supplier) { return tier_bound(supplier.dtype, false); }
+
+testing::AssertionResult Close(const TensorView& got, const TensorView& expected,
+                               double bound) {
+    const Closeness closeness = measure_closeness(got, expected);
+    if (closeness.within(bound)) return testing::AssertionSuccess();
+    return testing::AssertionFailure()
+           << "relative error " << closeness.error << " over the bound " << bound << "; "
+           << describe_worst(closeness, got, expected);
+}
+
+testing::AssertionResult BitwiseEqual(const TensorView& got, const TensorView& expected) {
+    if (got.shape == expected.shape && got.dtype == expected.dtype &&
+        std::memcmp(got.bytes, expected.bytes, got.size_bytes()) == 0)
+        return testing::AssertionSuccess();
+    const Closeness closeness = measure_closeness(got, expected);
+    return testing::AssertionFailure()
+           << "not bitwise equal; " << describe_worst(closeness, got, expected);
+}
+
+testing::AssertionResult Rejects(const std::function<void()>& action,
+                                 const std::vector<std::string>& fragments) {
+    try {
+        action();
+    } catch (const InputError& error) {
+        const std::string text = error.what();
+        if (text.find('\n') != std::string::npos)
+            return testing::AssertionFailure() << "more than one line: " << text;
+        for (const std::string& fragment : fragments)
+            if (text.find(fragment) == std::string::npos)
+                return testing::AssertionFailure()
+                       << "\"" << text << "\" lacks \"" << fragment << "\"";
+        return testing::AssertionSuccess();
+    }
+    return testing::AssertionFailure() << "nothing was rejected";
+}
+
+void ValueRecorder::on_value(Step, const std::string& name, const TensorView& view) {
+    values[name] = transfer(view, {MemorySpace::host, view.dtype});
+}
+
+}  // namespace moe::test

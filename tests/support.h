@@ -1,0 +1,64 @@
+/// @file
+/// What the test suites share: the suppliers to run over, random tensors, small configs, and
+/// comparisons that say where two tensors differ most.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/components.h"
+#include "core/config.h"
+#include "core/module_spec.h"
+#include "core/tensor.h"
+#include "core/tier.h"
+
+namespace moe::test {
+
+/// Every dtype of every available tier: what TEST_P suites run over. The first call
+/// registers the tiers, so it may be used in INSTANTIATE_TEST_SUITE_P.
+std::vector<ComponentSpec> available_suppliers();
+
+/// "reference_cpu_fp64", for the names of test instances.
+std::string instance_name(const testing::TestParamInfo<ComponentSpec>& info);
+
+/// Gated SiLU experts without bias behind the all-to-all dispatcher, finalized. Change a
+/// copy and call finalize() again for other features.
+MoEConfig small_config(std::int64_t hidden = 12, std::int64_t experts = 6,
+                       std::int64_t topk = 2, std::int64_t ffn = 10);
+
+/// Standard normal values times `deviation`, fp32, exactly representable in bf16.
+Tensor random_tensor(const Shape& shape, std::uint64_t seed, double deviation = 1.0);
+
+/// The same, already in a supplier's placement.
+Tensor random_tensor_for(const ComponentSpec& supplier, const Shape& shape,
+                         std::uint64_t seed, double deviation = 1.0);
+
+/// Relative bound for `supplier` against fp64 (cli/closeness.h, tier_bound).
+double bound_of(const ComponentSpec& supplier);
+
+/// Succeeds when `got` is within the relative Frobenius bound of `expected`; otherwise says
+/// where they differ most. Bound 0 means exactly equal.
+testing::AssertionResult Close(const TensorView& got, const TensorView& expected,
+                               double bound);
+
+/// Succeeds when all bytes agree.
+testing::AssertionResult BitwiseEqual(const TensorView& got, const TensorView& expected);
+
+/// Succeeds when `action` throws an InputError whose text is one line and contains all the
+/// fragments.
+testing::AssertionResult Rejects(const std::function<void()>& action,
+                                 const std::vector<std::string>& fragments);
+
+/// Remembers every value that a layer shows, by name.
+class ValueRecorder : public Observer {
+  public:
+    void on_value(Step step, const std::string& name, const TensorView& view) override;
+    const Tensor& at(const std::string& name) const { return values.at(name); }
+    TensorMap values;
+};
+
+}  // namespace moe::test
