@@ -136,7 +136,8 @@ std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
 
     std::vector<GoldenOutcome> outcomes;
     for (const ComponentSpec& supplier : suppliers) {
-        GoldenOutcome outcome{.label = to_string(supplier)};
+        GoldenOutcome outcome;
+        outcome.label = to_string(supplier);
         for (const std::string& file : files) {
             request.progress(fmt::format("golden cases, {}: {} of {}", outcome.label,
                                          ++outcome.total, files.size()));
@@ -166,7 +167,10 @@ Tensor random_gradient(const Shape& shape, std::uint64_t seed) {
 }  // namespace
 
 Comparison run_comparison(const ComparisonRequest& request) {
-    Comparison result{.model = request.model, .config = request.config, .text = request.text};
+    Comparison result;
+    result.model = request.model;
+    result.config = request.config;
+    result.text = request.text;
     request.progress("drawing weights");
     const TensorMap parameters = random_parameters(request.config, request.seed);
     const Tensor hidden =

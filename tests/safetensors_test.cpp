@@ -281,6 +281,9 @@ TEST(Safetensors, RejectsAHeaderAboveTheLimit) {
 }
 
 struct Malformed {
+    friend void PrintTo(const Malformed& malformed, std::ostream* out) {
+        *out << malformed.name;
+    }
     std::string name;
     std::string bytes;
     std::string message;  ///< what the error says after the path

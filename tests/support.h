@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,15 @@
 #include "core/module_spec.h"
 #include "core/tensor.h"
 #include "core/tier.h"
+
+namespace moe {
+
+/// How GoogleTest writes a parameter.
+inline void PrintTo(const ComponentSpec& supplier, std::ostream* out) {
+    *out << to_string(supplier);
+}
+
+}  // namespace moe
 
 namespace moe::test {
 
