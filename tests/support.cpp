@@ -33,7 +33,6 @@ MoEConfig small_config(std::int64_t hidden, std::int64_t experts, std::int64_t t
     config.add_bias_linear = false;
     config.moe_token_dispatcher_type = "alltoall";
     config.moe_router_load_balancing_type = {"none"};
-    config.finalize();
     return config;
 }
 

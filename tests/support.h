@@ -35,8 +35,8 @@ std::vector<ComponentSpec> available_suppliers();
 /// "reference_cpu_fp64", for the names of test instances.
 std::string instance_name(const testing::TestParamInfo<ComponentSpec>& info);
 
-/// Gated SiLU experts without bias behind the all-to-all dispatcher, finalized. Change a
-/// copy and call finalize() again for other features.
+/// Gated SiLU experts without bias or losses behind the all-to-all dispatcher. Change what
+/// the test is about, then call finalize().
 MoEConfig small_config(std::int64_t hidden = 12, std::int64_t experts = 6,
                        std::int64_t topk = 2, std::int64_t ffn = 10);
 
