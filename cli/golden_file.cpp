@@ -2,9 +2,9 @@
 // runs, so that a malformed file is told apart from a layer that computes something else.
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
 
+#include "cli/files.h"
 #include "cli/golden.h"
 #include "core/parameters.h"
 #include "core/safetensors.h"
@@ -14,12 +14,6 @@ namespace moe {
 namespace {
 
 using nlohmann::json;
-
-json parse_json(const std::string& field, const std::string& text) {
-    json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (value.is_discarded()) reject(field, text.substr(0, 60), "must be JSON");
-    return value;
-}
 
 std::string metadata_or(const SafetensorsFile& file, const std::string& key,
                         const std::string& otherwise) {

@@ -4,13 +4,12 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "cli/files.h"
 #include "core/error.h"
 #include "core/tier.h"
 
@@ -37,14 +36,6 @@ json parse_value(const std::string& flag, const std::string& text, FieldKind kin
         if (kind == FieldKind::number) reject(flag, text, "must be a number");
     }
     return text;
-}
-
-json read_json_file(const std::string& path) {
-    std::ifstream file(path);
-    if (!file) reject("--config", path, "must be a readable file");
-    json value = json::parse(file, nullptr, /*allow_exceptions=*/false);
-    if (value.is_discarded()) reject("--config", path, "must hold JSON");
-    return value;
 }
 
 }  // namespace
@@ -106,7 +97,8 @@ MoEConfig LayerOptions::config() const {
         if (!preset_.empty())
             reject("--preset", preset_, "must be left out with --config");
         if (scale_) reject("--scale", *scale_, "must be left out with --config");
-        config = config_from_json(read_json_file(config_path_), config_path_);
+        config = config_from_json(
+            parse_json(config_path_, read_file("--config", config_path_)), config_path_);
     } else if (defaults_.config && preset_.empty()) {
         if (scale_) reject("--scale", *scale_, "needs --preset");
         config = *defaults_.config;

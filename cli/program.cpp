@@ -1,6 +1,8 @@
 // program.cpp: the command line as a whole, and the one place where errors end.
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
 
 #include "cli/commands.h"
 #include "core/error.h"
@@ -13,6 +15,17 @@ void print_error(const std::string& message) {
     // One line, whatever the message holds.
     std::string line = message.substr(0, message.find('\n'));
     fmt::print(stderr, "moe: {}\n", line);
+}
+
+/// CLI11 would only say that a subcommand is required.
+void require_known_command(const CLI::App& app, const std::vector<std::string>& arguments) {
+    if (arguments.empty() || arguments[0].starts_with("-")) return;
+    std::vector<std::string> names;
+    for (const CLI::App* command : app.get_subcommands({})) {
+        if (command->get_name() == arguments[0]) return;
+        names.push_back(command->get_name());
+    }
+    reject("command", arguments[0], fmt::format("known are {}", fmt::join(names, ", ")));
 }
 
 }  // namespace
@@ -39,6 +52,7 @@ int run_program(std::vector<std::string> arguments) {
     add_completion(app, action);
 
     try {
+        require_known_command(app, arguments);
         std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
         app.parse(std::move(arguments));
         return action();

@@ -4,10 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iterator>
 
 #include "cli/comparison.h"
+#include "cli/files.h"
 #include "core/error.h"
 #include "core/rng.h"
 
@@ -15,9 +14,7 @@ namespace moe {
 
 TextTokens read_text(const std::string& path, std::int64_t seq_len,
                      std::int64_t micro_batch, bool may_shrink) {
-    std::ifstream file(path, std::ios::binary);
-    const std::vector<char> text{std::istreambuf_iterator<char>(file), {}};
-    if (!file) reject("--text", path, "must be a readable file");
+    const std::string text = read_file("--text", path);
     const auto length = static_cast<std::int64_t>(text.size());
     if (may_shrink) seq_len = std::min(seq_len, length / micro_batch);
     if (length == 0 || (may_shrink && seq_len == 0) || seq_len * micro_batch > length)

@@ -1,0 +1,40 @@
+#include "cli/files.h"
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
+
+#include "core/error.h"
+
+namespace moe {
+
+std::string read_file(const std::string& field, const std::string& path) {
+    std::error_code ignored;
+    std::ifstream file(path, std::ios::binary);
+    if (!file || std::filesystem::is_directory(path, ignored))
+        reject(field, path, "must be a readable file");
+    std::string text(std::istreambuf_iterator<char>(file), {});
+    if (file.bad()) reject(field, path, "could not be read to its end");
+    return text;
+}
+
+nlohmann::json parse_json(const std::string& field, const std::string& text) {
+    using nlohmann::json;
+    std::vector<std::set<std::string>> names;  // of each object that is open
+    const auto watch = [&](int, json::parse_event_t event, json& value) {
+        if (event == json::parse_event_t::object_start) names.emplace_back();
+        if (event == json::parse_event_t::object_end) names.pop_back();
+        if (event == json::parse_event_t::key &&
+            !names.back().insert(value.get<std::string>()).second)
+            reject(field, value.get<std::string>(), "must stand only once");
+        return true;
+    };
+    json value = json::parse(text, watch, /*allow_exceptions=*/false);
+    if (value.is_discarded())
+        reject(field, json(text.substr(0, 60)).dump(-1, ' ', true, json::error_handler_t::replace),
+               "must be JSON");
+    return value;
+}
+
+}  // namespace moe
