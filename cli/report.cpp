@@ -217,7 +217,7 @@ std::string make_page(const Comparison& c) {
                        "<title>MoE layer, step by step</title><style>{}</style></head><body>\n",
                        kStyle) +
            introduction(c) +
-           "<h2>Routing map</h2>\n<p>Which experts the first tokens visit. The darker, the "
+           "<h2>Routing map</h2>\n<p>Which experts the first tokens visit. The stronger the colour, the "
            "larger the probability; hover for numbers.</p>\n" +
            draw_routing_map(c) + load_section(c) +
            "<h2>Permutation</h2>\n<p>Dispatch copies each token once per expert it visits, and "

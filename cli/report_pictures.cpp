@@ -73,7 +73,7 @@ std::string visible(std::uint8_t byte) {
 std::string draw_routing_map(const Comparison& c) {
     const std::int64_t E = c.config.num_experts(), B = c.text.micro_batch;
     const std::int64_t tokens = std::min<std::int64_t>(64, c.text.seq_len);
-    const double left = 74, top = 26, cell = (kWidth - left - 6) / 64;
+    const double left = 84, top = 26, cell = (kWidth - left - 6) / 64;
     const double row = std::clamp(420.0 / double(E), 2.5, 24.0);
     const double* probs = c.probs.data<double>();
     double largest = 1e-30;
