@@ -1,8 +1,9 @@
 // reference_vs_gemm.cpp: what the layer costs beyond its matrix products.
 //
-// Forward and backward of the whole layer, fp32, as a ratio to the time of the same products
-// done plainly by Eigen on the same threads: per expert its rows x H x F, three forward, six
-// backward. Both are timed in one run, in turns, so that the machine's mood cancels out.
+// Forward and backward of the whole layer, fp32, as a ratio to the time of the same
+// products done plainly by Eigen on the same threads: per expert its rows x H x F, three
+// forward, six backward. Both are timed in one run, in turns, so that the machine's mood
+// cancels out.
 //
 //     build/host/bench/moe_bench_reference [repeats]
 
@@ -30,7 +31,8 @@ struct Shapes {
 double seconds_of(const std::function<void()>& work) {
     const auto start = std::chrono::steady_clock::now();
     work();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start)
+        .count();
 }
 
 double median(std::vector<double> values) {
@@ -121,12 +123,13 @@ void measure(const Shapes& s, int repeats) {
         ratios.push_back(whole / gemm);
     }
     const double flops = 9.0 * 2.0 * double(s.T * s.K) * double(s.H) * double(s.F);
-    fmt::print("T={} E={} K={} H={} F={}: layer {:.3f} s, GEMMs {:.3f} s ({:.0f} GFLOP/s), "
-               "ratio {:.2f} (from {:.2f} to {:.2f})\n",
-               s.T, s.E, s.K, s.H, s.F, median(layer_seconds), median(gemm_seconds),
-               flops / median(gemm_seconds) / 1e9, median(ratios),
-               *std::min_element(ratios.begin(), ratios.end()),
-               *std::max_element(ratios.begin(), ratios.end()));
+    fmt::print(
+        "T={} E={} K={} H={} F={}: layer {:.3f} s, GEMMs {:.3f} s ({:.0f} GFLOP/s), "
+        "ratio {:.2f} (from {:.2f} to {:.2f})\n",
+        s.T, s.E, s.K, s.H, s.F, median(layer_seconds), median(gemm_seconds),
+        flops / median(gemm_seconds) / 1e9, median(ratios),
+        *std::min_element(ratios.begin(), ratios.end()),
+        *std::max_element(ratios.begin(), ratios.end()));
 }
 
 }  // namespace

@@ -25,22 +25,26 @@ std::string bytes_in_words(double bytes) {
     const char* units[] = {"B", "kB", "MB", "GB", "TB"};
     int unit = 0;
     for (; bytes >= 999.5 && unit < 4; ++unit) bytes /= 1000.0;
-    return fmt::format("{:.{}f} {}", bytes, unit == 0 || bytes >= 99.5 ? 0 : 1, units[unit]);
+    return fmt::format("{:.{}f} {}", bytes, unit == 0 || bytes >= 99.5 ? 0 : 1,
+                       units[unit]);
 }
 
 void print_header(const Comparison& c) {
     const MoEConfig& config = c.config;
-    fmt::print("Layer   {}: H={} E={} K={} F={}{}, {}{}, {}\n", c.model, config.hidden_size,
-               config.num_experts(), config.moe_router_topk, config.ffn(),
+    fmt::print("Layer   {}: H={} E={} K={} F={}{}, {}{}, {}\n", c.model,
+               config.hidden_size, config.num_experts(), config.moe_router_topk,
+               config.ffn(),
                config.shared_ffn() > 0 ? fmt::format(" Fs={}", config.shared_ffn()) : "",
                config.gated_linear_unit ? "gated " : "", config.activation_func,
                config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function);
-    fmt::print("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows\n", c.text.name,
-               c.text.seq_len, c.text.micro_batch, c.sizes.num_tokens, c.sizes.num_rows);
+    fmt::print("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows\n",
+               c.text.name, c.text.seq_len, c.text.micro_batch, c.sizes.num_tokens,
+               c.sizes.num_rows);
     for (std::size_t i = 0; i < c.columns.size(); ++i)
         fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", c.columns[i].label,
                    i == 0 ? "  (what the others are held against)" : "");
-    fmt::print("        CPU times on this machine, median; bytes: the least that must move\n");
+    fmt::print(
+        "        CPU times on this machine, median; bytes: the least that must move\n");
 }
 
 std::string error_cell(const StepOutcome& outcome) {
@@ -96,18 +100,21 @@ void print_expert_load(const Comparison& c) {
     constexpr double kWidth = 48.0;
     const std::int64_t E = c.config.num_experts();
     const std::int64_t* load = c.tokens_per_expert.data<std::int64_t>();
-    const std::int64_t largest = std::max<std::int64_t>(1, *std::max_element(load, load + E));
+    const std::int64_t largest =
+        std::max<std::int64_t>(1, *std::max_element(load, load + E));
     fmt::print("\nExpert load, rows per expert; an even share is {:.1f}\n",
                double(c.sizes.num_rows) / double(E));
     for (std::int64_t e = 0; e < std::min(E, kMostBars); ++e) {
         // Eighths of a character cell make short bars comparable.
-        const auto eighths = std::int64_t(8.0 * kWidth * double(load[e]) / double(largest));
+        const auto eighths =
+            std::int64_t(8.0 * kWidth * double(load[e]) / double(largest));
         std::string bar;
         for (std::int64_t full = 0; full < eighths / 8; ++full) bar += "█";
         const char* parts[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
         fmt::print("  expert {:<4}{:>7}  {}{}\n", e, load[e], bar, parts[eighths % 8]);
     }
-    if (E > kMostBars) fmt::print("  … and {} more; the report shows all\n", E - kMostBars);
+    if (E > kMostBars)
+        fmt::print("  … and {} more; the report shows all\n", E - kMostBars);
 }
 
 void print_verdict(const Comparison& c) {
@@ -120,10 +127,11 @@ void print_verdict(const Comparison& c) {
                            column.at(step).detail);
         }
     for (const GoldenOutcome& golden : c.golden) {
-        fmt::print("{} {}: {} of {} golden cases, Megatron-Core's and Hugging Face's own "
-                   "numbers, forward and backward; worst {:.0f} % of its bound\n",
-                   golden.failed.empty() ? "✓" : "✗", golden.label, golden.passed,
-                   golden.total, 100.0 * golden.worst_share);
+        fmt::print(
+            "{} {}: {} of {} golden cases, Megatron-Core's and Hugging Face's own "
+            "numbers, forward and backward; worst {:.0f} % of its bound\n",
+            golden.failed.empty() ? "✓" : "✗", golden.label, golden.passed, golden.total,
+            100.0 * golden.worst_share);
         for (const std::string& name : golden.failed) fmt::print("    ✗ {}\n", name);
     }
     fmt::print("{}\n", c.ok ? "✓ all tiers agree, step by step" : "✗ some values differ");
@@ -156,15 +164,16 @@ ComparisonRequest make_request(const CompareOptions& options) {
     request.repeats = options.repeats;
     const std::string text =
         options.text.empty() ? std::string(MOE_SOURCE_DIR "/README.md") : options.text;
-    request.text = read_text(text, options.layer->seq_length(),
-                             options.layer->micro_batch_size(),
-                             !options.layer->seq_length_given());
+    request.text =
+        read_text(text, options.layer->seq_length(), options.layer->micro_batch_size(),
+                  !options.layer->seq_length_given());
     if (options.text.empty()) request.text.name = "README.md";
     request.golden_folder = MOE_SOURCE_DIR "/tests/golden";
 
     const ComponentSpec reference{"reference_cpu", DType::f64};
     for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))
-        if (supplier != reference) request.columns.push_back(ModuleSpec::uniform(supplier));
+        if (supplier != reference)
+            request.columns.push_back(ModuleSpec::uniform(supplier));
     if (!options.spec.empty())
         request.columns.push_back(
             ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32}));
@@ -199,7 +208,8 @@ void add_compare(CLI::App& app, Action& action) {
     auto options = std::make_shared<CompareOptions>();
     CLI::App* command = app.add_subcommand(
         "compare",
-        "Run real text through every tier, forward and backward, and compare step by step.\n"
+        "Run real text through every tier, forward and backward, and compare step by "
+        "step.\n"
         "Exit code: 0 all agree, 1 a value differs, 2 bad input.\n\n"
         "Examples:\n"
         "  moe compare --text mybook.txt --preset olmoe --scale 16\n"
@@ -219,7 +229,8 @@ void add_compare(CLI::App& app, Action& action) {
     add_threads_flag(*command);
     options->layer = std::make_unique<LayerOptions>(
         *command, LayerOptions::Defaults{"mixtral_8x7b", 16, 256, 4});
-    command->callback([&action, options] { action = [options] { return run_compare(*options); }; });
+    command->callback(
+        [&action, options] { action = [options] { return run_compare(*options); }; });
 }
 
 }  // namespace moe

@@ -115,10 +115,11 @@ void judge_steps(ColumnOutcome& column, const std::map<Step, TensorMap>& values,
             const bool ok = closeness.within(exact ? 0.0 : outcome.bound);
             if (!ok && outcome.detail.empty())
                 outcome.detail = name + ": " + describe_worst(closeness, got, expected);
-            if (exact) outcome.integers_equal = outcome.integers_equal && ok;
-            else outcome.error = std::max(outcome.error, ok || closeness.finite
-                                                             ? closeness.error
-                                                             : INFINITY);
+            if (exact)
+                outcome.integers_equal = outcome.integers_equal && ok;
+            else
+                outcome.error = std::max(
+                    outcome.error, ok || closeness.finite ? closeness.error : INFINITY);
             column.ok = column.ok && ok;
         }
     }
@@ -142,7 +143,8 @@ std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
             request.progress(fmt::format("golden cases, {}: {} of {}", outcome.label,
                                          ++outcome.total, files.size()));
             const CaseResult result = verify_golden(load_golden(file), supplier);
-            result.ok ? void(++outcome.passed) : outcome.failed.push_back(result.case_name);
+            result.ok ? void(++outcome.passed)
+                      : outcome.failed.push_back(result.case_name);
             for (const TensorCheck& check : result.checks) {
                 const double share = check.bound > 0.0 ? check.error / check.bound : 0.0;
                 if (share <= outcome.worst_share) continue;
@@ -194,13 +196,16 @@ Comparison run_comparison(const ComparisonRequest& request) {
             recorder.values[step_of_gradient(name)]["d_" + name] =
                 transfer(gradient, {MemorySpace::host, gradient.dtype()});
 
-        if (result.columns.empty()) reference = std::move(recorder.values);
-        else judge_steps(column, recorder.values, reference);
+        if (result.columns.empty())
+            reference = std::move(recorder.values);
+        else
+            judge_steps(column, recorder.values, reference);
         request.progress(column.label + ": times");
         time_steps(column, runner, request.repeats);
         result.ok = result.ok && column.ok;
         result.columns.push_back(column);
-        if (spec == ModuleSpec::uniform(spec.router)) uniform_suppliers.push_back(spec.router);
+        if (spec == ModuleSpec::uniform(spec.router))
+            uniform_suppliers.push_back(spec.router);
     }
 
     result.probs = reference.at(Step::token_dropping).at("probs");

@@ -18,11 +18,11 @@ namespace moe {
 
 /// One step in one supplier.
 struct StepOutcome {
-    double seconds = 0.0;         ///< median over the repeats
-    double error = 0.0;           ///< worst relative error of the step's values against fp64
-    double bound = 0.0;           ///< what that error may be
-    bool integers_equal = true;   ///< maps, counts and choices
-    std::string detail;           ///< where it differs most, if it differs too much
+    double seconds = 0.0;  ///< median over the repeats
+    double error = 0.0;    ///< worst relative error of the step's values against fp64
+    double bound = 0.0;    ///< what that error may be
+    bool integers_equal = true;  ///< maps, counts and choices
+    std::string detail;          ///< where it differs most, if it differs too much
     bool ok() const { return integers_equal && error <= bound; }
 };
 
@@ -61,10 +61,10 @@ struct Comparison {
     TextTokens text;
     StepSizes sizes;
     std::vector<ColumnOutcome> columns;  ///< the first is the fp64 reference
-    Tensor probs;              ///< (T, E) of the reference, f64 on the host, after dropping
-    Tensor routing_map;        ///< (T, E) u8
-    Tensor tokens_per_expert;  ///< (E) i64
-    Tensor row_token;          ///< (N) i64, token of each dispatched row
+    Tensor probs;        ///< (T, E) of the reference, f64 on the host, after dropping
+    Tensor routing_map;  ///< (T, E) u8
+    Tensor tokens_per_expert;           ///< (E) i64
+    Tensor row_token;                   ///< (N) i64, token of each dispatched row
     std::vector<GoldenOutcome> golden;  ///< empty when the golden files are not at hand
     bool ok = true;
 };
@@ -85,20 +85,21 @@ struct ComparisonRequest {
     TextTokens text;
     std::vector<ModuleSpec> columns;  ///< besides the fp64 reference, which always runs
     std::uint64_t seed = 0;
-    int repeats = 3;                  ///< timed runs after one that is only watched
-    std::string golden_folder;        ///< empty: no golden cases
+    int repeats = 3;            ///< timed runs after one that is only watched
+    std::string golden_folder;  ///< empty: no golden cases
     /// Called with what is being done now.
     std::function<void(const std::string&)> progress = [](const std::string&) {};
 };
 
 Comparison run_comparison(const ComparisonRequest& request);
 
-/// Writes `folder`/index.html: one self-contained page, pictures as inline SVG. The folder
-/// is made if needed. InputError when it cannot be written; nothing half-written is left.
-/// Returns the path of the page.
+/// Writes `folder`/index.html: one self-contained page, pictures as inline SVG. The
+/// folder is made if needed. InputError when it cannot be written; nothing half-written
+/// is left. Returns the path of the page.
 std::string write_report(const Comparison& comparison, const std::string& folder);
 
-/// Makes the folder and tries to write in it, so that a long run does not end in an error.
+/// Makes the folder and tries to write in it, so that a long run does not end in an
+/// error.
 void require_writable_folder(const std::string& field, const std::string& folder);
 
 }  // namespace moe

@@ -1,4 +1,5 @@
-// completion.cpp: `moe completion bash|zsh`, written from the flags the program really has.
+// completion.cpp: `moe completion bash|zsh`, written from the flags the program really
+// has.
 
 #include <fmt/ranges.h>
 
@@ -25,7 +26,8 @@ std::string completion_script(const CLI::App& app, const std::string& shell) {
     }
     const std::string zsh =
         shell == "zsh" ? "autoload -U +X bashcompinit && bashcompinit\n" : "";
-    return fmt::format(R"(# {} completion for moe. Load it with: source <(./moe completion {})
+    return fmt::format(
+        R"(# {} completion for moe. Load it with: source <(./moe completion {})
 {}_moe() {{
     local words current="${{COMP_WORDS[COMP_CWORD]}}"
     case "${{COMP_WORDS[1]}}" in
@@ -37,7 +39,7 @@ std::string completion_script(const CLI::App& app, const std::string& shell) {
 }}
 complete -o filenames -F _moe moe ./moe
 )",
-                       shell, shell, zsh, cases, commands, commands);
+        shell, shell, zsh, cases, commands, commands);
 }
 
 }  // namespace

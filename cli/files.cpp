@@ -32,8 +32,10 @@ nlohmann::json parse_json(const std::string& field, const std::string& text) {
     };
     json value = json::parse(text, watch, /*allow_exceptions=*/false);
     if (value.is_discarded())
-        reject(field, json(text.substr(0, 60)).dump(-1, ' ', true, json::error_handler_t::replace),
-               "must be JSON");
+        reject(
+            field,
+            json(text.substr(0, 60)).dump(-1, ' ', true, json::error_handler_t::replace),
+            "must be JSON");
     return value;
 }
 

@@ -7,11 +7,12 @@
 
 namespace moe {
 
-/// The bytes of a file. InputError naming `field` when it is missing, unreadable or a folder.
+/// The bytes of a file. InputError naming `field` when it is missing, unreadable or a
+/// folder.
 std::string read_file(const std::string& field, const std::string& path);
 
-/// JSON from text. InputError naming `field` when it is not JSON, or when an object has two
-/// entries of one name: a reader would take one of them and say nothing.
+/// JSON from text. InputError naming `field` when it is not JSON, or when an object has
+/// two entries of one name: a reader would take one of them and say nothing.
 nlohmann::json parse_json(const std::string& field, const std::string& text);
 
 }  // namespace moe

@@ -18,7 +18,9 @@ class Recorder : public Observer {
     }
 
   private:
-    static Placement host(const TensorView& view) { return {MemorySpace::host, view.dtype}; }
+    static Placement host(const TensorView& view) {
+        return {MemorySpace::host, view.dtype};
+    }
     TensorMap& values_;
 };
 
@@ -34,7 +36,8 @@ TensorCheck check(const GoldenCase& golden, const std::string& name, const Tenso
         double source_error = 0.0;
         if (const auto errors = golden.source_errors.find(to_string(dtype));
             errors != golden.source_errors.end())
-            if (const auto error = errors->second.find(name); error != errors->second.end())
+            if (const auto error = errors->second.find(name);
+                error != errors->second.end())
                 source_error = error->second;
         result.bound = golden_bound(dtype, name, source_error);
     }

@@ -1,6 +1,7 @@
 /// @file
-/// Golden cases: inputs, weights and expected values of a whole layer, computed by somebody
-/// else's code, as .safetensors files (tests/golden/README.md describes the format).
+/// Golden cases: inputs, weights and expected values of a whole layer, computed by
+/// somebody else's code, as .safetensors files (tests/golden/README.md describes the
+/// format).
 #pragma once
 
 #include <map>
@@ -22,7 +23,7 @@ struct GoldenCase {
     Tensor padding_mask;   ///< (B, S) u8, or undefined
     Tensor grad_output;    ///< (S, B, H), or undefined: then only the forward is checked
     TensorMap parameters;
-    TensorMap expected;    ///< "expect.…" as named in the file
+    TensorMap expected;                        ///< "expect.…" as named in the file
     std::vector<std::string> unknown_tensors;  ///< names nobody here knows
     /// Relative errors of the source's own layer: dtype name, then tensor name.
     std::map<std::string, std::map<std::string, double>> source_errors;
@@ -50,8 +51,8 @@ struct CaseResult {
 /// Runs the case, forward and (with grad_output) backward, and checks every expectation.
 CaseResult verify_golden(const GoldenCase& golden, const ComponentSpec& supplier);
 
-/// Everything a layer computes on a case, under the names of the expectations: "expect.…".
-/// Bad input (e.g. a NaN logit) is an InputError.
+/// Everything a layer computes on a case, under the names of the expectations:
+/// "expect.…". Bad input (e.g. a NaN logit) is an InputError.
 TensorMap run_golden(const GoldenCase& golden, const ModuleSpec& spec);
 
 }  // namespace moe

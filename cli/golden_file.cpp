@@ -49,8 +49,8 @@ void require_finite(const std::string& where, const Tensor& tensor) {
 
 /// The tensor, with the shape and kind of element it must have. `shape` may have -1 where
 /// only the run can tell.
-Tensor read_tensor(const SafetensorsFile& file, const std::string& name, const Shape& shape,
-                   bool floating) {
+Tensor read_tensor(const SafetensorsFile& file, const std::string& name,
+                   const Shape& shape, bool floating) {
     const std::string where = file.path() + ": " + name;
     Tensor tensor = file.tensor(name);
     bool fits = tensor.shape().size() == shape.size();
@@ -66,8 +66,8 @@ Tensor read_tensor(const SafetensorsFile& file, const std::string& name, const S
     return tensor;
 }
 
-/// What a file may expect: the shape, -1 where it depends on the routing, and whether it is
-/// floating-point.
+/// What a file may expect: the shape, -1 where it depends on the routing, and whether it
+/// is floating-point.
 struct Expectation {
     Shape shape;
     bool floating;
@@ -135,7 +135,8 @@ GoldenCase load_golden(const std::string& path) {
     // Parameters
     const auto shapes = parameter_shapes(golden.config);
     for (const auto& [name, shape] : shapes)
-        if (file.contains(name)) golden.parameters[name] = read_tensor(file, name, shape, true);
+        if (file.contains(name))
+            golden.parameters[name] = read_tensor(file, name, shape, true);
     check_parameters(golden.config, golden.parameters, path);
 
     // Expectations, and what is left over
@@ -145,8 +146,8 @@ GoldenCase load_golden(const std::string& path) {
     for (const std::string& name : file.names()) {
         const auto expectation = known.find(name);
         if (expectation != known.end())
-            golden.expected[name] =
-                read_tensor(file, name, expectation->second.shape, expectation->second.floating);
+            golden.expected[name] = read_tensor(file, name, expectation->second.shape,
+                                                expectation->second.floating);
         else if (!inputs.contains(name) && !shapes.contains(name))
             golden.unknown_tensors.push_back(name);
     }

@@ -35,7 +35,8 @@ void print_build() {
 #endif
     );
 #ifdef _OPENMP
-    fmt::print("Threads  OpenMP, {} hardware threads\n", std::thread::hardware_concurrency());
+    fmt::print("Threads  OpenMP, {} hardware threads\n",
+               std::thread::hardware_concurrency());
 #else
     fmt::print("Threads  1: built without OpenMP (g++ has it)\n");
 #endif
@@ -62,7 +63,8 @@ void add_info(CLI::App& app, Action& action) {
     auto fields = std::make_shared<bool>(false);
     CLI::App* command = app.add_subcommand(
         "info", "Show the build, its tiers and devices, and what is missing and why.");
-    command->add_flag("--fields", *fields, "List every config field, its flag and default");
+    command->add_flag("--fields", *fields,
+                      "List every config field, its flag and default");
     command->callback([&action, fields] {
         action = [fields] {
             if (*fields) {

@@ -51,16 +51,17 @@ LayerOptions::LayerOptions(CLI::App& command, Defaults defaults) : defaults_(def
     command.add_option("--preset", preset_,
                        fmt::format("Layer of a known model: {} (default {})",
                                    fmt::join(preset_names(), ", "), defaults.preset));
-    command.add_option("--scale", scale_,
-                       fmt::format("Divide the preset's widths by this (default {})",
-                                   defaults.scale));
+    command.add_option(
+        "--scale", scale_,
+        fmt::format("Divide the preset's widths by this (default {})", defaults.scale));
     command.add_option("--config", config_path_,
                        "JSON file of config fields, instead of a preset");
-    command.add_option("--seq-length", seq_length_,
-                       fmt::format("S, tokens per sequence (default {})",
-                                   defaults.seq_length));
-    command.add_option("--micro-batch-size", micro_batch_size_,
-                       fmt::format("B, sequences (default {})", defaults.micro_batch_size));
+    command.add_option(
+        "--seq-length", seq_length_,
+        fmt::format("S, tokens per sequence (default {})", defaults.seq_length));
+    command.add_option(
+        "--micro-batch-size", micro_batch_size_,
+        fmt::format("B, sequences (default {})", defaults.micro_batch_size));
     command.add_option("--seed", seed_, "Seed of weights and gradients (default 1234)");
     add_field_flags(command);
 }
@@ -76,7 +77,9 @@ void LayerOptions::add_field_flags(CLI::App& command) {
                                              : "--no-" + flag.substr(2);
             option = command.add_flag_function(
                 flag + ",!" + opposite,
-                [this, name = field.name](std::int64_t count) { booleans_[name] = count > 0; },
+                [this, name = field.name](std::int64_t count) {
+                    booleans_[name] = count > 0;
+                },
                 field.help + " (" + opposite + ": not)");
         } else {
             option = command.add_option(flag, texts_[field.name], field.help);
@@ -124,7 +127,8 @@ MoEConfig LayerOptions::config() const {
         json value = json::array();
         for (const std::string& text : found->second)
             value.push_back(parse_value(flag, text, field.kind));
-        set_field(config, field.name, field.kind == FieldKind::list ? value : value[0], "");
+        set_field(config, field.name, field.kind == FieldKind::list ? value : value[0],
+                  "");
     }
     config.finalize();
     return config;
@@ -176,7 +180,8 @@ std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier
             chosen.push_back(&find_tier("--tier", name));
     }
     std::vector<DType> wanted;
-    for (const std::string& name : dtype_names) wanted.push_back(parse_dtype("--dtype", name));
+    for (const std::string& name : dtype_names)
+        wanted.push_back(parse_dtype("--dtype", name));
 
     std::vector<ComponentSpec> suppliers;
     for (const Tier* tier : chosen)

@@ -44,7 +44,7 @@ class LayerOptions {
     std::optional<std::int64_t> scale_, seq_length_, micro_batch_size_;
     std::uint64_t seed_ = 1234;
     std::map<std::string, std::vector<std::string>> texts_;  // by field name
-    std::map<std::string, bool> booleans_;                    // those given, by field name
+    std::map<std::string, bool> booleans_;                   // those given, by field name
     bool swiglu_ = false, squared_relu_ = false, quick_geglu_ = false;
 };
 
@@ -54,8 +54,8 @@ std::string flag_name(const std::string& field);
 /// Adds --threads; applies it when parsed.
 void add_threads_flag(CLI::App& command);
 
-/// Suppliers for --tier and --dtype: every dtype of every chosen tier. Empty lists mean all.
-/// InputError for a tier or dtype that is not there.
+/// Suppliers for --tier and --dtype: every dtype of every chosen tier. Empty lists mean
+/// all. InputError for a tier or dtype that is not there.
 std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tiers,
                                             const std::vector<std::string>& dtypes);
 

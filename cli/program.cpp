@@ -18,7 +18,8 @@ void print_error(const std::string& message) {
 }
 
 /// CLI11 would only say that a subcommand is required.
-void require_known_command(const CLI::App& app, const std::vector<std::string>& arguments) {
+void require_known_command(const CLI::App& app,
+                           const std::vector<std::string>& arguments) {
     if (arguments.empty() || arguments[0].starts_with("-")) return;
     std::vector<std::string> names;
     for (const CLI::App* command : app.get_subcommands({})) {
@@ -30,13 +31,16 @@ void require_known_command(const CLI::App& app, const std::vector<std::string>& 
 
 }  // namespace
 
-void register_all_tiers() { cpu::register_reference_cpu(); }
+void register_all_tiers() {
+    cpu::register_reference_cpu();
+}
 
 int run_program(std::vector<std::string> arguments) {
     CLI::App app(
         "Megatron's Mixture-of-Experts layer, one text in three scripts.\n\n"
         "Examples:\n"
-        "  moe compare                              real text through the layer, checked\n"
+        "  moe compare                              real text through the layer, "
+        "checked\n"
         "  moe compare --preset deepseek_v3 --scale 64\n"
         "  moe verify tests/golden/*.safetensors    Megatron's own numbers\n"
         "  moe trace                                eight tokens, every value\n"
@@ -53,7 +57,8 @@ int run_program(std::vector<std::string> arguments) {
 
     try {
         require_known_command(app, arguments);
-        std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the back
+        std::reverse(arguments.begin(),
+                     arguments.end());  // CLI11 takes them from the back
         app.parse(std::move(arguments));
         return action();
     } catch (const CLI::Success& help) {

@@ -61,11 +61,15 @@ std::string introduction(const Comparison& c) {
         return text;
     }();
     return fmt::format(
-        "<h1>One MoE layer, step by step</h1>\n<p class='soft'>{}: hidden size H = {}, E = {} "
-        "experts of width F = {}, K = {} per token. {}: S = {} by B = {}, T = {} tokens, N = {} "
+        "<h1>One MoE layer, step by step</h1>\n<p class='soft'>{}: hidden size H = {}, E "
+        "= {} "
+        "experts of width F = {}, K = {} per token. {}: S = {} by B = {}, T = {} tokens, "
+        "N = {} "
         "expert rows.</p>\n<p class='{}'><b>{}</b></p>\n"
-        "<p>Each token is a byte of the text with the two before it, embedded by a fixed table. "
-        "Common bytes make popular experts, as common words do in a real model. The first "
+        "<p>Each token is a byte of the text with the two before it, embedded by a fixed "
+        "table. "
+        "Common bytes make popular experts, as common words do in a real model. The "
+        "first "
         "sequence begins:</p>\n<pre>{}</pre>\n",
         escape(c.model), c.config.hidden_size, c.config.num_experts(), c.config.ffn(),
         c.config.moe_router_topk, escape(c.text.name), c.text.seq_len, c.text.micro_batch,
@@ -86,8 +90,9 @@ std::string favourite_bytes(const Comparison& c, std::int64_t expert) {
                      [&](int a, int b) { return counts[a] > counts[b]; });
     std::string list;
     for (int i = 0; i < 8 && counts[order[i]] > 0; ++i)
-        list += fmt::format("{}<b>{}</b> {}", list.empty() ? "" : ", ",
-                            visible(static_cast<std::uint8_t>(order[i])), counts[order[i]]);
+        list +=
+            fmt::format("{}<b>{}</b> {}", list.empty() ? "" : ", ",
+                        visible(static_cast<std::uint8_t>(order[i])), counts[order[i]]);
     return list;
 }
 
@@ -96,7 +101,8 @@ std::string load_section(const Comparison& c) {
     const std::int64_t* load = c.tokens_per_expert.data<std::int64_t>();
     const double mean = double(c.sizes.num_rows) / double(E);
     double variance = 0.0;
-    for (std::int64_t e = 0; e < E; ++e) variance += std::pow(double(load[e]) - mean, 2) / double(E);
+    for (std::int64_t e = 0; e < E; ++e)
+        variance += std::pow(double(load[e]) - mean, 2) / double(E);
     std::vector<std::int64_t> busiest(E);
     std::iota(busiest.begin(), busiest.end(), 0);
     std::stable_sort(busiest.begin(), busiest.end(),
@@ -104,26 +110,30 @@ std::string load_section(const Comparison& c) {
 
     std::string rows;
     for (std::int64_t i = 0; i < std::min<std::int64_t>(E, 4); ++i)
-        rows += fmt::format("<tr><td>expert {}</td><td>{}</td><td style='text-align:left'>{}"
-                            "</td></tr>\n",
-                            busiest[i], load[busiest[i]], favourite_bytes(c, busiest[i]));
+        rows += fmt::format(
+            "<tr><td>expert {}</td><td>{}</td><td style='text-align:left'>{}"
+            "</td></tr>\n",
+            busiest[i], load[busiest[i]], favourite_bytes(c, busiest[i]));
     const double safe_mean = std::max(mean, 1e-30);
     return fmt::format(
-        "<h2>Expert load</h2>\n<p>Rows per expert. The busiest has {:.2f} times the even share; "
-        "the coefficient of variation is {:.2f}. A step takes as long as its busiest expert, "
+        "<h2>Expert load</h2>\n<p>Rows per expert. The busiest has {:.2f} times the even "
+        "share; "
+        "the coefficient of variation is {:.2f}. A step takes as long as its busiest "
+        "expert, "
         "which is why routers are trained towards the dashed line.</p>\n{}"
-        "<div class='wide'><table><tr><th>busiest</th><th>rows</th><th style='text-align:left'>"
+        "<div class='wide'><table><tr><th>busiest</th><th>rows</th><th "
+        "style='text-align:left'>"
         "bytes it gets most</th></tr>\n{}</table></div>\n",
         double(load[busiest[0]]) / safe_mean, std::sqrt(variance) / safe_mean,
         draw_expert_load(c), rows);
 }
 
 std::string error_cells(const StepOutcome& outcome) {
-    if (!outcome.integers_equal)
-        return "<td class='bad'>integers differ</td><td></td>";
+    if (!outcome.integers_equal) return "<td class='bad'>integers differ</td><td></td>";
     if (outcome.error == 0.0) return "<td>0</td><td></td>";
-    return fmt::format("<td class='{}'>{:.1e}</td><td>{:.1f} %</td>", outcome.ok() ? "" : "bad",
-                       outcome.error, 100.0 * outcome.error / outcome.bound);
+    return fmt::format("<td class='{}'>{:.1e}</td><td>{:.1f} %</td>",
+                       outcome.ok() ? "" : "bad", outcome.error,
+                       100.0 * outcome.error / outcome.bound);
 }
 
 /// A step's number as a badge: few fonts have ⑪ to ⑳.
@@ -138,7 +148,8 @@ std::string step_row(const Comparison& c, Step step) {
     if (cost.formula.empty())
         return row + fmt::format("<td class='soft'>off</td><td colspan='{}'></td></tr>\n",
                                  3 * c.columns.size() - 1);
-    row += fmt::format("<td>{}</td><td>{:.2f}</td>", cost.formula, double(cost.bytes) / 1e6);
+    row +=
+        fmt::format("<td>{}</td><td>{:.2f}</td>", cost.formula, double(cost.bytes) / 1e6);
     for (std::size_t i = 0; i < c.columns.size(); ++i) {
         row += fmt::format("<td>{:.2f}</td>", 1e3 * c.columns[i].at(step).seconds);
         if (i > 0) row += error_cells(c.columns[i].at(step));
@@ -159,22 +170,26 @@ std::string steps_section(const Comparison& c) {
     }
     std::string shares, details;
     for (const ColumnOutcome& column : c.columns) {
-        shares += fmt::format("<p class='soft'>{}: {:.1f} ms forward and backward</p>\n{}",
-                              escape(column.label), 1e3 * column.seconds,
-                              draw_time_shares(column));
+        shares += fmt::format(
+            "<p class='soft'>{}: {:.1f} ms forward and backward</p>\n{}",
+            escape(column.label), 1e3 * column.seconds, draw_time_shares(column));
         for (int n = 1; n <= kNumSteps; ++n)
             if (const auto& step = column.steps[n - 1]; !step.detail.empty())
-                details += fmt::format("<p class='bad'>{} {}: {}</p>\n", escape(column.label),
-                                       badge(static_cast<Step>(n)), escape(step.detail));
+                details +=
+                    fmt::format("<p class='bad'>{} {}: {}</p>\n", escape(column.label),
+                                badge(static_cast<Step>(n)), escape(step.detail));
     }
     return fmt::format(
-        "<h2>Step by step</h2>\n<p>Step n is undone by step 21 − n. Elements are what every "
-        "correct implementation must read and write at least once; MB is that in {}. Times are "
-        "medians on this machine's CPU and say nothing about a GPU. Errors are relative to {}."
+        "<h2>Step by step</h2>\n<p>Step n is undone by step 21 − n. Elements are what "
+        "every "
+        "correct implementation must read and write at least once; MB is that in {}. "
+        "Times are "
+        "medians on this machine's CPU and say nothing about a GPU. Errors are relative "
+        "to {}."
         "</p>\n<div class='wide'><table>{}</tr>\n{}</table></div>\n{}"
         "<h3>Where the time goes</h3>\n{}",
-        to_string(c.columns.back().spec.experts.dtype), escape(c.columns.front().label), head,
-        rows, details, shares);
+        to_string(c.columns.back().spec.experts.dtype), escape(c.columns.front().label),
+        head, rows, details, shares);
 }
 
 std::string losses_section(const Comparison& c) {
@@ -188,9 +203,10 @@ std::string losses_section(const Comparison& c) {
             rows += fmt::format("<td>{:.9f}</td>", column.losses.at(name));
         rows += "</tr>\n";
     }
-    return fmt::format("<h2>Losses</h2>\n<p>A load-balancing loss of 1 means perfectly even use."
-                       "</p>\n<div class='wide'><table>{}</tr>\n{}</table></div>\n",
-                       head, rows);
+    return fmt::format(
+        "<h2>Losses</h2>\n<p>A load-balancing loss of 1 means perfectly even use."
+        "</p>\n<div class='wide'><table>{}</tr>\n{}</table></div>\n",
+        head, rows);
 }
 
 std::string golden_section(const Comparison& c) {
@@ -199,32 +215,41 @@ std::string golden_section(const Comparison& c) {
     for (const GoldenOutcome& golden : c.golden) {
         std::string failed;
         for (const std::string& name : golden.failed) failed += " " + escape(name);
-        rows += fmt::format("<tr><td>{}</td><td class='{}'>{} of {}{}</td><td>{:.1f} %</td>"
-                            "<td>{}</td></tr>\n",
-                            escape(golden.label), golden.failed.empty() ? "good" : "bad",
-                            golden.passed, golden.total, failed, 100.0 * golden.worst_share,
-                            escape(golden.worst_case));
+        rows += fmt::format(
+            "<tr><td>{}</td><td class='{}'>{} of {}{}</td><td>{:.1f} %</td>"
+            "<td>{}</td></tr>\n",
+            escape(golden.label), golden.failed.empty() ? "good" : "bad", golden.passed,
+            golden.total, failed, 100.0 * golden.worst_share, escape(golden.worst_case));
     }
-    return "<h2>Golden cases</h2>\n<p>Whole layers, forward and backward, whose numbers were "
-           "computed by Megatron-Core's and Hugging Face's own code.</p>\n<div class='wide'>"
-           "<table><tr><th>tier</th><th>match</th><th>worst, of its bound</th><th>where</th>"
-           "</tr>\n" + rows + "</table></div>\n";
+    return "<h2>Golden cases</h2>\n<p>Whole layers, forward and backward, whose numbers "
+           "were "
+           "computed by Megatron-Core's and Hugging Face's own code.</p>\n<div "
+           "class='wide'>"
+           "<table><tr><th>tier</th><th>match</th><th>worst, of its "
+           "bound</th><th>where</th>"
+           "</tr>\n" +
+           rows + "</table></div>\n";
 }
 
 std::string make_page(const Comparison& c) {
-    return fmt::format("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-                       "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-                       "<title>MoE layer, step by step</title><style>{}</style></head><body>\n",
-                       kStyle) +
+    return fmt::format(
+               "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+               "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+               "<title>MoE layer, step by step</title><style>{}</style></head><body>\n",
+               kStyle) +
            introduction(c) +
-           "<h2>Routing map</h2>\n<p>Which experts the first tokens visit. The stronger the colour, the "
+           "<h2>Routing map</h2>\n<p>Which experts the first tokens visit. The stronger "
+           "the colour, the "
            "larger the probability; hover for numbers.</p>\n" +
            draw_routing_map(c) + load_section(c) +
-           "<h2>Permutation</h2>\n<p>Dispatch copies each token once per expert it visits, and "
-           "puts the copies in expert order, so that each expert finds its rows side by side. "
-           "Combine sums them on the way back. Here: the first tokens of the batch.</p>\n" +
-           draw_permutation(c) + steps_section(c) + losses_section(c) + golden_section(c) +
-           "</body></html>\n";
+           "<h2>Permutation</h2>\n<p>Dispatch copies each token once per expert it "
+           "visits, and "
+           "puts the copies in expert order, so that each expert finds its rows side by "
+           "side. "
+           "Combine sums them on the way back. Here: the first tokens of the "
+           "batch.</p>\n" +
+           draw_permutation(c) + steps_section(c) + losses_section(c) +
+           golden_section(c) + "</body></html>\n";
 }
 
 /// Writes a file whole or not at all; false when the folder does not allow it.
@@ -255,7 +280,8 @@ void require_writable_folder(const std::string& field, const std::string& folder
 
 std::string write_report(const Comparison& comparison, const std::string& folder) {
     const fs::path page = fs::path(folder) / "index.html";
-    if (!write_whole(page, make_page(comparison))) reject("--report", folder, kFolderRule);
+    if (!write_whole(page, make_page(comparison)))
+        reject("--report", folder, kFolderRule);
     return page;
 }
 

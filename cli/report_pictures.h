@@ -8,8 +8,8 @@
 
 namespace moe {
 
-/// Text made safe for HTML and SVG. Bytes that are not printable ASCII become "·", so that a
-/// user's file may hold anything.
+/// Text made safe for HTML and SVG. Bytes that are not printable ASCII become "·", so
+/// that a user's file may hold anything.
 std::string escape(const std::string& text);
 
 /// One byte of the text as a visible character: "␣", "⏎", "·" for what cannot be shown.

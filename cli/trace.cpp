@@ -76,7 +76,8 @@ Tensor round_numbers(const Shape& shape, std::uint64_t seed, std::uint64_t strea
     Tensor tensor = Tensor::empty(shape, DType::f32);
     const Rng rng(seed, stream);
     for (std::int64_t i = 0; i < tensor.numel(); ++i)
-        tensor.data<float>()[i] = static_cast<float>(std::round(4.0 * rng.normal(i)) / 4.0);
+        tensor.data<float>()[i] =
+            static_cast<float>(std::round(4.0 * rng.normal(i)) / 4.0);
     return tensor;
 }
 
@@ -89,7 +90,8 @@ int run_trace(const TraceOptions& options) {
     const MoEConfig config = options.layer->config();
     const ModuleSpec spec = ModuleSpec::parse(
         options.spec, choose_suppliers({options.tier}, {options.dtype}).front());
-    const std::int64_t S = options.layer->seq_length(), B = options.layer->micro_batch_size();
+    const std::int64_t S = options.layer->seq_length(),
+                       B = options.layer->micro_batch_size();
     const std::uint64_t seed = options.layer->seed();
     const Shape shape = {S, B, config.hidden_size};
     const Tensor hidden = round_numbers(shape, seed, 100);
@@ -97,8 +99,9 @@ int run_trace(const TraceOptions& options) {
     const TensorMap parameters = random_parameters(config, seed);
 
     MoELayer layer(config, spec, parameters);
-    fmt::print("{} tokens (S={} x B={}, token t = s B + b), {} experts, top-{}; {}\n", S * B,
-               S, B, config.num_experts(), config.moe_router_topk, to_string(layer.spec()));
+    fmt::print("{} tokens (S={} x B={}, token t = s B + b), {} experts, top-{}; {}\n",
+               S * B, S, B, config.num_experts(), config.moe_router_topk,
+               to_string(layer.spec()));
     fmt::print("\nInput\n");
     print_tensor("hidden_states", hidden);
 
@@ -138,7 +141,8 @@ void add_trace(CLI::App& app, Action& action) {
     add_threads_flag(*command);
     options->layer = std::make_unique<LayerOptions>(
         *command, LayerOptions::Defaults{"tiny", 1, 4, 2, tiny_config()});
-    command->callback([&action, options] { action = [options] { return run_trace(*options); }; });
+    command->callback(
+        [&action, options] { action = [options] { return run_trace(*options); }; });
 }
 
 }  // namespace moe

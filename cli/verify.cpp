@@ -55,8 +55,8 @@ bool verify_file(const std::string& path, const std::vector<ComponentSpec>& supp
                  bool json) {
     const GoldenCase golden = load_golden(path);
     for (const std::string& name : golden.unknown_tensors)
-        fmt::print(stderr, "moe: {}: {} is not a tensor name known here; not checked\n", path,
-                   name);
+        fmt::print(stderr, "moe: {}: {} is not a tensor name known here; not checked\n",
+                   path, name);
     if (golden.expected.empty())
         reject(path, "no expect.* tensor", "there must be something to check");
     bool ok = true;
@@ -85,9 +85,10 @@ int run_verify(const VerifyOptions& options) {
         }
     }
     if (!options.json)
-        fmt::print("{} of {} files match{}\n",
-                   int(options.files.size()) - differing - unreadable, options.files.size(),
-                   unreadable > 0 ? fmt::format(", {} could not be run", unreadable) : "");
+        fmt::print(
+            "{} of {} files match{}\n",
+            int(options.files.size()) - differing - unreadable, options.files.size(),
+            unreadable > 0 ? fmt::format(", {} could not be run", unreadable) : "");
     return unreadable > 0 ? kExitBadInput : differing > 0 ? kExitDiffers : kExitOk;
 }
 
@@ -95,20 +96,24 @@ int run_verify(const VerifyOptions& options) {
 
 void add_verify(CLI::App& app, Action& action) {
     auto options = std::make_shared<VerifyOptions>();
-    CLI::App* command = app.add_subcommand(
-        "verify",
-        "Run golden cases and compare with their expected values.\n"
-        "Exit code: 0 all match, 1 a value differs, 2 bad input.\n\n"
-        "Example: moe verify tests/golden/*.safetensors --dtype fp64");
-    command->add_option("files", options->files, "Golden cases (.safetensors)")->required();
+    CLI::App* command =
+        app.add_subcommand("verify",
+                           "Run golden cases and compare with their expected values.\n"
+                           "Exit code: 0 all match, 1 a value differs, 2 bad input.\n\n"
+                           "Example: moe verify tests/golden/*.safetensors --dtype fp64");
+    command->add_option("files", options->files, "Golden cases (.safetensors)")
+        ->required();
     command->add_option("--tier", options->tiers, "Tiers to run (default: all)")
         ->delimiter(',');
-    command->add_option("--dtype", options->dtypes,
-                        "fp64, fp32, bf16 (default: all that the tier has)")
+    command
+        ->add_option("--dtype", options->dtypes,
+                     "fp64, fp32, bf16 (default: all that the tier has)")
         ->delimiter(',');
-    command->add_flag("--json", options->json, "One JSON object per file, tier and dtype");
+    command->add_flag("--json", options->json,
+                      "One JSON object per file, tier and dtype");
     add_threads_flag(*command);
-    command->callback([&action, options] { action = [options] { return run_verify(*options); }; });
+    command->callback(
+        [&action, options] { action = [options] { return run_verify(*options); }; });
 }
 
 }  // namespace moe

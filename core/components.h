@@ -1,9 +1,10 @@
 /// @file
 /// The four components of the layer as interfaces, each written for one rank, forward and
-/// backward. A tier implements them; MoELayer wires them and knows no more than this file.
+/// backward. A tier implements them; MoELayer wires them and knows no more than this
+/// file.
 ///
-/// Every tensor that enters or leaves a component lies in the component's own placement().
-/// Integers (maps, counts) keep their type in every placement.
+/// Every tensor that enters or leaves a component lies in the component's own
+/// placement(). Integers (maps, counts) keep their type in every placement.
 #pragma once
 
 #include <map>
@@ -67,8 +68,8 @@ class Router : public Component {
     virtual void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
                           const Saved& saved, const RunContext& context) = 0;
 
-    /// Once per optimizer step: moves the expert bias (E) f32 towards balance by the counts
-    /// since the last call, and returns it; undefined without an expert bias.
+    /// Once per optimizer step: moves the expert bias (E) f32 towards balance by the
+    /// counts since the last call, and returns it; undefined without an expert bias.
     /// Source: finalize_model_grads.py, _update_router_expert_bias.
     virtual Tensor update_expert_bias() = 0;
 
@@ -83,7 +84,7 @@ class TokenDispatcher : public Component {
     using Component::Component;
 
     struct Dispatched {
-        Tensor rows;               ///< (N, H), by local expert, then source rank and token
+        Tensor rows;  ///< (N, H), by local expert, then source rank and token
         Tensor tokens_per_expert;  ///< (L) i64 on the host, sums to N
         Tensor row_probs;          ///< (N)
         SavedPtr saved;
@@ -106,7 +107,8 @@ class TokenDispatcher : public Component {
         Tensor dprobs;   ///< (T, E), 0 where not routed
     };
     virtual Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
-                                        const Saved& saved, const RunContext& context) = 0;
+                                        const Saved& saved,
+                                        const RunContext& context) = 0;
 };
 
 /// The routed experts: an MLP per expert over its rows. Source: experts.py.
@@ -125,7 +127,8 @@ class Experts : public Component {
         Tensor drows;       ///< (N, H)
         Tensor drow_probs;  ///< (N)
     };
-    /// Puts "experts.linear_fc1.weight", "….bias" and those of linear_fc2 into `gradients`.
+    /// Puts "experts.linear_fc1.weight", "….bias" and those of linear_fc2 into
+    /// `gradients`.
     virtual Gradients backward(TensorMap& gradients, const Tensor& doutput,
                                const Saved& saved, const RunContext& context) = 0;
 };

@@ -97,9 +97,10 @@ void check_groups(const MoEConfig& c) {
                fmt::format("must be at least moe_router_group_topk ({})", group_topk));
     const std::int64_t reachable = group_topk * (c.num_experts() / groups);
     if (c.moe_router_topk > reachable)
-        reject("moe_router_topk", c.moe_router_topk,
-               fmt::format("must be at most {}: the experts in moe_router_group_topk groups",
-                           reachable));
+        reject(
+            "moe_router_topk", c.moe_router_topk,
+            fmt::format("must be at most {}: the experts in moe_router_group_topk groups",
+                        reachable));
 }
 
 void check_router(const MoEConfig& c) {
@@ -110,10 +111,12 @@ void check_router(const MoEConfig& c) {
     require_one_of("moe_router_score_function", c.moe_router_score_function,
                    {"softmax", "sigmoid", "sqrtsoftplus"});
     const bool softmax = c.moe_router_score_function == "softmax";
-    if (c.moe_router_topk == 1 && softmax && !c.moe_router_pre_softmax && !c.is_sinkhorn())
-        reject("moe_router_topk", c.moe_router_topk,
-               "must be above 1 for softmax without moe_router_pre_softmax (a softmax over "
-               "one expert has no gradient)");
+    if (c.moe_router_topk == 1 && softmax && !c.moe_router_pre_softmax &&
+        !c.is_sinkhorn())
+        reject(
+            "moe_router_topk", c.moe_router_topk,
+            "must be above 1 for softmax without moe_router_pre_softmax (a softmax over "
+            "one expert has no gradient)");
     if (c.moe_router_dtype)
         require_one_of("moe_router_dtype", *c.moe_router_dtype, {"fp32", "fp64"});
     if (c.moe_router_enable_expert_bias && softmax)
@@ -121,7 +124,8 @@ void check_router(const MoEConfig& c) {
                "needs moe_router_score_function sigmoid or sqrtsoftplus");
     require_finite("moe_router_bias_update_rate", c.moe_router_bias_update_rate);
     if (c.moe_router_topk_scaling_factor)
-        require_finite("moe_router_topk_scaling_factor", *c.moe_router_topk_scaling_factor);
+        require_finite("moe_router_topk_scaling_factor",
+                       *c.moe_router_topk_scaling_factor);
     check_groups(c);
 }
 
@@ -131,31 +135,36 @@ void check_losses(const MoEConfig& c) {
     for (std::size_t i = 0; i < types.size(); ++i) {
         if (types[i] == "quantile_balancing")
             reject("moe_router_load_balancing_type", types[i], "is not built here");
-        require_one_of("moe_router_load_balancing_type", types[i],
-                       {"aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"});
+        require_one_of(
+            "moe_router_load_balancing_type", types[i],
+            {"aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"});
         if (std::count(types.begin(), types.end(), types[i]) > 1)
-            reject("moe_router_load_balancing_type", fmt::format("{}", fmt::join(types, " ")),
-                   "must name each type once");
+            reject("moe_router_load_balancing_type",
+                   fmt::format("{}", fmt::join(types, " ")), "must name each type once");
         if (types[i] == "sinkhorn" && types.size() > 1)
-            reject("moe_router_load_balancing_type", fmt::format("{}", fmt::join(types, " ")),
-                   "sinkhorn must stand alone");
+            reject("moe_router_load_balancing_type",
+                   fmt::format("{}", fmt::join(types, " ")), "sinkhorn must stand alone");
     }
     if (coeffs.size() != types.size())
         reject("moe_aux_loss_coeff", fmt::format("{}", fmt::join(coeffs, " ")),
-               fmt::format("must have as many entries as moe_router_load_balancing_type ({})",
-                           types.size()));
+               fmt::format(
+                   "must have as many entries as moe_router_load_balancing_type ({})",
+                   types.size()));
     for (double coeff : coeffs) {
         if (!(std::isfinite(coeff) && coeff >= 0.0))
             reject("moe_aux_loss_coeff", coeff, "must be finite and not negative");
         if (c.is_sinkhorn() && coeff != 0.0)
             reject("moe_aux_loss_coeff", coeff, "must be 0 with sinkhorn");
     }
-    if (c.moe_z_loss_coeff && !(std::isfinite(*c.moe_z_loss_coeff) && *c.moe_z_loss_coeff >= 0))
-        reject("moe_z_loss_coeff", *c.moe_z_loss_coeff, "must be finite and not negative");
+    if (c.moe_z_loss_coeff &&
+        !(std::isfinite(*c.moe_z_loss_coeff) && *c.moe_z_loss_coeff >= 0))
+        reject("moe_z_loss_coeff", *c.moe_z_loss_coeff,
+               "must be finite and not negative");
 }
 
 void check_capacity(const MoEConfig& c) {
-    require_one_of("moe_token_drop_policy", c.moe_token_drop_policy, {"probs", "position"});
+    require_one_of("moe_token_drop_policy", c.moe_token_drop_policy,
+                   {"probs", "position"});
     if (!c.moe_expert_capacity_factor) {
         if (c.moe_pad_expert_input_to_capacity)
             reject("moe_pad_expert_input_to_capacity", true,
@@ -193,7 +202,8 @@ std::vector<std::string> MoEConfig::warnings() const {
     std::vector<std::string> lines;
     if (num_experts() >= 32 && !moe_router_dtype)
         lines.push_back(
-            "moe_router_dtype is not set: with 32 or more experts Megatron advises fp32 or "
+            "moe_router_dtype is not set: with 32 or more experts Megatron advises fp32 "
+            "or "
             "fp64 routing");
     return lines;
 }

@@ -70,8 +70,9 @@ struct MoEConfig {
     std::optional<std::int64_t> expert_tensor_parallel_size;
     bool sequence_parallel = false;
 
-    /// Resolves derived fields (FFN width, a negative capacity factor) and checks every rule.
-    /// Throws InputError "<field> = <value>: <allowed>" at the first that is broken.
+    /// Resolves derived fields (FFN width, a negative capacity factor) and checks every
+    /// rule. Throws InputError "<field> = <value>: <allowed>" at the first that is
+    /// broken.
     void finalize();
 
     /// What Megatron would warn about; one line each. Call after finalize().
@@ -86,20 +87,22 @@ struct MoEConfig {
         return moe_shared_expert_intermediate_size.value_or(0);
     }
     /// Rows of an FC1 weight of FFN width `ffn`: gate rows then up rows, or only one set.
-    std::int64_t fc1_rows(std::int64_t ffn) const { return gated_linear_unit ? 2 * ffn : ffn; }
+    std::int64_t fc1_rows(std::int64_t ffn) const {
+        return gated_linear_unit ? 2 * ffn : ffn;
+    }
     /// Coefficient of one kind of auxiliary loss; 0 where it is not asked for.
     /// Source: router.py, TopKRouter.get_aux_loss_coeff.
     double aux_loss_coeff(const std::string& type) const;
     bool is_sinkhorn() const;
 };
 
-/// C, rows an expert accepts from one rank: ceil(T * K / E * factor), in double and in this
-/// order, because Megatron's Python floats decide the rounding.
-/// Source: moe_utils.py, get_capacity.
+/// C, rows an expert accepts from one rank: ceil(T * K / E * factor), in double and in
+/// this order, because Megatron's Python floats decide the rounding. Source:
+/// moe_utils.py, get_capacity.
 std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens);
 
-/// Reads a config; fields the JSON lacks keep their defaults, an unknown field or a value of
-/// the wrong type is an InputError that names it. Does not call finalize().
+/// Reads a config; fields the JSON lacks keep their defaults, an unknown field or a value
+/// of the wrong type is an InputError that names it. Does not call finalize().
 /// @param where  named in errors before the field, e.g. the file; may be empty
 MoEConfig config_from_json(const nlohmann::json& json, const std::string& where);
 
@@ -123,8 +126,8 @@ struct FieldInfo {
 /// Every field of MoEConfig, in declaration order.
 const std::vector<FieldInfo>& config_fields();
 
-/// A model whose MoE layer people know: mixtral_8x7b, qwen3_30b_a3b, deepseek_v3, olmoe or
-/// gpt_oss_20b. InputError for another name. finalize() is still to be called.
+/// A model whose MoE layer people know: mixtral_8x7b, qwen3_30b_a3b, deepseek_v3, olmoe
+/// or gpt_oss_20b. InputError for another name. finalize() is still to be called.
 /// @param scale  widths (hidden, FFN, shared) are divided by it; >= 1, must leave >= 1
 MoEConfig preset(const std::string& name, std::int64_t scale);
 

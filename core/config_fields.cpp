@@ -57,11 +57,16 @@ void visit_fields(Config& c, Visit&& visit) {
 
 template <typename T>
 constexpr FieldKind kind_of() {
-    if constexpr (std::is_same_v<T, bool>) return FieldKind::boolean;
-    else if constexpr (std::is_same_v<T, std::int64_t>) return FieldKind::integer;
-    else if constexpr (std::is_same_v<T, double>) return FieldKind::number;
-    else if constexpr (std::is_same_v<T, std::string>) return FieldKind::text;
-    else return FieldKind::list;
+    if constexpr (std::is_same_v<T, bool>)
+        return FieldKind::boolean;
+    else if constexpr (std::is_same_v<T, std::int64_t>)
+        return FieldKind::integer;
+    else if constexpr (std::is_same_v<T, double>)
+        return FieldKind::number;
+    else if constexpr (std::is_same_v<T, std::string>)
+        return FieldKind::text;
+    else
+        return FieldKind::list;
 }
 
 template <typename T>

@@ -60,14 +60,21 @@ inline constexpr DType dtype_of = [] {
     static_assert(NotAnElementType<T>::value, "no DType for this C++ type");
     return DType::u8;
 }();
-template <> inline constexpr DType dtype_of<std::uint8_t> = DType::u8;
-template <> inline constexpr DType dtype_of<double> = DType::f64;
-template <> inline constexpr DType dtype_of<float> = DType::f32;
-template <> inline constexpr DType dtype_of<BFloat16> = DType::bf16;
-template <> inline constexpr DType dtype_of<std::int64_t> = DType::i64;
-template <> inline constexpr DType dtype_of<std::int32_t> = DType::i32;
+template <>
+inline constexpr DType dtype_of<std::uint8_t> = DType::u8;
+template <>
+inline constexpr DType dtype_of<double> = DType::f64;
+template <>
+inline constexpr DType dtype_of<float> = DType::f32;
+template <>
+inline constexpr DType dtype_of<BFloat16> = DType::bf16;
+template <>
+inline constexpr DType dtype_of<std::int64_t> = DType::i64;
+template <>
+inline constexpr DType dtype_of<std::int32_t> = DType::i32;
 
-/// Name on the command line and in reports: "fp64", "fp32", "bf16", "int64", "int32", "uint8".
+/// Name on the command line and in reports: "fp64", "fp32", "bf16", "int64", "int32",
+/// "uint8".
 std::string to_string(DType dtype);
 
 /// Inverse of to_string() for the floating types.

@@ -9,8 +9,8 @@
 
 namespace moe {
 
-/// Bad input from outside: a flag, a file, a shape, a value. Programs print `what()` as one
-/// line and leave with exit code 2. Raise it through reject().
+/// Bad input from outside: a flag, a file, a shape, a value. Programs print `what()` as
+/// one line and leave with exit code 2. Raise it through reject().
 class InputError : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
@@ -48,7 +48,7 @@ namespace detail {
 
 /// Like MOE_CHECK(a == b), printing both values.
 #define MOE_CHECK_EQ(a, b)                                                               \
-    (((a) == (b)) ? (void)0                                                              \
-                  : moe::detail::check_failed(#a " == " #b,                              \
-                                              fmt::format(" ({} vs {})", (a), (b)),      \
-                                              __FILE__, __LINE__))
+    (((a) == (b))                                                                        \
+         ? (void)0                                                                       \
+         : moe::detail::check_failed(#a " == " #b, fmt::format(" ({} vs {})", (a), (b)), \
+                                     __FILE__, __LINE__))

@@ -16,7 +16,8 @@ ComponentSpec parse_supplier(const std::string& component, const std::string& te
     const std::string field = "spec " + component;
     const std::size_t colon = text.find(':');
     ComponentSpec spec{text.substr(0, colon), otherwise};
-    if (colon != std::string::npos) spec.dtype = parse_dtype(field, text.substr(colon + 1));
+    if (colon != std::string::npos)
+        spec.dtype = parse_dtype(field, text.substr(colon + 1));
     const auto dtypes = find_tier(field, spec.tier).dtypes();
     if (std::find(dtypes.begin(), dtypes.end(), spec.dtype) == dtypes.end()) {
         std::string list;
@@ -49,9 +50,10 @@ ModuleSpec ModuleSpec::parse(const std::string& text, const ComponentSpec& other
         const std::string name = part.substr(0, equals);
         const auto component = components.find(name);
         if (component == components.end() || equals == std::string::npos)
-            reject("spec", part,
-                   "must be component=tier or component=tier:dtype; components are router, "
-                   "dispatcher, experts, shared_experts");
+            reject(
+                "spec", part,
+                "must be component=tier or component=tier:dtype; components are router, "
+                "dispatcher, experts, shared_experts");
         *component->second =
             parse_supplier(name, part.substr(equals + 1), otherwise.dtype);
     }
@@ -68,7 +70,8 @@ std::string to_string(const ModuleSpec& spec) {
     if (spec.router == spec.dispatcher && spec.router == spec.experts &&
         spec.router == spec.shared_experts)
         return to_string(spec.router);
-    return "router=" + to_string(spec.router) + " dispatcher=" + to_string(spec.dispatcher) +
+    return "router=" + to_string(spec.router) +
+           " dispatcher=" + to_string(spec.dispatcher) +
            " experts=" + to_string(spec.experts) +
            " shared_experts=" + to_string(spec.shared_experts);
 }

@@ -19,7 +19,8 @@ struct ComponentSpec {
 /// "reference_cpu:fp32".
 std::string to_string(const ComponentSpec& spec);
 
-/// Suppliers of all components. Source of the idea: Megatron's ModuleSpec (spec_utils.py).
+/// Suppliers of all components. Source of the idea: Megatron's ModuleSpec
+/// (spec_utils.py).
 struct ModuleSpec {
     ComponentSpec router, dispatcher, experts, shared_experts;
     bool operator==(const ModuleSpec&) const = default;
@@ -27,9 +28,10 @@ struct ModuleSpec {
     /// The same tier and precision for all.
     static ModuleSpec uniform(const ComponentSpec& supplier);
 
-    /// Reads "experts=reference_cpu:fp32,router=reference_cpu:fp64". A component that is not
-    /// named takes `otherwise`; ":dtype" may be left out, then it is that of `otherwise`.
-    /// InputError for unknown components, tiers, dtypes, or ones the tier does not have.
+    /// Reads "experts=reference_cpu:fp32,router=reference_cpu:fp64". A component that is
+    /// not named takes `otherwise`; ":dtype" may be left out, then it is that of
+    /// `otherwise`. InputError for unknown components, tiers, dtypes, or ones the tier
+    /// does not have.
     static ModuleSpec parse(const std::string& text, const ComponentSpec& otherwise);
 
     /// The router works at least in moe_router_dtype, as Megatron's does.

@@ -7,8 +7,10 @@
 namespace moe {
 namespace {
 
-/// Megatron's layer takes the mask as (B, S) and transposes it to the order of the tokens.
-Tensor transpose_mask(const Tensor& mask, std::int64_t seq_len, std::int64_t micro_batch) {
+/// Megatron's layer takes the mask as (B, S) and transposes it to the order of the
+/// tokens.
+Tensor transpose_mask(const Tensor& mask, std::int64_t seq_len,
+                      std::int64_t micro_batch) {
     if (!mask.defined()) return {};
     if (mask.shape() != Shape{micro_batch, seq_len} || mask.dtype() != DType::u8)
         reject("padding_mask", to_string(mask.dtype()) + " " + to_string(mask.shape()),
@@ -38,13 +40,12 @@ MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& pa
         return find_tier("spec", supplier.tier);
     };
     router_ = tier(spec_.router).make_router(config_, spec_.router.dtype, parameters);
-    dispatcher_ =
-        tier(spec_.dispatcher).make_dispatcher(config_, spec_.dispatcher.dtype);
+    dispatcher_ = tier(spec_.dispatcher).make_dispatcher(config_, spec_.dispatcher.dtype);
     experts_ = tier(spec_.experts).make_experts(config_, spec_.experts.dtype, parameters);
     if (config_.shared_ffn() > 0)
-        shared_experts_ = tier(spec_.shared_experts)
-                              .make_shared_experts(config_, spec_.shared_experts.dtype,
-                                                   parameters);
+        shared_experts_ =
+            tier(spec_.shared_experts)
+                .make_shared_experts(config_, spec_.shared_experts.dtype, parameters);
 }
 
 MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_mask,
@@ -73,21 +74,20 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
                                    transfer(mask, router_->placement()), context);
 
     // ⑥
-    auto dispatched =
-        dispatcher_->dispatch(transfer(tokens, dispatcher_->placement()),
-                              transfer(routed.probs, dispatcher_->placement()),
-                              transfer(routed.routing_map, dispatcher_->placement()), context);
+    auto dispatched = dispatcher_->dispatch(
+        transfer(tokens, dispatcher_->placement()),
+        transfer(routed.probs, dispatcher_->placement()),
+        transfer(routed.routing_map, dispatcher_->placement()), context);
 
     // ⑦ to ⑨
-    auto expert_output =
-        experts_->forward(transfer(dispatched.rows, experts_->placement()),
-                          dispatched.tokens_per_expert,
-                          transfer(dispatched.row_probs, experts_->placement()), context);
+    auto expert_output = experts_->forward(
+        transfer(dispatched.rows, experts_->placement()), dispatched.tokens_per_expert,
+        transfer(dispatched.row_probs, experts_->placement()), context);
 
     // ⑩
-    const Tensor output = dispatcher_->combine(
-        transfer(expert_output.rows, dispatcher_->placement()), shared_output,
-        *dispatched.saved, context);
+    const Tensor output =
+        dispatcher_->combine(transfer(expert_output.rows, dispatcher_->placement()),
+                             shared_output, *dispatched.saved, context);
 
     result.output = output.reshaped({S, B, H});
     result.losses = std::move(routed.losses);
@@ -109,16 +109,15 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
         transfer(dtokens, dispatcher_->placement()), *saved.dispatcher, context);
 
     // ⑫ to ⑭
-    auto expert_gradients =
-        experts_->backward(gradients.parameters,
-                           transfer(dexpert_output, experts_->placement()),
-                           *saved.experts, context);
+    auto expert_gradients = experts_->backward(
+        gradients.parameters, transfer(dexpert_output, experts_->placement()),
+        *saved.experts, context);
 
     // ⑮
     auto dispatch_gradients = dispatcher_->dispatch_backward(
         transfer(expert_gradients.drows, dispatcher_->placement()),
-        transfer(expert_gradients.drow_probs, dispatcher_->placement()), *saved.dispatcher,
-        context);
+        transfer(expert_gradients.drow_probs, dispatcher_->placement()),
+        *saved.dispatcher, context);
 
     // ⑯ to ⑲, adding to the hidden states' gradient on the way
     Tensor dhidden = transfer(dispatch_gradients.dhidden, router_->placement());

@@ -1,6 +1,6 @@
 /// @file
-/// The layer's parameters: their names (Megatron's, those of the golden files), shapes, and
-/// seeded values.
+/// The layer's parameters: their names (Megatron's, those of the golden files), shapes,
+/// and seeded values.
 #pragma once
 
 #include <cstdint>
@@ -10,28 +10,28 @@
 
 namespace moe {
 
-/// Name and shape of every parameter a layer of this config has. "router.expert_bias" is a
-/// buffer without gradient; all others are trained.
+/// Name and shape of every parameter a layer of this config has. "router.expert_bias" is
+/// a buffer without gradient; all others are trained.
 ///
 /// | name | shape |
 /// |---|---|
 /// | router.weight | (E, H) |
 /// | router.bias, router.expert_bias | (E) |
-/// | experts.linear_fc1.weight, .bias | (E, 2F or F, H), (E, 2F or F): gate rows, then up rows |
-/// | experts.linear_fc2.weight, .bias | (E, H, F), (E, H) |
-/// | shared_experts.linear_fc1.weight | (2F_s or F_s, H) |
-/// | shared_experts.linear_fc2.weight | (H, F_s) |
-/// | shared_experts.gate_weight | (1, H) |
+/// | experts.linear_fc1.weight, .bias | (E, 2F or F, H), (E, 2F or F): gate rows, then up
+/// rows | | experts.linear_fc2.weight, .bias | (E, H, F), (E, H) | |
+/// shared_experts.linear_fc1.weight | (2F_s or F_s, H) | |
+/// shared_experts.linear_fc2.weight | (H, F_s) | | shared_experts.gate_weight | (1, H) |
 std::map<std::string, Shape> parameter_shapes(const MoEConfig& config);
 
-/// Throws InputError unless `parameters` holds exactly these shapes; tensors of other names
-/// are ignored. A missing expert bias is allowed: it starts at zero.
+/// Throws InputError unless `parameters` holds exactly these shapes; tensors of other
+/// names are ignored. A missing expert bias is allowed: it starts at zero.
 /// @param where  named in errors before the tensor, e.g. the file; may be empty
 void check_parameters(const MoEConfig& config, const TensorMap& parameters,
                       const std::string& where);
 
-/// Seeded fp32 values, all exactly representable in bf16, so that every dtype starts from the
-/// same numbers: weights N(0, 1 / fan-in), biases N(0, 0.1), the expert bias N(0, 0.01).
+/// Seeded fp32 values, all exactly representable in bf16, so that every dtype starts from
+/// the same numbers: weights N(0, 1 / fan-in), biases N(0, 0.1), the expert bias N(0,
+/// 0.01).
 TensorMap random_parameters(const MoEConfig& config, std::uint64_t seed);
 
 }  // namespace moe

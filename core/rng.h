@@ -1,6 +1,6 @@
 /// @file
-/// One seeded, counter-based random generator for all tiers: element i of a stream is a pure
-/// function of (seed, stream, i), so any thread of any tier can draw it on its own.
+/// One seeded, counter-based random generator for all tiers: element i of a stream is a
+/// pure function of (seed, stream, i), so any thread of any tier can draw it on its own.
 #pragma once
 
 #include <array>
@@ -10,8 +10,8 @@
 
 namespace moe {
 
-/// Philox4x32-10: ten rounds of multiply-and-swap on a 128-bit counter under a 64-bit key.
-/// Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
+/// Philox4x32-10: ten rounds of multiply-and-swap on a 128-bit counter under a 64-bit
+/// key. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 constexpr std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
                                                   std::uint32_t key0,
                                                   std::uint32_t key1) {

@@ -20,21 +20,15 @@
 #include <tuple>
 #include <utility>
 
-#include "core/transfer.h"
+#include "core/safetensors_format.h"
 
 namespace moe {
 namespace {
 
-using nlohmann::json;
-using Strings = std::map<std::string, std::string>;
+using namespace safetensors;
 
-static_assert(std::endian::native == std::endian::little, "bytes are copied as they are");
-
-constexpr std::int64_t kLengthBytes = 8;
-constexpr std::int64_t kMaxHeaderBytes = 100'000'000;
 constexpr std::size_t kMaxAxes = 64;
 constexpr std::int64_t kMaxInt64 = std::numeric_limits<std::int64_t>::max();
-const std::string kMetadata = "__metadata__";
 const std::set<std::string> kFields = {"dtype", "shape", "data_offsets"};
 
 /// Bits of an element of each type of the format. Source: safetensors 0.8.0, enum Dtype.
@@ -46,51 +40,7 @@ const std::map<std::string, std::int64_t> kBits = {
     {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"F6_E2M3", 6},
     {"F6_E3M2", 6}, {"F4", 4}};
 
-/// Those that a Tensor can hold. U8 comes before BOOL: it is what u8 is written as.
-const std::vector<std::pair<std::string, DType>> kReadable = {
-    {"F64", DType::f64}, {"F32", DType::f32}, {"BF16", DType::bf16}, {"I64", DType::i64},
-    {"I32", DType::i32}, {"U8", DType::u8},   {"BOOL", DType::u8}};
-
-// ------------------------------------------------------------------ 1. words of errors
-
-/// JSON as one line of plain ASCII, cut where it gets long: safe to print, whatever the
-/// file holds. Strings come in quotes.
-std::string shown(const json& value, std::size_t max_bytes = 80) {
-    const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
-    return text.size() <= max_bytes ? text : text.substr(0, max_bytes) + "...";
-}
-
-/// The path as errors name it: on one line.
-std::string shown_path(std::string path) {
-    const auto is_control = [](unsigned char c) { return c < ' ' || c == 0x7f; };
-    std::replace_if(path.begin(), path.end(), is_control, '?');
-    return path;
-}
-
-/// `where` and something in it: "a.safetensors: header length".
-std::string inside(const std::string& where, const std::string& what) {
-    return fmt::format("{}: {}", where, what);
-}
-
-std::string inside_entry(const std::string& where, const std::string& name) {
-    return inside(where, name == kMetadata ? name : "tensor " + shown(name));
-}
-
-/// Throws InputError with the reason the operating system gave.
-void require_success(bool success, const std::string& path, const std::string& allowed) {
-    if (!success)
-        reject(shown_path(path), std::generic_category().message(errno), allowed);
-}
-
-/// Pipes, devices and folders are neither mapped nor replaced; opening a pipe would wait.
-void reject_other_than_file(const std::string& path) {
-    std::error_code ignored;
-    const std::filesystem::file_status status = std::filesystem::status(path, ignored);
-    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
-        reject(shown_path(path), "not a regular file", "must be a safetensors file");
-}
-
-// ------------------------------------------------------------------ 2. the mapped file
+// ------------------------------------------------------------------ 1. the mapped file
 
 struct Mapping {
     std::shared_ptr<const std::byte> bytes;
@@ -133,7 +83,7 @@ std::int64_t read_header_length(const std::string& where, const Mapping& file) {
     return static_cast<std::int64_t>(length);
 }
 
-// ------------------------------------------------------------------ 3. one header entry
+// ------------------------------------------------------------------ 2. one header entry
 
 Strings read_metadata(const std::string& where, const json& fields) {
     Strings metadata;
@@ -198,7 +148,7 @@ SafetensorsEntry read_entry(const std::string& where, const json& fields,
     return {dtype, shape, begin, end};
 }
 
-// ------------------------------------------------------------------ 4. the whole header
+// ------------------------------------------------------------------ 3. the whole header
 
 /// Follows the parser through {"name": {"field": value or [values]}}, reads each entry
 /// when it is complete and rejects every other structure where it starts.
@@ -299,109 +249,9 @@ void check_coverage(const HeaderReader& header) {
                fmt::format("must be {} bytes, where the last tensor ends", covered));
 }
 
-// ------------------------------------------------------------------ 5. writing
-
-using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
-
-/// Wide types first, so that each is aligned without padding, which the format forbids;
-/// by name within a type.
-NamedTensors in_file_order(const TensorMap& tensors) {
-    for (const auto& [name, tensor] : tensors) MOE_CHECK(tensor.defined());
-    NamedTensors order(tensors.begin(), tensors.end());
-    std::stable_sort(order.begin(), order.end(), [](const auto& left, const auto& right) {
-        return size_of(left.second.dtype()) > size_of(right.second.dtype());
-    });
-    return order;
-}
-
-/// The text itself. Throws InputError unless it is UTF-8.
-std::string utf8(const std::string& where, const std::string& text) {
-    try {
-        std::ignore = json(text).dump();
-    } catch (const json::exception&) {
-        reject(where, shown(text), "must be UTF-8");
-    }
-    return text;
-}
-
-/// The header's length and text, which ends in spaces so that the data starts 8-aligned.
-std::string header_bytes(const std::string& where, const NamedTensors& tensors,
-                         const Strings& metadata) {
-    json header = json::object();
-    for (const auto& [name, text] : metadata)
-        header[kMetadata][utf8(inside(where, kMetadata), name)] =
-            utf8(inside(inside(where, kMetadata), shown(name)), text);
-
-    std::size_t begin = 0;
-    for (const auto& [name, tensor] : tensors) {
-        if (name == kMetadata)
-            reject(inside(where, "tensor"), name, "is a reserved name");
-        const auto has_dtype = [dtype = tensor.dtype()](const auto& candidate) {
-            return candidate.second == dtype;
-        };
-        const auto type = std::find_if(kReadable.begin(), kReadable.end(), has_dtype);
-        const std::size_t end = begin + tensor.size_bytes();
-        header[utf8(inside(where, "tensor"), name)] = {{"dtype", type->first},
-                                                       {"shape", tensor.shape()},
-                                                       {"data_offsets", {begin, end}}};
-        begin = end;
-    }
-
-    std::string text = header.dump();
-    while (text.size() % kLengthBytes != 0) text += ' ';
-    const std::uint64_t length = text.size();
-    if (length > kMaxHeaderBytes)
-        reject(inside(where, "header length"), length,
-               fmt::format("must be at most {} bytes", kMaxHeaderBytes));
-    return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text;
-}
-
-/// A new file beside `path` that takes its place at commit(), or goes away.
-///
-/// TUTORIAL: rename() within a folder moves a name from one file to another in one step.
-/// Writing to `path` itself would leave half a file after a crash, and change the bytes
-/// under a program that has the old file mapped.
-class ReplacementFile {
-  public:
-    explicit ReplacementFile(const std::string& path) : path_(path) {
-        reject_other_than_file(path);
-        // "x" fails where the name is taken: by another thread, or since a crash.
-        for (int attempt = 0; file_ == nullptr && attempt < 100; ++attempt) {
-            temporary_ = fmt::format("{}.{}-{}.tmp", path, ::getpid(), attempt);
-            file_ = std::fopen(temporary_.c_str(), "wbxe");
-            if (file_ == nullptr && errno != EEXIST) break;
-        }
-        require(file_ != nullptr);
-    }
-    ReplacementFile(const ReplacementFile&) = delete;
-    ~ReplacementFile() {
-        if (file_ != nullptr) std::fclose(file_);
-        if (!committed_) std::remove(temporary_.c_str());
-    }
-
-    void write(const void* bytes, std::size_t count) {
-        require(std::fwrite(bytes, 1, count, file_) == count);
-    }
-    void commit() {
-        require(std::fflush(file_) == 0 && ::fsync(::fileno(file_)) == 0);
-        require(std::fclose(std::exchange(file_, nullptr)) == 0);
-        require(std::rename(temporary_.c_str(), path_.c_str()) == 0);
-        committed_ = true;
-    }
-
-  private:
-    void require(bool success) const {
-        require_success(success, path_, "must be in a folder that can be written to");
-    }
-
-    std::string path_, temporary_;
-    std::FILE* file_ = nullptr;
-    bool committed_ = false;
-};
-
 }  // namespace
 
-// ------------------------------------------------------------------ 6. what others call
+// ------------------------------------------------------------------ 4. what others call
 
 SafetensorsFile SafetensorsFile::open(const std::string& path) {
     const Mapping mapping = map_file(path);
@@ -444,19 +294,6 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
     Tensor result = Tensor::empty(stored.shape, type->second);
     std::memcpy(result.view().bytes, data_.get() + stored.begin, result.size_bytes());
     return result;
-}
-
-void save_safetensors(const std::string& path, const TensorMap& tensors,
-                      const Strings& metadata) {
-    const NamedTensors order = in_file_order(tensors);
-    const std::string header = header_bytes(shown_path(path), order, metadata);
-    ReplacementFile file(path);
-    file.write(header.data(), header.size());
-    for (const auto& [name, tensor] : order) {
-        const Tensor on_host = transfer(tensor, {MemorySpace::host, tensor.dtype()});
-        file.write(on_host.view().bytes, on_host.size_bytes());
-    }
-    file.commit();
 }
 
 }  // namespace moe

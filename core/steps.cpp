@@ -86,9 +86,12 @@ std::string circled(Step step) {
     return {'\xE2', '\x91', static_cast<char>(last_byte)};
 }
 
-std::string title(Step step) { return kTitles[static_cast<std::size_t>(step) - 1]; }
+std::string title(Step step) {
+    return kTitles[static_cast<std::size_t>(step) - 1];
+}
 
-StepCost step_cost(Step step, const MoEConfig& config, const StepSizes& sizes, DType dtype) {
+StepCost step_cost(Step step, const MoEConfig& config, const StepSizes& sizes,
+                   DType dtype) {
     const Count count = count_elements(step, config, sizes);
     return {count.formula, count.elements * static_cast<std::int64_t>(size_of(dtype))};
 }

@@ -1,6 +1,6 @@
 /// @file
-/// The twenty steps of the layer, forward and backward. The same number marks the same step
-/// in the comments of every tier, in `moe compare`, in `moe trace` and in the docs.
+/// The twenty steps of the layer, forward and backward. The same number marks the same
+/// step in the comments of every tier, in `moe compare`, in `moe trace` and in the docs.
 #pragma once
 
 #include <chrono>
@@ -12,8 +12,8 @@
 
 namespace moe {
 
-/// Forward ① to ⑩, then backward ⑪ to ⑳, in the order in which they run. Step n is undone by
-/// step 21 - n.
+/// Forward ① to ⑩, then backward ⑪ to ⑳, in the order in which they run. Step n is undone
+/// by step 21 - n.
 enum class Step : int {
     shared_experts = 1,         ///< ① the MLP that every token visits
     gating,                     ///< ② logits = X Wᵀ (+ b)
@@ -61,7 +61,8 @@ struct StepCost {
 };
 
 /// Floor of a step: each operand read once, each result written once, `dtype` throughout.
-StepCost step_cost(Step step, const MoEConfig& config, const StepSizes& sizes, DType dtype);
+StepCost step_cost(Step step, const MoEConfig& config, const StepSizes& sizes,
+                   DType dtype);
 
 /// Watches a layer at work. The default watches nothing.
 class Observer {
@@ -77,9 +78,9 @@ class Observer {
 struct RunContext {
     /// Losses are computed, and experts counted for the bias, only in training.
     bool training = true;
-    /// Scale of the auxiliary losses' gradients, set before each backward: loss scale times
-    /// CP over the number of micro-batches (or the loss scale alone, per-token loss).
-    /// Source: moe_utils.py, MoEAuxLossAutoScaler.main_loss_backward_scale.
+    /// Scale of the auxiliary losses' gradients, set before each backward: loss scale
+    /// times CP over the number of micro-batches (or the loss scale alone, per-token
+    /// loss). Source: moe_utils.py, MoEAuxLossAutoScaler.main_loss_backward_scale.
     double main_loss_backward_scale = 1.0;
     Observer* observer = nullptr;
 

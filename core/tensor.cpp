@@ -19,7 +19,6 @@ std::string to_string(const Shape& shape) {
     return fmt::format("({})", fmt::join(shape, ", "));
 }
 
-
 Tensor Tensor::empty(Shape shape, DType dtype, MemorySpace space) {
     for (std::int64_t size : shape) MOE_CHECK(size >= 0);
     Tensor result;

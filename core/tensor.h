@@ -1,6 +1,6 @@
 /// @file
-/// Tensor (owns its memory) and TensorView (does not): typed, shaped, row-major and dense,
-/// and aware of the memory space they live in.
+/// Tensor (owns its memory) and TensorView (does not): typed, shaped, row-major and
+/// dense, and aware of the memory space they live in.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 namespace moe {
 
-/// Where bytes live. A tier that works elsewhere than on the host registers its space with
-/// register_memory_space() (core/transfer.h).
+/// Where bytes live. A tier that works elsewhere than on the host registers its space
+/// with register_memory_space() (core/transfer.h).
 enum class MemorySpace : std::uint8_t { host, device };
 
 /// What a component works in: memory space and floating-point type.

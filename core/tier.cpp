@@ -12,7 +12,9 @@ std::vector<std::unique_ptr<Tier>>& registry() {
 
 }  // namespace
 
-void register_tier(std::unique_ptr<Tier> tier) { registry().push_back(std::move(tier)); }
+void register_tier(std::unique_ptr<Tier> tier) {
+    registry().push_back(std::move(tier));
+}
 
 std::vector<const Tier*> tiers() {
     std::vector<const Tier*> list;

@@ -1,6 +1,6 @@
 /// @file
-/// A tier: one complete implementation of the layer's components. Tiers register themselves;
-/// nothing else knows their types.
+/// A tier: one complete implementation of the layer's components. Tiers register
+/// themselves; nothing else knows their types.
 #pragma once
 
 #include <memory>

@@ -32,17 +32,28 @@ void host_copy(void* target, const void* source, std::size_t bytes) {
 
 std::array<MemoryFunctions, 2>& spaces() {
     static std::array<MemoryFunctions, 2> table = {
-        MemoryFunctions{host_allocate, std::free, host_fill, host_copy}, MemoryFunctions{}};
+        MemoryFunctions{host_allocate, std::free, host_fill, host_copy},
+        MemoryFunctions{}};
     return table;
 }
 
 /// One element as double, and back with a single rounding.
-double widen(double value) { return value; }
-double widen(float value) { return value; }
-double widen(BFloat16 value) { return static_cast<float>(value); }
+double widen(double value) {
+    return value;
+}
+double widen(float value) {
+    return value;
+}
+double widen(BFloat16 value) {
+    return static_cast<float>(value);
+}
 
-void narrow(double& target, double value) { target = value; }
-void narrow(float& target, double value) { target = static_cast<float>(value); }
+void narrow(double& target, double value) {
+    target = value;
+}
+void narrow(float& target, double value) {
+    target = static_cast<float>(value);
+}
 void narrow(BFloat16& target, double value) {
     // Rounding twice (fp64 -> fp32 -> bf16) may differ from rounding once: where fp32
     // lands exactly between two bf16 values, step back towards the true value first.
@@ -98,8 +109,9 @@ const MemoryFunctions& memory_functions(MemorySpace space) {
 
 void keep_freed_memory() {
 #ifdef __GLIBC__
-    // TUTORIAL: malloc gets large blocks straight from the kernel and gives them back when
-    // they are freed; each of their 4 KiB pages then faults, and is zeroed, at first touch.
+    // TUTORIAL: malloc gets large blocks straight from the kernel and gives them back
+    // when they are freed; each of their 4 KiB pages then faults, and is zeroed, at first
+    // touch.
     mallopt(M_MMAP_MAX, 0);
     mallopt(M_TRIM_THRESHOLD, INT_MAX);
 #endif
@@ -134,7 +146,8 @@ Tensor transfer(const TensorView& source, const Placement& target) {
 
 Tensor transfer(const Tensor& source, const Placement& target) {
     if (!source.defined()) return {};
-    const bool same_dtype = source.dtype() == target.dtype || !is_floating(source.dtype());
+    const bool same_dtype =
+        source.dtype() == target.dtype || !is_floating(source.dtype());
     if (same_dtype && source.space() == target.space) return source;
     return transfer(source.view(), target);
 }

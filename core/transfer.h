@@ -11,7 +11,8 @@ namespace moe {
 
 /// What a memory space must be able to do.
 struct MemoryFunctions {
-    void* (*allocate)(std::size_t bytes) = nullptr;  ///< aligned to 64 bytes; throws on failure
+    void* (*allocate)(std::size_t bytes) =
+        nullptr;  ///< aligned to 64 bytes; throws on failure
     void (*release)(void* bytes) = nullptr;
     void (*fill)(void* bytes, int value, std::size_t count) = nullptr;
     /// Copies between this space and the host, or within this space. Returns when done.
@@ -34,8 +35,9 @@ void keep_freed_memory();
 void copy(const TensorView& target, const TensorView& source);
 
 /// The tensor as a component at `target` wants it: the same tensor where nothing differs,
-/// otherwise a copy in that memory space, floating-point elements cast to that dtype (fp64
-/// to bf16 rounds once; integers keep their type). An undefined tensor stays undefined.
+/// otherwise a copy in that memory space, floating-point elements cast to that dtype
+/// (fp64 to bf16 rounds once; integers keep their type). An undefined tensor stays
+/// undefined.
 Tensor transfer(const Tensor& source, const Placement& target);
 
 /// Like the above for memory that somebody else owns; always copies.

@@ -69,14 +69,14 @@ struct SquaredRelu {
     }
 };
 
-/// The non-linear part of an expert's MLP for one row: h (2F or F) to a (F), weighted by the
-/// row's probability p.
+/// The non-linear part of an expert's MLP for one row: h (2F or F) to a (F), weighted by
+/// the row's probability p.
 ///
 ///     gated      a_f = p * act(min(h_f, c)) * (clamp(h_{F+f}, -c, c) + o)
 ///     otherwise  a_f = p * act(h_f)
 ///
-/// c = activation_func_clamp_value (none: no clamp), o = glu_linear_offset; both belong to
-/// gated units only. Source: mlp.py, MLP.forward; fusions/fused_bias_swiglu.py.
+/// c = activation_func_clamp_value (none: no clamp), o = glu_linear_offset; both belong
+/// to gated units only. Source: mlp.py, MLP.forward; fusions/fused_bias_swiglu.py.
 template <typename Scalar>
 class ExpertActivation {
   public:

@@ -41,7 +41,8 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<Scalar>::dispatch(
 }
 
 template <typename Scalar>
-Tensor AlltoAllDispatcher<Scalar>::combine(const Tensor& rows, const Tensor& shared_output,
+Tensor AlltoAllDispatcher<Scalar>::combine(const Tensor& rows,
+                                           const Tensor& shared_output,
                                            const Saved& saved,
                                            const RunContext& context) {
     Tensor output;

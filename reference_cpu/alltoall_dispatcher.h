@@ -8,9 +8,9 @@
 namespace moe::cpu {
 
 /// Dispatch: rows into expert order. Combine: back, summed per token. With a single rank
-/// there is nobody to exchange with, and the chunks that arrive are already in expert order,
-/// so permutation is all that is left of Megatron's steps.
-/// Source: token_dispatcher.py, MoEAlltoAllTokenDispatcher.
+/// there is nobody to exchange with, and the chunks that arrive are already in expert
+/// order, so permutation is all that is left of Megatron's steps. Source:
+/// token_dispatcher.py, MoEAlltoAllTokenDispatcher.
 template <typename Scalar>
 class AlltoAllDispatcher : public TokenDispatcher {
   public:

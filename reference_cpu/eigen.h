@@ -1,10 +1,11 @@
 /// @file
-/// Eigen as this tier uses it: row-major maps over tensors, one thread inside each product.
+/// Eigen as this tier uses it: row-major maps over tensors, one thread inside each
+/// product.
 #pragma once
 
-// TUTORIAL: Eigen can thread its own matrix products, but how it cuts them, and so how the
-// sums round, depends on the number of threads. The tier cuts the work into fixed blocks
-// itself, so that any number of threads gives the same bits.
+// TUTORIAL: Eigen can thread its own matrix products, but how it cuts them, and so how
+// the sums round, depends on the number of threads. The tier cuts the work into fixed
+// blocks itself, so that any number of threads gives the same bits.
 #ifndef EIGEN_DONT_PARALLELIZE
 #define EIGEN_DONT_PARALLELIZE
 #endif
@@ -15,8 +16,7 @@
 namespace moe::cpu {
 
 template <typename Scalar>
-using Matrix =
-    Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 template <typename Scalar>
 using MatrixMap = Eigen::Map<Matrix<Scalar>>;
 template <typename Scalar>

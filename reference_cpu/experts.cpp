@@ -11,13 +11,13 @@ namespace moe::cpu {
 namespace {
 
 struct ExpertsSaved : Saved {
-    RowGroups groups;   // rows of each expert
-    Tensor rows;        // (N, H) as they came
-    Tensor row_probs;   // (N) as they came
-    Tensor x;           // (N, H) input of FC1: rows, or row_probs * rows
-    Tensor p;           // (N) weight of the activation: row_probs, or ones
-    Tensor h;           // (N, 2F or F) output of FC1
-    Tensor a;           // (N, F) input of FC2
+    RowGroups groups;  // rows of each expert
+    Tensor rows;       // (N, H) as they came
+    Tensor row_probs;  // (N) as they came
+    Tensor x;          // (N, H) input of FC1: rows, or row_probs * rows
+    Tensor p;          // (N) weight of the activation: row_probs, or ones
+    Tensor h;          // (N, 2F or F) output of FC1
+    Tensor a;          // (N, F) input of FC2
 };
 
 Tensor find(const TensorMap& parameters, const std::string& name, DType dtype) {
@@ -89,8 +89,8 @@ Experts::Output GroupedMLP<Scalar>::forward(const Tensor& rows,
     // ⑦ h = W1 x + b1
     {
         StepTimer timer(context, Step::fc1);
-        saved->h = linear_forward<Scalar>(saved->x, fc1_weight_, fc1_bias_, {},
-                                          saved->groups);
+        saved->h =
+            linear_forward<Scalar>(saved->x, fc1_weight_, fc1_bias_, {}, saved->groups);
     }
     context.value(Step::fc1, "fc1_output", saved->h);
 
@@ -152,10 +152,9 @@ Experts::Gradients GroupedMLP<Scalar>::backward(TensorMap& gradients,
         for (const RowBlock& block : saved.groups.blocks) {
             for (std::int64_t row = block.begin; row < block.end; ++row) {
                 Scalar& dp_row = dp.data<Scalar>()[row];
-                dp_row = activation.backward(row_at<Scalar>(dh, row).array(),
-                                             row_at<Scalar>(saved.h, row).array(),
-                                             row_at<Scalar>(da, row).array(),
-                                             saved.p.data<Scalar>()[row]);
+                dp_row = activation.backward(
+                    row_at<Scalar>(dh, row).array(), row_at<Scalar>(saved.h, row).array(),
+                    row_at<Scalar>(da, row).array(), saved.p.data<Scalar>()[row]);
                 if (fc2_bias_.defined())
                     dp_row += row_at<Scalar>(fc2_bias_, block.group)
                                   .dot(row_at<Scalar>(doutput, row));

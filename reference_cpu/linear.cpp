@@ -107,21 +107,22 @@ Tensor linear_backward_bias(const Tensor& dy, const Tensor& row_scale,
 #pragma omp parallel for schedule(dynamic)
     for (std::int64_t group = 0; group < groups.num_groups(); ++group) {
         auto db = row_at<Scalar>(dbias, group);  // (out)
-        for (std::int64_t row = groups.offsets[group]; row < groups.offsets[group + 1]; ++row)
+        for (std::int64_t row = groups.offsets[group]; row < groups.offsets[group + 1];
+             ++row)
             db += (row_scale.defined() ? row_scale.data<Scalar>()[row] : Scalar(1)) *
                   dy_rows.row(row);
     }
     return dbias;
 }
 
-#define INSTANTIATE(Scalar)                                                               \
-    template Tensor linear_forward<Scalar>(const Tensor&, const Tensor&, const Tensor&,   \
-                                           const Tensor&, const RowGroups&);              \
-    template Tensor linear_backward_input<Scalar>(const Tensor&, const Tensor&,           \
-                                                  const RowGroups&);                      \
-    template Tensor linear_backward_weight<Scalar>(const Tensor&, const Tensor&,          \
-                                                   const RowGroups&);                     \
-    template Tensor linear_backward_bias<Scalar>(const Tensor&, const Tensor&,            \
+#define INSTANTIATE(Scalar)                                                             \
+    template Tensor linear_forward<Scalar>(const Tensor&, const Tensor&, const Tensor&, \
+                                           const Tensor&, const RowGroups&);            \
+    template Tensor linear_backward_input<Scalar>(const Tensor&, const Tensor&,         \
+                                                  const RowGroups&);                    \
+    template Tensor linear_backward_weight<Scalar>(const Tensor&, const Tensor&,        \
+                                                   const RowGroups&);                   \
+    template Tensor linear_backward_bias<Scalar>(const Tensor&, const Tensor&,          \
                                                  const RowGroups&);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -1,7 +1,7 @@
 /// @file
-/// Linear layers over groups of consecutive rows, each group with a weight of its own: the
-/// routed experts (one group per expert), and, as a single group, the router's gate and the
-/// shared experts. Weights are (out, in), y = W x, as in PyTorch.
+/// Linear layers over groups of consecutive rows, each group with a weight of its own:
+/// the routed experts (one group per expert), and, as a single group, the router's gate
+/// and the shared experts. Weights are (out, in), y = W x, as in PyTorch.
 #pragma once
 
 #include <cstdint>

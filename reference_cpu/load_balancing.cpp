@@ -54,8 +54,9 @@ void compute_aux_scores(AuxiliaryLossesSaved& saved, const Tensor& logits,
     for (std::int64_t t = 0; t < T; ++t) normalize(row_of<float>(saved.scores, t));
 }
 
-/// The factor by which an attached loss grows when losses are summed over tokens instead of
-/// averaged over micro-batches. Source: router.py, TopKRouter.attach_and_log_load_balancing_loss.
+/// The factor by which an attached loss grows when losses are summed over tokens instead
+/// of averaged over micro-batches. Source: router.py,
+/// TopKRouter.attach_and_log_load_balancing_loss.
 double attach_factor(const MoEConfig& config, const TokenGrid& grid) {
     return config.calculate_per_token_loss ? double(grid.num_valid()) : 1.0;
 }
@@ -104,7 +105,8 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
 
     compute_aux_scores<Scalar>(saved, logits, config);
     context.value(Step::auxiliary_losses, "aux_scores", saved.scores);
-    const Matrix<double> counts = count_assignments(saved.scores, grid, config.moe_router_topk);
+    const Matrix<double> counts =
+        count_assignments(saved.scores, grid, config.moe_router_topk);
     const Matrix<double> sums = sum_scores(saved.scores, grid);
     Matrix<double> dscores = Matrix<double>::Zero(B, config.num_experts());
 
@@ -128,9 +130,9 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
         attach_loss("load_balancing_loss", aux,
                     all_sequences(per_square(valid) * batch_counts));
     if (seq_aux > 0.0)
-        attach_loss("seq_load_balancing_loss", seq_aux,
-                    per_square(valid / std::max<double>(B, 1)) / std::max<double>(B, 1) *
-                        counts);
+        attach_loss(
+            "seq_load_balancing_loss", seq_aux,
+            per_square(valid / std::max<double>(B, 1)) / std::max<double>(B, 1) * counts);
     if (global_aux > 0.0) {
         global.tokens_per_expert.resize(config.num_experts(), 0.0);
         Eigen::Map<Eigen::RowVectorXd> total(global.tokens_per_expert.data(),
@@ -220,8 +222,8 @@ Tensor sinkhorn(const Tensor& logits) {
 Tensor get_updated_expert_bias(const Tensor& expert_bias,
                                const std::vector<std::int64_t>& tokens_per_expert,
                                double update_rate) {
-    const std::int64_t total =
-        std::accumulate(tokens_per_expert.begin(), tokens_per_expert.end(), std::int64_t{0});
+    const std::int64_t total = std::accumulate(tokens_per_expert.begin(),
+                                               tokens_per_expert.end(), std::int64_t{0});
     const float mean = float(total) / float(tokens_per_expert.size());
     Tensor updated = expert_bias.clone();
     for (std::size_t e = 0; e < tokens_per_expert.size(); ++e) {
@@ -232,13 +234,13 @@ Tensor get_updated_expert_bias(const Tensor& expert_bias,
     return updated;
 }
 
-#define INSTANTIATE(Scalar)                                                               \
-    template AuxiliaryLossesSaved auxiliary_losses_forward<Scalar>(                       \
-        Losses&, GlobalTokenCounts&, const Tensor&, const TokenGrid&, const MoEConfig&,   \
-        const RunContext&);                                                               \
-    template Tensor auxiliary_losses_backward<Scalar>(                                    \
-        const AuxiliaryLossesSaved&, const Tensor&, const TokenGrid&, const MoEConfig&,   \
-        double);                                                                          \
+#define INSTANTIATE(Scalar)                                                             \
+    template AuxiliaryLossesSaved auxiliary_losses_forward<Scalar>(                     \
+        Losses&, GlobalTokenCounts&, const Tensor&, const TokenGrid&, const MoEConfig&, \
+        const RunContext&);                                                             \
+    template Tensor auxiliary_losses_backward<Scalar>(const AuxiliaryLossesSaved&,      \
+                                                      const Tensor&, const TokenGrid&,  \
+                                                      const MoEConfig&, double);        \
     template Tensor sinkhorn<Scalar>(const Tensor&);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -1,7 +1,7 @@
 /// @file
 /// What keeps experts evenly used: auxiliary losses, z-loss, the expert bias, sinkhorn.
-/// Source: router.py, TopKRouter; moe_utils.py, switch_load_balancing_loss_func, z_loss_func,
-/// sinkhorn, get_updated_expert_bias.
+/// Source: router.py, TopKRouter; moe_utils.py, switch_load_balancing_loss_func,
+/// z_loss_func, sinkhorn, get_updated_expert_bias.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace moe::cpu {
 
 /// Tokens of one forward, as the losses see them: token t = s B + b.
 struct TokenGrid {
-    std::int64_t seq_len = 0, micro_batch = 0;          ///< S, B
-    const std::uint8_t* padding_mask = nullptr;         ///< (S B), 1 = padding; or null
+    std::int64_t seq_len = 0, micro_batch = 0;   ///< S, B
+    const std::uint8_t* padding_mask = nullptr;  ///< (S B), 1 = padding; or null
 
     std::int64_t num_tokens() const { return seq_len * micro_batch; }
     bool is_padding(std::int64_t t) const { return padding_mask && padding_mask[t]; }
@@ -47,8 +47,8 @@ struct AuxiliaryLossesSaved {
 ///
 ///     loss = coeff * E / (K N²) * Σ_e n_e Σ_t scores[t, e]
 ///
-/// aux_loss: all tokens. seq_aux_loss: each sequence by itself, averaged. global_aux_loss:
-/// n_e is the mean over the micro-batches since the last optimizer step.
+/// aux_loss: all tokens. seq_aux_loss: each sequence by itself, averaged.
+/// global_aux_loss: n_e is the mean over the micro-batches since the last optimizer step.
 /// z-loss: coeff * mean_t (log Σ_e exp logits[t, e])². A population without a valid token
 /// has loss 0.
 /// @param logits (T, E)
@@ -65,10 +65,10 @@ Tensor auxiliary_losses_backward(const AuxiliaryLossesSaved& saved, const Tensor
                                  const TokenGrid& grid, const MoEConfig& config,
                                  double main_loss_backward_scale);
 
-/// Balanced affinities d0_i c_ij d1_j, c = exp(fp32 logits), whose rows and columns sum to
-/// 1/T and 1/E up to the tolerance of Megatron's loop. @return (T, E) f32
-/// InputError for logits so large that exp() overflows, or so uneven that the loop does not
-/// settle within 10 000 rounds (Megatron would go on forever).
+/// Balanced affinities d0_i c_ij d1_j, c = exp(fp32 logits), whose rows and columns sum
+/// to 1/T and 1/E up to the tolerance of Megatron's loop. @return (T, E) f32 InputError
+/// for logits so large that exp() overflows, or so uneven that the loop does not settle
+/// within 10 000 rounds (Megatron would go on forever).
 template <typename Scalar>
 Tensor sinkhorn(const Tensor& logits);
 

@@ -31,7 +31,8 @@ RowMap make_row_map(const Tensor& routing_map) {
 
     // The inverse: the rows of each token, ascending because rows are visited in order
     for (std::int64_t t = 0; t < T; ++t) map.token_offsets[t + 1] += map.token_offsets[t];
-    std::vector<std::int64_t> next(map.token_offsets.begin(), map.token_offsets.end() - 1);
+    std::vector<std::int64_t> next(map.token_offsets.begin(),
+                                   map.token_offsets.end() - 1);
     map.token_rows.resize(map.num_rows());
     for (std::int64_t r = 0; r < map.num_rows(); ++r)
         map.token_rows[next[map.row_token[r]]++] = r;
@@ -118,7 +119,7 @@ Tensor sort_chunks_by_idxs(const Tensor& rows, const std::vector<std::int64_t>& 
     MOE_CHECK_EQ(starts.back(), rows.dim(0));
 
     Tensor sorted = Tensor::empty(rows.shape(), dtype_of<Scalar>);
-    auto target = as_matrix<Scalar>(sorted);     // (N, H)
+    auto target = as_matrix<Scalar>(sorted);      // (N, H)
     const auto source = as_matrix<Scalar>(rows);  // (N, H)
     std::int64_t next = 0;
     for (std::int64_t chunk : order) {
@@ -129,15 +130,15 @@ Tensor sort_chunks_by_idxs(const Tensor& rows, const std::vector<std::int64_t>& 
     return sorted;
 }
 
-#define INSTANTIATE(Scalar)                                                          \
-    template Tensor permute<Scalar>(const Tensor&, const RowMap&);                   \
-    template Tensor permute_backward<Scalar>(const Tensor&, const RowMap&);          \
-    template Tensor permute_probs<Scalar>(const Tensor&, const RowMap&);             \
-    template Tensor permute_probs_backward<Scalar>(const Tensor&, const RowMap&);    \
-    template Tensor unpermute<Scalar>(const Tensor&, const RowMap&);                 \
-    template Tensor unpermute_backward<Scalar>(const Tensor&, const RowMap&);        \
-    template Tensor sort_chunks_by_idxs<Scalar>(const Tensor&,                       \
-                                                const std::vector<std::int64_t>&,    \
+#define INSTANTIATE(Scalar)                                                       \
+    template Tensor permute<Scalar>(const Tensor&, const RowMap&);                \
+    template Tensor permute_backward<Scalar>(const Tensor&, const RowMap&);       \
+    template Tensor permute_probs<Scalar>(const Tensor&, const RowMap&);          \
+    template Tensor permute_probs_backward<Scalar>(const Tensor&, const RowMap&); \
+    template Tensor unpermute<Scalar>(const Tensor&, const RowMap&);              \
+    template Tensor unpermute_backward<Scalar>(const Tensor&, const RowMap&);     \
+    template Tensor sort_chunks_by_idxs<Scalar>(const Tensor&,                    \
+                                                const std::vector<std::int64_t>&, \
                                                 const std::vector<std::int64_t>&);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -10,13 +10,13 @@
 
 namespace moe::cpu {
 
-/// Where each routed (token, expert) pair goes: rows are in ascending order of expert, and
-/// of token within an expert. The same lists serve dropless routing and drop-and-pad, whose
-/// map has exactly C entries in every column.
+/// Where each routed (token, expert) pair goes: rows are in ascending order of expert,
+/// and of token within an expert. The same lists serve dropless routing and drop-and-pad,
+/// whose map has exactly C entries in every column.
 struct RowMap {
     std::int64_t num_tokens = 0, num_experts = 0;
-    std::vector<std::int64_t> row_token;   ///< (N) token of row r
-    std::vector<std::int64_t> row_expert;  ///< (N) expert of row r
+    std::vector<std::int64_t> row_token;          ///< (N) token of row r
+    std::vector<std::int64_t> row_expert;         ///< (N) expert of row r
     std::vector<std::int64_t> tokens_per_expert;  ///< (E)
     /// Rows of token t, ascending: token_rows[token_offsets[t] … token_offsets[t + 1]).
     std::vector<std::int64_t> token_offsets;  ///< (T + 1)
@@ -54,8 +54,9 @@ Tensor unpermute(const Tensor& rows, const RowMap& map);
 template <typename Scalar>
 Tensor unpermute_backward(const Tensor& doutput, const RowMap& map);
 
-/// Cuts rows into consecutive chunks of the given sizes and concatenates them in the given
-/// order. Its backward is itself with the inverse order (and the sizes as they then lie).
+/// Cuts rows into consecutive chunks of the given sizes and concatenates them in the
+/// given order. Its backward is itself with the inverse order (and the sizes as they then
+/// lie).
 /// @param rows  (N, H); the sizes sum to N @param order  a permutation of the chunks
 template <typename Scalar>
 Tensor sort_chunks_by_idxs(const Tensor& rows, const std::vector<std::int64_t>& sizes,

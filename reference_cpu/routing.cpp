@@ -14,12 +14,14 @@ template <typename Key>
 std::vector<std::int64_t> select_experts(std::span<const Key> keys,
                                          const MoEConfig& config) {
     if (!config.moe_router_group_topk) return top_k(keys, config.moe_router_topk);
-    return group_limited_top_k(keys, config.moe_router_topk, *config.moe_router_num_groups,
+    return group_limited_top_k(keys, config.moe_router_topk,
+                               *config.moe_router_num_groups,
                                *config.moe_router_group_topk);
 }
 
 /// The chosen entries of a row, in the order of `chosen`, and back.
-std::vector<float> gather(std::span<const float> row, std::span<const std::int64_t> chosen) {
+std::vector<float> gather(std::span<const float> row,
+                          std::span<const std::int64_t> chosen) {
     std::vector<float> values;
     for (std::int64_t e : chosen) values.push_back(row[e]);
     return values;
@@ -74,7 +76,8 @@ void route_token_backward(std::span<float> dx, std::span<const float> x,
                           std::vector<float> dp, const MoEConfig& config) {
     const ScoreFunction function = parse_score_function(config.moe_router_score_function);
     if (function == ScoreFunction::softmax && !config.moe_router_pre_softmax) {
-        const std::vector<float> x_chosen = gather(x, chosen), s_chosen = gather(s, chosen);
+        const std::vector<float> x_chosen = gather(x, chosen),
+                                 s_chosen = gather(s, chosen);
         std::vector<float> dx_chosen(chosen.size());
         compute_scores_backward(dx_chosen, function, x_chosen, s_chosen, dp);
         return scatter(dx, chosen, dx_chosen);
@@ -116,12 +119,12 @@ Routing route_sinkhorn(const Tensor& logits, const MoEConfig& config, bool train
         if (K == 1) {
             for (std::int64_t e = 0; e < E; ++e) activation[e] = sigmoid(x[e]);
         } else {
-            compute_scores(s, ScoreFunction::softmax, std::vector<float>(x.begin(), x.end()));
+            compute_scores(s, ScoreFunction::softmax,
+                           std::vector<float>(x.begin(), x.end()));
             std::copy(s.begin(), s.end(), activation.begin());
         }
-        const auto chosen = training
-                                ? top_k<float>(row_of<float>(balanced, t), K)
-                                : top_k<Scalar>(activation, K);
+        const auto chosen = training ? top_k<float>(row_of<float>(balanced, t), K)
+                                     : top_k<Scalar>(activation, K);
         for (std::int64_t k = 0; k < K; ++k)
             choose<Scalar>(routing, t, k, chosen[k], activation[chosen[k]]);
     }

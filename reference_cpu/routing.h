@@ -1,6 +1,7 @@
 /// @file
-/// Routing: which K experts each token visits, and with what weight. Source: moe_utils.py,
-/// topk_routing_with_score_function; router.py, TopKRouter.sinkhorn_load_balancing.
+/// Routing: which K experts each token visits, and with what weight. Source:
+/// moe_utils.py, topk_routing_with_score_function; router.py,
+/// TopKRouter.sinkhorn_load_balancing.
 #pragma once
 
 #include "core/config.h"
@@ -21,8 +22,9 @@ struct Routing {
 /// | score function | who is chosen | weight p_k |
 /// |---|---|---|
 /// | softmax | largest logits | softmax over the K chosen |
-/// | softmax, moe_router_pre_softmax | largest s = softmax over E | s_k, not renormalised |
-/// | sigmoid, sqrtsoftplus | largest s + expert bias | s_k / Σ s; s_k itself when K = 1 |
+/// | softmax, moe_router_pre_softmax | largest s = softmax over E | s_k, not renormalised
+/// | | sigmoid, sqrtsoftplus | largest s + expert bias | s_k / Σ s; s_k itself when K = 1
+/// |
 ///
 /// then times moe_router_topk_scaling_factor. Scores are fp32.
 /// @param logits (T, E) @param expert_bias (E) f32 or undefined
@@ -35,8 +37,8 @@ void route_backward(Tensor& dlogits, const Tensor& dprobs, const Tensor& logits,
                     const Routing& routing, const MoEConfig& config);
 
 /// ③ with sinkhorn: in training balanced affinities choose, outside it plain scores; the
-/// scores weigh and are not renormalised: softmax over E, or, with K = 1, a sigmoid in the
-/// router's own precision.
+/// scores weigh and are not renormalised: softmax over E, or, with K = 1, a sigmoid in
+/// the router's own precision.
 template <typename Scalar>
 Routing route_sinkhorn(const Tensor& logits, const MoEConfig& config, bool training);
 

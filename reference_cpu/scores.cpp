@@ -12,10 +12,14 @@ namespace {
 
 constexpr float kNormalizeEpsilon = 1e-20f;
 
-float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+float sigmoid(float x) {
+    return 1.0f / (1.0f + std::exp(-x));
+}
 
 /// log(1 + eˣ); above 20 it equals x in fp32, as PyTorch's softplus has it.
-float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+float softplus(float x) {
+    return x > 20.0f ? x : std::log1p(std::exp(x));
+}
 
 float sum(std::span<const float> values) {
     return std::accumulate(values.begin(), values.end(), 0.0f);
@@ -26,7 +30,8 @@ float dot(std::span<const float> a, std::span<const float> b) {
 }
 
 void softmax(std::span<float> s, std::span<const float> x) {
-    // TUTORIAL: subtracting the maximum changes nothing, and keeps exp() from overflowing.
+    // TUTORIAL: subtracting the maximum changes nothing, and keeps exp() from
+    // overflowing.
     const float largest = *std::max_element(x.begin(), x.end());
     for (std::size_t e = 0; e < x.size(); ++e) s[e] = std::exp(x[e] - largest);
     const float total = sum(s);
@@ -42,10 +47,12 @@ ScoreFunction parse_score_function(const std::string& name) {
     return ScoreFunction::sqrtsoftplus;
 }
 
-void compute_scores(std::span<float> s, ScoreFunction function, std::span<const float> x) {
+void compute_scores(std::span<float> s, ScoreFunction function,
+                    std::span<const float> x) {
     if (function == ScoreFunction::softmax) return softmax(s, x);
     for (std::size_t e = 0; e < x.size(); ++e)
-        s[e] = function == ScoreFunction::sigmoid ? sigmoid(x[e]) : std::sqrt(softplus(x[e]));
+        s[e] = function == ScoreFunction::sigmoid ? sigmoid(x[e])
+                                                  : std::sqrt(softplus(x[e]));
 }
 
 void compute_scores_backward(std::span<float> dx, ScoreFunction function,
@@ -113,9 +120,9 @@ std::vector<std::int64_t> group_limited_top_k(std::span<const Key> keys, std::in
 }
 //! [top_k]
 
-#define INSTANTIATE(Key)                                                                  \
-    template std::vector<std::int64_t> top_k<Key>(std::span<const Key>, std::int64_t);    \
-    template std::vector<std::int64_t> group_limited_top_k<Key>(                          \
+#define INSTANTIATE(Key)                                                               \
+    template std::vector<std::int64_t> top_k<Key>(std::span<const Key>, std::int64_t); \
+    template std::vector<std::int64_t> group_limited_top_k<Key>(                       \
         std::span<const Key>, std::int64_t, std::int64_t, std::int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)

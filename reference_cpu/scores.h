@@ -1,9 +1,8 @@
 /// @file
-/// Router scores and their slopes, in fp32 whatever the tier's precision: Megatron's score
-/// functions are fp32 even behind fp64 logits, and pure fp64 scores would differ from its
-/// own by more than the golden cases allow.
-/// Source: moe_utils.py, topk_routing_with_score_function,
-/// compute_routing_scores_for_aux_loss.
+/// Router scores and their slopes, in fp32 whatever the tier's precision: Megatron's
+/// score functions are fp32 even behind fp64 logits, and pure fp64 scores would differ
+/// from its own by more than the golden cases allow. Source: moe_utils.py,
+/// topk_routing_with_score_function, compute_routing_scores_for_aux_loss.
 #pragma once
 
 #include <cstdint>
@@ -41,9 +40,9 @@ void normalize_backward(std::span<float> dp, std::span<const float> s);
 template <typename Key>
 std::vector<std::int64_t> top_k(std::span<const Key> keys, std::int64_t k);
 
-/// Like top_k, but only experts of `group_topk` of the `num_groups` groups may be chosen. A
-/// group's score is the sum of its ⌊K / group_topk⌋ largest keys; equal ones: lower index.
-/// Source: moe_utils.py, group_limited_topk (DeepSeek-V3, arXiv 2412.19437).
+/// Like top_k, but only experts of `group_topk` of the `num_groups` groups may be chosen.
+/// A group's score is the sum of its ⌊K / group_topk⌋ largest keys; equal ones: lower
+/// index. Source: moe_utils.py, group_limited_topk (DeepSeek-V3, arXiv 2412.19437).
 template <typename Key>
 std::vector<std::int64_t> group_limited_top_k(std::span<const Key> keys, std::int64_t k,
                                               std::int64_t num_groups,

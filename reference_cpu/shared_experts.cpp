@@ -32,8 +32,8 @@ SharedExpertMLP<Scalar>::SharedExpertMLP(const MoEConfig& config,
                                          const TensorMap& parameters)
     : SharedExperts({MemorySpace::host, dtype_of<Scalar>}),
       config_(config),
-      fc1_weight_(single_group(parameters, "shared_experts.linear_fc1.weight",
-                               dtype_of<Scalar>)),
+      fc1_weight_(
+          single_group(parameters, "shared_experts.linear_fc1.weight", dtype_of<Scalar>)),
       fc2_weight_(single_group(parameters, "shared_experts.linear_fc2.weight",
                                dtype_of<Scalar>)) {
     if (config.moe_shared_expert_gate)
@@ -123,8 +123,10 @@ void SharedExpertMLP<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
     const Tensor dw1 = linear_backward_weight<Scalar>(dh, saved.hidden, saved.all_tokens);
 
     as_matrix<Scalar>(dhidden) += as_matrix<Scalar>(dx);
-    gradients["shared_experts.linear_fc1.weight"] = dw1.reshaped({dw1.dim(1), dw1.dim(2)});
-    gradients["shared_experts.linear_fc2.weight"] = dw2.reshaped({dw2.dim(1), dw2.dim(2)});
+    gradients["shared_experts.linear_fc1.weight"] =
+        dw1.reshaped({dw1.dim(1), dw1.dim(2)});
+    gradients["shared_experts.linear_fc2.weight"] =
+        dw2.reshaped({dw2.dim(1), dw2.dim(2)});
     context.value(Step::shared_experts_backward, "d_hidden_states", dhidden);
 }
 //! [shared_experts_backward]

@@ -35,7 +35,9 @@ class ReferenceCpu : public Tier {
                            EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION,
                            Eigen::SimdInstructionSetsInUse());
     }
-    std::vector<DType> dtypes() const override { return {DType::f64, DType::f32}; }
+    std::vector<DType> dtypes() const override {
+        return {DType::f64, DType::f32};
+    }
 
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
                                         const TensorMap& parameters) const override {
@@ -50,13 +52,16 @@ class ReferenceCpu : public Tier {
         return make<Experts, GroupedMLP>(dtype, config, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
-        const MoEConfig& config, DType dtype, const TensorMap& parameters) const override {
+        const MoEConfig& config, DType dtype,
+        const TensorMap& parameters) const override {
         return make<SharedExperts, SharedExpertMLP>(dtype, config, parameters);
     }
 };
 
 }  // namespace
 
-void register_reference_cpu() { register_tier(std::make_unique<ReferenceCpu>()); }
+void register_reference_cpu() {
+    register_tier(std::make_unique<ReferenceCpu>());
+}
 
 }  // namespace moe::cpu

@@ -20,7 +20,8 @@ std::vector<std::int64_t> rank_tokens(const Tensor& probs, const Tensor& routing
     std::vector<std::int64_t> tokens(T);
     std::iota(tokens.begin(), tokens.end(), 0);
     std::stable_sort(tokens.begin(), tokens.end(), [&](std::int64_t a, std::int64_t b) {
-        return by_probs ? p[a * E + e] > p[b * E + e] : routed[a * E + e] > routed[b * E + e];
+        return by_probs ? p[a * E + e] > p[b * E + e]
+                        : routed[a * E + e] > routed[b * E + e];
     });
     return tokens;
 }
@@ -35,10 +36,11 @@ DroppedRouting apply_token_dropping(const Tensor& probs, const Tensor& routing_m
     const std::int64_t capacity = get_capacity(config, T);
     const bool pad = config.moe_pad_expert_input_to_capacity;
     if (pad && capacity > T)
-        reject("moe_expert_capacity_factor", *config.moe_expert_capacity_factor,
-               fmt::format("with moe_pad_expert_input_to_capacity the capacity ({}) must be "
-                           "at most the number of tokens ({})",
-                           capacity, T));
+        reject(
+            "moe_expert_capacity_factor", *config.moe_expert_capacity_factor,
+            fmt::format("with moe_pad_expert_input_to_capacity the capacity ({}) must be "
+                        "at most the number of tokens ({})",
+                        capacity, T));
 
     DroppedRouting kept{Tensor::zeros({T, E}, dtype_of<Scalar>),
                         Tensor::zeros({T, E}, DType::u8)};
@@ -72,9 +74,9 @@ Tensor apply_token_dropping_backward(const Tensor& dprobs, const Tensor& kept_ma
 }
 //! [token_dropping]
 
-#define INSTANTIATE(Scalar)                                                        \
+#define INSTANTIATE(Scalar)                                                            \
     template DroppedRouting apply_token_dropping<Scalar>(const Tensor&, const Tensor&, \
-                                                         const MoEConfig&);        \
+                                                         const MoEConfig&);            \
     template Tensor apply_token_dropping_backward<Scalar>(const Tensor&, const Tensor&);
 INSTANTIATE(float)
 INSTANTIATE(double)

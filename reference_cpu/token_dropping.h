@@ -17,8 +17,9 @@ struct DroppedRouting {
 /// Keeps C = get_capacity(config, T) tokens per expert.
 ///
 /// Policy "probs": the C largest entries of the expert's column of probs, zeros included;
-/// equal ones by the lower token index. Policy "position": the first C routed tokens, then,
-/// as filler, unrouted ones, lowest index first. Without padding a filler is not kept.
+/// equal ones by the lower token index. Policy "position": the first C routed tokens,
+/// then, as filler, unrouted ones, lowest index first. Without padding a filler is not
+/// kept.
 ///
 /// InputError when padding is asked for and C > T: no column could hold C tokens.
 /// @param probs (T, E) @param routing_map (T, E) u8

@@ -1,4 +1,5 @@
-// topk_router.cpp: which experts a token visits, and with what weight; forward and backward.
+// topk_router.cpp: which experts a token visits, and with what weight; forward and
+// backward.
 
 #include "reference_cpu/topk_router.h"
 
@@ -19,7 +20,7 @@ struct RouterSaved : Saved {
     Tensor hidden;        // (T, H)
     Tensor logits;        // (T, E)
     Routing routing;
-    Tensor kept_map;      // (T, E) u8 after dropping, undefined without a capacity
+    Tensor kept_map;  // (T, E) u8 after dropping, undefined without a capacity
     AuxiliaryLossesSaved losses;
 };
 
@@ -64,7 +65,8 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
 
 //! [router_forward]
 template <typename Scalar>
-Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden, const Tensor& padding_mask,
+Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
+                                           const Tensor& padding_mask,
                                            const RunContext& context) {
     const std::int64_t S = hidden.dim(0), B = hidden.dim(1);
     auto saved = std::make_unique<RouterSaved>();
@@ -111,9 +113,8 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden, const Tensor& p
     // ⑤ losses that keep the experts evenly used, and the counts behind the expert bias
     if (context.training) {
         StepTimer timer(context, Step::auxiliary_losses);
-        saved->losses =
-            auxiliary_losses_forward<Scalar>(result.losses, global_counts_, saved->logits,
-                                             saved->grid, config_, context);
+        saved->losses = auxiliary_losses_forward<Scalar>(
+            result.losses, global_counts_, saved->logits, saved->grid, config_, context);
         if (expert_bias_.defined())
             count_tokens(local_tokens_per_expert_, result.routing_map, saved->grid);
     }
@@ -134,9 +135,9 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
     Tensor dlogits;  // (T, E)
     {
         StepTimer timer(context, Step::auxiliary_losses_backward);
-        dlogits = auxiliary_losses_backward<Scalar>(saved.losses, saved.logits, saved.grid,
-                                                    config_,
-                                                    context.main_loss_backward_scale);
+        dlogits =
+            auxiliary_losses_backward<Scalar>(saved.losses, saved.logits, saved.grid,
+                                              config_, context.main_loss_backward_scale);
     }
     context.value(Step::auxiliary_losses_backward, "d_logits_losses", dlogits);
 
@@ -151,8 +152,8 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
     // ⑱ through weights and scores, over the choices before dropping
     {
         StepTimer timer(context, Step::routing_backward);
-        const auto through =
-            config_.is_sinkhorn() ? route_sinkhorn_backward<Scalar> : route_backward<Scalar>;
+        const auto through = config_.is_sinkhorn() ? route_sinkhorn_backward<Scalar>
+                                                   : route_backward<Scalar>;
         through(dlogits, dtopk_probs, saved.logits, saved.routing, config_);
     }
     context.value(Step::routing_backward, "d_logits", dlogits);

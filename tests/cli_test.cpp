@@ -1,4 +1,5 @@
-// The program as a user meets it: exit codes, one line for bad input, nothing half-written.
+// The program as a user meets it: exit codes, one line for bad input, nothing
+// half-written.
 
 #include <filesystem>
 #include <fstream>
@@ -35,7 +36,8 @@ testing::AssertionResult IsBadInput(const Words& arguments, const Words& words) 
         return testing::AssertionFailure() << "exit code " << output.code;
     if (!output.out.empty())
         return testing::AssertionFailure() << "on stdout: " << output.out;
-    if (!output.err.starts_with("moe: ") || output.err.find('\n') != output.err.size() - 1)
+    if (!output.err.starts_with("moe: ") ||
+        output.err.find('\n') != output.err.size() - 1)
         return testing::AssertionFailure() << "not one line: " << output.err;
     for (const std::string& word : words)
         if (output.err.find(word) == std::string::npos)
@@ -60,12 +62,14 @@ class CliTest : public testing::Test {
     }
 
     /// A copy of a golden case with changes, saved under `name`.
-    std::string changed(const std::string& name,
-                        const std::function<void(TensorMap&,
-                                                 std::map<std::string, std::string>&)>& change) {
+    std::string changed(
+        const std::string& name,
+        const std::function<void(TensorMap&, std::map<std::string, std::string>&)>&
+            change) {
         const SafetensorsFile file = SafetensorsFile::open(golden("one_token"));
         TensorMap tensors;
-        for (const std::string& tensor : file.names()) tensors[tensor] = file.tensor(tensor);
+        for (const std::string& tensor : file.names())
+            tensors[tensor] = file.tensor(tensor);
         auto metadata = file.metadata();
         change(tensors, metadata);
         save_safetensors(path(name), tensors, metadata);
@@ -84,21 +88,28 @@ TEST_F(CliTest, NamesWrongFlagsAndValues) {
     EXPECT_TRUE(IsBadInput({}, {"--help"}));
     EXPECT_TRUE(IsBadInput({"dance"}, {"dance"}));
     EXPECT_TRUE(IsBadInput({"trace", "--moe-magic", "3"}, {"--moe-magic"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--num-experts", "x"}, {"--num-experts = x", "integer"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--num-experts", "x"}, {"--num-experts = x", "integer"}));
     EXPECT_TRUE(IsBadInput({"trace", "--num-experts", "2.5"}, {"--num-experts = 2.5"}));
     EXPECT_TRUE(IsBadInput({"trace", "--num-experts", "0"}, {"num_moe_experts = 0"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--moe-aux-loss-coeff", "much"}, {"moe_aux_loss_coeff"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--moe-router-topk", "9"}, {"moe_router_topk = 9", "(4)"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--moe-aux-loss-coeff", "much"}, {"moe_aux_loss_coeff"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--moe-router-topk", "9"}, {"moe_router_topk = 9", "(4)"}));
     EXPECT_TRUE(IsBadInput({"trace", "--swiglu", "--squared-relu"}, {"choose one"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--preset", "gpt5"}, {"preset = gpt5", "mixtral_8x7b"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--preset", "gpt5"}, {"preset = gpt5", "mixtral_8x7b"}));
     EXPECT_TRUE(IsBadInput({"trace", "--scale", "4"}, {"--scale = 4", "--preset"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--preset", "olmoe", "--scale", "0"}, {"scale = 0"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--tier", "warp_gpu"}, {"warp_gpu", "reference_cpu"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--preset", "olmoe", "--scale", "0"}, {"scale = 0"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--tier", "warp_gpu"}, {"warp_gpu", "reference_cpu"}));
     EXPECT_TRUE(IsBadInput({"trace", "--dtype", "fp8"}, {"--dtype = fp8", "fp64"}));
     EXPECT_TRUE(IsBadInput({"trace", "--dtype", "bf16"}, {"--dtype = bf16"}));
     EXPECT_TRUE(IsBadInput({"trace", "--spec", "router"}, {"spec = router"}));
     EXPECT_TRUE(IsBadInput({"trace", "--seq-length", "-1"}, {"--seq-length = -1"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--micro-batch-size", "0"}, {"--micro-batch-size = 0"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--micro-batch-size", "0"}, {"--micro-batch-size = 0"}));
     EXPECT_TRUE(IsBadInput({"trace", "--threads", "0"}, {"--threads = 0"}));
     EXPECT_TRUE(IsBadInput({"compare", "--repeats", "0"}, {"--repeats = 0"}));
     EXPECT_TRUE(IsBadInput({"verify"}, {"files"}));
@@ -115,7 +126,8 @@ TEST_F(CliTest, NamesWrongConfigFiles) {
     EXPECT_TRUE(rejects(write("b.json", "[1]"), {"b.json", "object"}));
     EXPECT_TRUE(rejects(write("c.json", R"({"hidden": 3})"), {"hidden = 3", "no such"}));
     EXPECT_TRUE(rejects(write("d.json", R"({"hidden_size": "x\ny"})"), {"hidden_size"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--preset", "olmoe", "--config", "x"}, {"--preset"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--preset", "olmoe", "--config", "x"}, {"--preset"}));
     const std::string good = write("e.json", R"({"hidden_size": 4, "num_moe_experts": 3,
         "moe_token_dispatcher_type": "alltoall"})");
     EXPECT_EQ(moe({"trace", "--config", good, "--moe-router-topk", "3"}).code, kExitOk);
@@ -125,7 +137,8 @@ TEST_F(CliTest, NamesWrongGoldenFiles) {
     const auto rejects = [&](const std::string& file, const Words& words) {
         const Output output = moe({"verify", "--json", file});
         EXPECT_EQ(output.out, "");
-        EXPECT_EQ(std::count(output.err.begin(), output.err.end(), '\n'), 1) << output.err;
+        EXPECT_EQ(std::count(output.err.begin(), output.err.end(), '\n'), 1)
+            << output.err;
         for (const std::string& word : words)
             EXPECT_NE(output.err.find(word), std::string::npos) << output.err << word;
         return output.code;
@@ -135,40 +148,59 @@ TEST_F(CliTest, NamesWrongGoldenFiles) {
     EXPECT_EQ(rejects(write("empty", ""), {"empty"}), kExitBadInput);
     std::ifstream whole(golden("one_token"), std::ios::binary);
     std::string bytes(std::istreambuf_iterator<char>(whole), {});
-    EXPECT_EQ(rejects(write("cut", bytes.substr(0, bytes.size() / 2)), {"cut"}), kExitBadInput);
+    EXPECT_EQ(rejects(write("cut", bytes.substr(0, bytes.size() / 2)), {"cut"}),
+              kExitBadInput);
 
     using Metadata = std::map<std::string, std::string>;
     const auto with = [&](auto change) { return changed("changed", change); };
-    EXPECT_EQ(rejects(with([](TensorMap&, Metadata& m) { m.erase("format"); }), {"format"}), 2);
+    EXPECT_EQ(
+        rejects(with([](TensorMap&, Metadata& m) { m.erase("format"); }), {"format"}), 2);
     EXPECT_EQ(rejects(with([](TensorMap&, Metadata& m) { m["world_size"] = "2"; }),
-                      {"world_size = 2"}), 2);
+                      {"world_size = 2"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap&, Metadata& m) { m["moe_config"] = "{"; }),
-                      {"moe_config", "JSON"}), 2);
+                      {"moe_config", "JSON"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap&, Metadata& m) {
                           m["moe_config"].replace(1, 0, "\"moe_magic\": 1, ");
-                      }), {"moe_magic = 1"}), 2);
+                      }),
+                      {"moe_magic = 1"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap&, Metadata& m) {
                           m["moe_config"].replace(1, 0, "\"moe_router_topk\": 1, ");
-                      }), {"moe_router_topk", "only once"}), 2);
+                      }),
+                      {"moe_router_topk", "only once"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap&, Metadata& m) { m["source_errors"] = "3"; }),
-                      {"source_errors"}), 2);
+                      {"source_errors"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap& t, Metadata&) { t.erase("router.weight"); }),
-                      {"router.weight = absent"}), 2);
+                      {"router.weight = absent"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap& t, Metadata&) {
                           t["router.weight"] = t["router.weight"].reshaped({16, 8});
-                      }), {"router.weight", "(16, 8)", "(8, 16)"}), 2);
+                      }),
+                      {"router.weight", "(16, 8)", "(8, 16)"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap& t, Metadata&) {
                           t["router.weight"] = Tensor::zeros({8, 16}, DType::i64);
-                      }), {"router.weight = int64"}), 2);
+                      }),
+                      {"router.weight = int64"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap& t, Metadata&) {
                           t["expect.routing_map"] = Tensor::zeros({1, 8}, DType::f32);
-                      }), {"expect.routing_map = fp32", "integer"}), 2);
+                      }),
+                      {"expect.routing_map = fp32", "integer"}),
+              2);
     EXPECT_EQ(rejects(with([](TensorMap& t, Metadata&) { t.erase("input.grad_output"); }),
-                      {"input.grad_output = absent"}), 2);
+                      {"input.grad_output = absent"}),
+              2);
     for (const char* name : {"input.hidden_states", "experts.linear_fc2.weight"})
         EXPECT_EQ(rejects(with([&](TensorMap& t, Metadata&) {
                               t[name].data<float>()[3] = NAN;
-                          }), {name, "[3] = nan", "finite"}), 2);
+                          }),
+                          {name, "[3] = nan", "finite"}),
+                  2);
 }
 
 TEST_F(CliTest, TellsWhatDiffersAndGoesOn) {
@@ -184,7 +216,8 @@ TEST_F(CliTest, TellsWhatDiffersAndGoesOn) {
     EXPECT_NE(output.err.find("something.else"), std::string::npos);
     const Output mixed = moe({"verify", differs, path("absent"), golden("one_expert")});
     EXPECT_EQ(mixed.code, kExitBadInput);
-    EXPECT_NE(mixed.out.find("1 of 3 files match, 1 could not be run"), std::string::npos);
+    EXPECT_NE(mixed.out.find("1 of 3 files match, 1 could not be run"),
+              std::string::npos);
 }
 
 TEST_F(CliTest, ChecksTheForwardAloneWithoutAGradient) {
@@ -218,11 +251,13 @@ TEST_F(CliTest, PrintsOneJsonObjectPerFileAndPrecision) {
 
 TEST_F(CliTest, ComparesAndWritesAReport) {
     const std::string text = write("text.txt", "<i>a & b</i> " + std::string(300, 'e'));
-    const Output output = moe({"compare", "--text", text, "--scale", "256", "--seq-length",
-                               "33", "--micro-batch-size", "3", "--repeats", "1", "--report",
-                               path("report"), "--spec", "experts=reference_cpu:fp64"});
+    const Output output =
+        moe({"compare", "--text", text, "--scale", "256", "--seq-length", "33",
+             "--micro-batch-size", "3", "--repeats", "1", "--report", path("report"),
+             "--spec", "experts=reference_cpu:fp64"});
     EXPECT_EQ(output.code, kExitOk) << output.err;
-    for (const char* words : {"⑳", "99 tokens", "all tiers agree", "39 of 39", "expert 7"})
+    for (const char* words :
+         {"⑳", "99 tokens", "all tiers agree", "39 of 39", "expert 7"})
         EXPECT_NE(output.out.find(words), std::string::npos) << words;
     std::ifstream page(path("report/index.html"));
     const std::string html(std::istreambuf_iterator<char>(page), {});
@@ -265,15 +300,17 @@ TEST_F(CliTest, TellsWhatThereIs) {
     EXPECT_EQ(fields.code, kExitOk);
     for (const FieldInfo& field : config_fields()) {
         EXPECT_FALSE(field.help.empty());
-        EXPECT_NE(fields.out.find(field.name == "num_moe_experts" ? "--num-experts" : "--moe"),
-                  std::string::npos);
+        EXPECT_NE(
+            fields.out.find(field.name == "num_moe_experts" ? "--num-experts" : "--moe"),
+            std::string::npos);
     }
     EXPECT_NE(moe({"info"}).out.find("reference_cpu"), std::string::npos);
     const Output script = moe({"completion", "bash"});
     EXPECT_NE(script.out.find("--moe-router-topk"), std::string::npos);
     const std::string file = write("complete.sh", script.out);
     EXPECT_EQ(std::system(("bash -n " + file).c_str()), 0);
-    for (const Words& help : {Words{"--help"}, {"compare", "--help"}, {"verify", "--help"}})
+    for (const Words& help :
+         {Words{"--help"}, {"compare", "--help"}, {"verify", "--help"}})
         EXPECT_EQ(moe(help).code, kExitOk);
 }
 

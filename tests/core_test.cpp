@@ -15,11 +15,12 @@ namespace {
 TEST(BFloat16, RoundsToNearestEven) {
     const auto bits = [](float value) { return BFloat16(value).bits; };
     EXPECT_EQ(bits(1.0f), 0x3f80);
-    EXPECT_EQ(bits(1.0f + 0x1p-8f), 0x3f80);            // half way, to even: down
-    EXPECT_EQ(bits(1.0f + 0x3p-8f), 0x3f82);            // half way, to even: up
-    EXPECT_EQ(bits(1.0f + 0x1p-8f + 0x1p-20f), 0x3f81); // above half way
+    EXPECT_EQ(bits(1.0f + 0x1p-8f), 0x3f80);             // half way, to even: down
+    EXPECT_EQ(bits(1.0f + 0x3p-8f), 0x3f82);             // half way, to even: up
+    EXPECT_EQ(bits(1.0f + 0x1p-8f + 0x1p-20f), 0x3f81);  // above half way
     EXPECT_EQ(bits(-1.0f - 0x3p-8f), 0xbf82);
-    EXPECT_EQ(bits(std::bit_cast<float>(0x3fffffffu)), 0x4000);  // carries into the exponent
+    EXPECT_EQ(bits(std::bit_cast<float>(0x3fffffffu)),
+              0x4000);  // carries into the exponent
     EXPECT_EQ(bits(std::bit_cast<float>(0x7f7fffffu)), 0x7f80);  // overflows to infinity
     EXPECT_EQ(bits(INFINITY), 0x7f80);
     EXPECT_TRUE(std::isnan(float(BFloat16(NAN))));
@@ -38,7 +39,8 @@ TEST(Transfer, RoundsFp64ToBf16Once) {
 
 TEST(Transfer, SharesWhatFitsAndCopiesTheRest) {
     const Tensor source = random_tensor({3, 5}, 1);
-    const Placement fp32{MemorySpace::host, DType::f32}, fp64{MemorySpace::host, DType::f64};
+    const Placement fp32{MemorySpace::host, DType::f32},
+        fp64{MemorySpace::host, DType::f64};
     EXPECT_EQ(transfer(source, fp32).view().bytes, source.view().bytes);
     EXPECT_NE(transfer(source.view(), fp32).view().bytes, source.view().bytes);
     EXPECT_TRUE(BitwiseEqual(transfer(transfer(source, fp64), fp32), source));
@@ -90,18 +92,22 @@ TEST(Rng, HasTheRightMoments) {
 
 TEST(ModuleSpec, IsReadFromText) {
     available_suppliers();
-    const ComponentSpec fp32{"reference_cpu", DType::f32}, fp64{"reference_cpu", DType::f64};
+    const ComponentSpec fp32{"reference_cpu", DType::f32},
+        fp64{"reference_cpu", DType::f64};
     EXPECT_EQ(ModuleSpec::parse("", fp32), ModuleSpec::uniform(fp32));
     EXPECT_EQ(ModuleSpec::parse("experts=reference_cpu:fp64,router=reference_cpu", fp32),
               (ModuleSpec{fp32, fp32, fp64, fp32}));
-    const auto rejects = [&](const std::string& text, const std::vector<std::string>& words) {
+    const auto rejects = [&](const std::string& text,
+                             const std::vector<std::string>& words) {
         return Rejects([&] { ModuleSpec::parse(text, fp32); }, words);
     };
-    EXPECT_TRUE(rejects("gate=reference_cpu", {"spec = gate=reference_cpu", "dispatcher"}));
+    EXPECT_TRUE(
+        rejects("gate=reference_cpu", {"spec = gate=reference_cpu", "dispatcher"}));
     EXPECT_TRUE(rejects("router", {"spec = router"}));
     EXPECT_TRUE(rejects("router=fast_gpu", {"spec router = fast_gpu", "reference_cpu"}));
     EXPECT_TRUE(rejects("router=reference_cpu:fp8", {"fp8", "fp64, fp32, bf16"}));
-    EXPECT_TRUE(rejects("router=reference_cpu:bf16", {"reference_cpu:bf16", "fp64, fp32"}));
+    EXPECT_TRUE(
+        rejects("router=reference_cpu:bf16", {"reference_cpu:bf16", "fp64, fp32"}));
 }
 
 TEST(Steps, AreTwentyAndUndoOneAnother) {
@@ -133,7 +139,8 @@ TEST(Steps, CostWhatTheirFormulaSays) {
     EXPECT_EQ(step_cost(Step::fc1, c, sizes, DType::f64).bytes,
               8 * (14 * 4 + 2 * 3 * 5 * 4 + 2 * 14 * 5));
     EXPECT_EQ(step_cost(Step::fc1, c, sizes, DType::f64).formula, "NH + 2EFH + 2NF");
-    EXPECT_EQ(step_cost(Step::activation_backward, c, sizes, DType::f32).bytes, 4 * 5 * 14 * 5);
+    EXPECT_EQ(step_cost(Step::activation_backward, c, sizes, DType::f32).bytes,
+              4 * 5 * 14 * 5);
     EXPECT_EQ(step_cost(Step::shared_experts, c, sizes, DType::f32).formula, "");
     c.gated_linear_unit = false;
     EXPECT_EQ(step_cost(Step::fc1_backward, c, sizes, DType::f32).bytes,
@@ -152,7 +159,8 @@ TEST(Parameters, AreSeededAndExactInBf16) {
         EXPECT_TRUE(BitwiseEqual(tensor, again.at(name)));
         EXPECT_FALSE(BitwiseEqual(tensor, others.at(name)));
         const Tensor bf16 = transfer(tensor, {MemorySpace::host, DType::bf16});
-        EXPECT_TRUE(BitwiseEqual(transfer(bf16, {MemorySpace::host, DType::f32}), tensor));
+        EXPECT_TRUE(
+            BitwiseEqual(transfer(bf16, {MemorySpace::host, DType::f32}), tensor));
     }
 }
 

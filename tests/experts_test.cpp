@@ -20,13 +20,14 @@ double act(const std::string& name, double x) {
 std::vector<double> values_of(const TensorMap& parameters, const std::string& name,
                               std::int64_t count) {
     const auto found = parameters.find(name);
-    return found == parameters.end() ? std::vector<double>(count) : to_doubles(found->second);
+    return found == parameters.end() ? std::vector<double>(count)
+                                     : to_doubles(found->second);
 }
 
 /// y = W2 (act(W1 x + b1) p) + p b2 for one row of one expert.
-std::vector<double> expert_row(const MoEConfig& c, std::int64_t ffn, const double* x, double p,
-                               const double* w1, const double* b1, const double* w2,
-                               const double* b2) {
+std::vector<double> expert_row(const MoEConfig& c, std::int64_t ffn, const double* x,
+                               double p, const double* w1, const double* b1,
+                               const double* w2, const double* b2) {
     const std::int64_t H = c.hidden_size, Z = c.fc1_rows(ffn);
     const double limit = c.activation_func_clamp_value.value_or(INFINITY);
     std::vector<double> input(x, x + H), h(Z), a(ffn), y(H);
@@ -65,21 +66,23 @@ class ExpertsTest : public testing::TestWithParam<ComponentSpec> {
         for (std::int64_t count : counts) N += count;
         const Tensor rows = random({N, kHidden}, 18), probs = random({N}, 19);
         auto experts = tier().make_experts(c, GetParam().dtype, parameters);
-        const auto got = experts->forward(rows, Tensor::from({kExperts}, counts), probs, {});
+        const auto got =
+            experts->forward(rows, Tensor::from({kExperts}, counts), probs, {});
 
         const std::int64_t Z = c.fc1_rows(kFfn);
         const auto w1 = values_of(parameters, "experts.linear_fc1.weight", 0);
         const auto b1 = values_of(parameters, "experts.linear_fc1.bias", kExperts * Z);
         const auto w2 = values_of(parameters, "experts.linear_fc2.weight", 0);
-        const auto b2 = values_of(parameters, "experts.linear_fc2.bias", kExperts * kHidden);
+        const auto b2 =
+            values_of(parameters, "experts.linear_fc2.bias", kExperts * kHidden);
         const auto x = to_doubles(rows), p = to_doubles(probs);
         Tensor expected = Tensor::empty({N, kHidden}, DType::f64);
         std::int64_t r = 0;
         for (std::int64_t e = 0; e < kExperts; ++e)
             for (std::int64_t i = 0; i < counts[e]; ++i, ++r) {
-                const auto y = expert_row(c, kFfn, &x[r * kHidden], p[r],
-                                          &w1[e * Z * kHidden], &b1[e * Z],
-                                          &w2[e * kHidden * kFfn], &b2[e * kHidden]);
+                const auto y =
+                    expert_row(c, kFfn, &x[r * kHidden], p[r], &w1[e * Z * kHidden],
+                               &b1[e * Z], &w2[e * kHidden * kFfn], &b2[e * kHidden]);
                 std::copy(y.begin(), y.end(), expected.data<double>() + r * kHidden);
             }
         EXPECT_TRUE(Close(got.rows, expected, bound_of(GetParam())))
@@ -118,11 +121,12 @@ TEST_P(ExpertsTest, GiveZeroWeightGradientsWithoutRows) {
     for (const std::vector<std::int64_t>& counts :
          {std::vector<std::int64_t>{0, 4, 0, 0, 2}, {0, 0, 0, 0, 0}}) {
         const std::int64_t N = counts[1] + counts[4];
-        const auto forward = experts->forward(
-            random({N, kHidden}, 2), Tensor::from({kExperts}, counts), random({N}, 3), {});
+        const auto forward =
+            experts->forward(random({N, kHidden}, 2), Tensor::from({kExperts}, counts),
+                             random({N}, 3), {});
         TensorMap gradients;
-        const auto back = experts->backward(gradients, random({N, kHidden}, 4),
-                                            *forward.saved, {});
+        const auto back =
+            experts->backward(gradients, random({N, kHidden}, 4), *forward.saved, {});
         EXPECT_EQ(back.drows.shape(), (Shape{N, kHidden}));
         for (const auto& [name, gradient] : gradients) {
             const auto values = to_doubles(gradient);
@@ -137,7 +141,8 @@ TEST_P(ExpertsTest, GiveZeroWeightGradientsWithoutRows) {
 }
 
 TEST_P(ExpertsTest, PassTheGradientOnAClampsBound) {
-    // W1 is a multiple of one, so that h equals the row: on, inside and outside the bound.
+    // W1 is a multiple of one, so that h equals the row: on, inside and outside the
+    // bound.
     MoEConfig c = small_config(1, 1, 1, 1);
     c.moe_router_score_function = "sigmoid";
     c.activation_func = "squared_relu";
@@ -146,14 +151,17 @@ TEST_P(ExpertsTest, PassTheGradientOnAClampsBound) {
         {"experts.linear_fc1.weight", Tensor::from<float>({1, 2, 1}, {1, 1})},
         {"experts.linear_fc2.weight", Tensor::from<float>({1, 1, 1}, {1})}};
     auto experts = tier().make_experts(c, GetParam().dtype, parameters);
-    const auto placed = [&](const Tensor& t) { return transfer(t, experts->placement()); };
+    const auto placed = [&](const Tensor& t) {
+        return transfer(t, experts->placement());
+    };
     const Tensor rows = placed(Tensor::from<float>({3, 1}, {1, 2, 3}));
     const Tensor one = placed(Tensor::from<float>({3}, {1, 1, 1}));
     const auto forward =
         experts->forward(rows, Tensor::from<std::int64_t>({1}, {3}), one, {});
     EXPECT_EQ(to_doubles(forward.rows), (std::vector<double>{1, 8, 8}));
     TensorMap gradients;
-    const auto back = experts->backward(gradients, one.reshaped({3, 1}), *forward.saved, {});
+    const auto back =
+        experts->backward(gradients, one.reshaped({3, 1}), *forward.saved, {});
     // x² x has the slope 3 x²; past the bound both halves rest.
     EXPECT_EQ(to_doubles(back.drows), (std::vector<double>{3, 12, 0}));
 }
@@ -178,14 +186,16 @@ TEST_P(ExpertsTest, SharedFollowTheFormula) {
             Tensor expected = Tensor::empty({kTokens, kHidden}, DType::f64);
             for (std::int64_t t = 0; t < kTokens; ++t) {
                 double dot = 0.0;
-                for (std::int64_t j = 0; j < kHidden; ++j) dot += x[t * kHidden + j] * g[j];
-                const auto u = expert_row(c, 9, &x[t * kHidden], 1.0, w1.data(), zero.data(),
-                                          w2.data(), zero.data());
+                for (std::int64_t j = 0; j < kHidden; ++j)
+                    dot += x[t * kHidden + j] * g[j];
+                const auto u = expert_row(c, 9, &x[t * kHidden], 1.0, w1.data(),
+                                          zero.data(), w2.data(), zero.data());
                 for (std::int64_t j = 0; j < kHidden; ++j)
                     expected.data<double>()[t * kHidden + j] =
                         gate ? u[j] / (1.0 + std::exp(-dot)) : u[j];
             }
-            EXPECT_TRUE(Close(got.output, expected, bound_of(GetParam()))) << name << gate;
+            EXPECT_TRUE(Close(got.output, expected, bound_of(GetParam())))
+                << name << gate;
         }
 }
 

@@ -20,7 +20,9 @@ std::vector<std::string> golden_files() {
     return files;
 }
 
-std::string stem(const std::string& path) { return std::filesystem::path(path).stem(); }
+std::string stem(const std::string& path) {
+    return std::filesystem::path(path).stem();
+}
 
 void expect_match(const GoldenCase& golden, const ComponentSpec& supplier) {
     const CaseResult result = verify_golden(golden, supplier);
@@ -45,7 +47,8 @@ TEST_P(Golden, Matches) {
     expect_match(golden, supplier);
 }
 
-// The files ask for an fp64 router nearly everywhere; here it runs in the tier's precision.
+// The files ask for an fp64 router nearly everywhere; here it runs in the tier's
+// precision.
 TEST_P(Golden, MatchesWithTheRouterInTheTiersPrecision) {
     const auto& [file, supplier] = GetParam();
     GoldenCase golden = load_golden(file);
@@ -58,11 +61,14 @@ INSTANTIATE_TEST_SUITE_P(Files, Golden,
                                           testing::ValuesIn(available_suppliers())),
                          file_and_supplier);
 
-TEST(GoldenCases, AreAllHere) { EXPECT_EQ(golden_files().size(), 39u); }
+TEST(GoldenCases, AreAllHere) {
+    EXPECT_EQ(golden_files().size(), 39u);
+}
 
 class GoldenCheck : public testing::TestWithParam<ComponentSpec> {
   protected:
-    GoldenCase golden_ = load_golden(std::string(MOE_GOLDEN_DIR) + "/losses_only.safetensors");
+    GoldenCase golden_ =
+        load_golden(std::string(MOE_GOLDEN_DIR) + "/losses_only.safetensors");
 };
 
 TEST_P(GoldenCheck, NoticesOneChangedElementInEveryExpectation) {

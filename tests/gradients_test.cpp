@@ -41,7 +41,8 @@ class Subject {
         for (auto& [name, tensor] : parameters_)
             tensor = transfer(tensor, {MemorySpace::host, DType::f64});
         hidden_ = transfer(random_tensor({5, 2, 7}, 12), {MemorySpace::host, DType::f64});
-        doutput_ = transfer(random_tensor({5, 2, 7}, 13), {MemorySpace::host, DType::f64});
+        doutput_ =
+            transfer(random_tensor({5, 2, 7}, 13), {MemorySpace::host, DType::f64});
         if (c.mask)
             mask_ = Tensor::from<std::uint8_t>({2, 5}, {0, 0, 0, 0, 1, 0, 0, 1, 1, 1});
     }
@@ -84,7 +85,8 @@ class Subject {
                 tensor.data<double>()[i] += step * direction.data<double>()[i];
             const double f = value();
             // A choice that flips makes f jump: the case would then test nothing.
-            EXPECT_TRUE(BitwiseEqual(chosen_, chosen)) << "a choice flips; change the seed";
+            EXPECT_TRUE(BitwiseEqual(chosen_, chosen))
+                << "a choice flips; change the seed";
             return f;
         };
         constexpr double kStep = 1e-2;
@@ -152,8 +154,12 @@ TEST_P(Gradients, AreTheSlopes) {
                          GetParam().bound);
 }
 
-void sigmoid(MoEConfig& c) { c.moe_router_score_function = "sigmoid"; }
-void sqrtsoftplus(MoEConfig& c) { c.moe_router_score_function = "sqrtsoftplus"; }
+void sigmoid(MoEConfig& c) {
+    c.moe_router_score_function = "sigmoid";
+}
+void sqrtsoftplus(MoEConfig& c) {
+    c.moe_router_score_function = "sqrtsoftplus";
+}
 void losses(MoEConfig& c, std::vector<std::string> types, std::vector<double> coeffs) {
     c.moe_router_load_balancing_type = std::move(types);
     c.moe_aux_loss_coeff = std::move(coeffs);
@@ -245,8 +251,8 @@ const std::vector<Case> kCases = {
     {"quick_gelu", [](MoEConfig& c) { plain(c, "quick_gelu"); }},
     {"squared_relu", [](MoEConfig& c) { plain(c, "squared_relu"); }, false, 1.0, 3e-3},
     // A wide clamp is met by few values, so that few kinks lie within a step
-    {"swiglu_clamp", [](MoEConfig& c) { c.activation_func_clamp_value = 1.5; }, false, 1.0,
-     2e-2},
+    {"swiglu_clamp", [](MoEConfig& c) { c.activation_func_clamp_value = 1.5; }, false,
+     1.0, 2e-2},
     {"probs_on_input",
      [](MoEConfig& c) {
          sigmoid(c);

@@ -40,7 +40,8 @@ class LossesTest : public testing::TestWithParam<ComponentSpec> {
 /// The losses of the logits as the formulas have them, without padding: fp64 throughout.
 Losses brute_force(const std::vector<double>& x, const std::vector<bool>& padding) {
     const auto E = kExperts;
-    std::vector<std::vector<double>> counts(kBatch, std::vector<double>(E)), sums = counts;
+    std::vector<std::vector<double>> counts(kBatch, std::vector<double>(E)),
+        sums = counts;
     std::vector<double> lengths(kBatch);
     double squares = 0.0, valid = 0.0;
     for (std::int64_t t = 0; t < kSeq * kBatch; ++t) {
@@ -66,7 +67,8 @@ Losses brute_force(const std::vector<double>& x, const std::vector<bool>& paddin
             s += sums[b][e];
             // The length of every sequence is the mean one, as Megatron has it.
             const double length = valid / kBatch;
-            seq += double(E) / (kTopk * length * length) * counts[b][e] * sums[b][e] / kBatch;
+            seq += double(E) / (kTopk * length * length) * counts[b][e] * sums[b][e] /
+                   kBatch;
         }
         aux += double(E) / (kTopk * valid * valid) * n * s;
     }
@@ -85,9 +87,10 @@ void expect_losses(const Losses& got, const Losses& expected, double tolerance) 
 TEST_P(LossesTest, FollowTheFormulas) {
     MoELayer subject = layer();
     const Losses got = run(subject, random_tensor({kSeq, kBatch, kHidden}, 4, 1.5));
-    expect_losses(got, brute_force(to_doubles(values_.at("logits")),
-                                   std::vector<bool>(kSeq * kBatch)),
-                  tolerance());
+    expect_losses(
+        got,
+        brute_force(to_doubles(values_.at("logits")), std::vector<bool>(kSeq * kBatch)),
+        tolerance());
 }
 
 TEST_P(LossesTest, LeavePaddingOut) {
@@ -99,7 +102,8 @@ TEST_P(LossesTest, LeavePaddingOut) {
     }
     MoELayer subject = layer();
     const Losses got = run(subject, random_tensor({kSeq, kBatch, kHidden}, 4, 1.5), mask);
-    expect_losses(got, brute_force(to_doubles(values_.at("logits")), padding), tolerance());
+    expect_losses(got, brute_force(to_doubles(values_.at("logits")), padding),
+                  tolerance());
 }
 
 TEST_P(LossesTest, AreZeroWithoutAValidToken) {
@@ -109,12 +113,13 @@ TEST_P(LossesTest, AreZeroWithoutAValidToken) {
     MoELayer subject = layer();
     const auto forward = subject.forward(hidden, mask, {});
     for (const auto& [name, loss] : forward.losses) EXPECT_EQ(loss, 0.0) << name;
-    const auto gradients = subject.backward(Tensor::zeros(hidden.shape(), DType::f32),
-                                            forward.saved, {});
+    const auto gradients =
+        subject.backward(Tensor::zeros(hidden.shape(), DType::f32), forward.saved, {});
     for (double value : to_doubles(gradients.parameters.at("router.weight")))
         EXPECT_EQ(value, 0.0);
 
-    const auto nothing = subject.forward(Tensor::zeros({0, kBatch, kHidden}, DType::f32), {}, {});
+    const auto nothing =
+        subject.forward(Tensor::zeros({0, kBatch, kHidden}, DType::f32), {}, {});
     for (const auto& [name, loss] : nothing.losses) EXPECT_EQ(loss, 0.0) << name;
 }
 
@@ -195,8 +200,8 @@ TYPED_TEST_SUITE(SinkhornTest, Scalars);
 
 TYPED_TEST(SinkhornTest, BalancesRowsAndColumns) {
     constexpr std::int64_t T = 21, E = 5;
-    const Tensor logits = transfer(random_tensor({T, E}, 1),
-                                   {MemorySpace::host, dtype_of<TypeParam>});
+    const Tensor logits =
+        transfer(random_tensor({T, E}, 1), {MemorySpace::host, dtype_of<TypeParam>});
     const auto d = to_doubles(cpu::sinkhorn<TypeParam>(logits));
     std::vector<double> rows(T), columns(E);
     for (std::int64_t i = 0; i < T * E; ++i) rows[i / E] += d[i], columns[i % E] += d[i];

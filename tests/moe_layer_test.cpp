@@ -28,7 +28,7 @@ struct LayerRun {
 class LayerTest : public testing::TestWithParam<ComponentSpec> {
   protected:
     LayerRun run(MoEConfig config, const TensorMap& parameters, const Tensor& hidden,
-            const Tensor& doutput, const ModuleSpec& spec, const Tensor& mask = {}) {
+                 const Tensor& doutput, const ModuleSpec& spec, const Tensor& mask = {}) {
         config.finalize();
         LayerRun result;
         const RunContext context{.observer = &result.values};
@@ -39,9 +39,10 @@ class LayerTest : public testing::TestWithParam<ComponentSpec> {
         result.gradients = layer.backward(doutput, forward.saved, context);
         return result;
     }
-    LayerRun run(const MoEConfig& config, const TensorMap& parameters, const Tensor& hidden,
-            const Tensor& doutput, const Tensor& mask = {}) {
-        return run(config, parameters, hidden, doutput, ModuleSpec::uniform(GetParam()), mask);
+    LayerRun run(const MoEConfig& config, const TensorMap& parameters,
+                 const Tensor& hidden, const Tensor& doutput, const Tensor& mask = {}) {
+        return run(config, parameters, hidden, doutput, ModuleSpec::uniform(GetParam()),
+                   mask);
     }
     static TensorMap parameters_of(MoEConfig config) {
         config.finalize();
@@ -51,7 +52,8 @@ class LayerTest : public testing::TestWithParam<ComponentSpec> {
 
 void expect_close(const LayerRun& got, const LayerRun& expected, double bound) {
     EXPECT_TRUE(Close(got.output, expected.output, bound));
-    EXPECT_TRUE(Close(got.gradients.hidden_states, expected.gradients.hidden_states, bound));
+    EXPECT_TRUE(
+        Close(got.gradients.hidden_states, expected.gradients.hidden_states, bound));
     for (const auto& [name, gradient] : expected.gradients.parameters)
         EXPECT_TRUE(Close(got.gradients.parameters.at(name), gradient, bound)) << name;
 }
@@ -82,7 +84,9 @@ TEST_P(LayerTest, MixesSuppliers) {
     const LayerRun expected =
         run(config, parameters, hidden, doutput, ModuleSpec::uniform(reference));
     for (int mix = 0; mix < 16; ++mix) {
-        const auto pick = [&](int bit) { return mix & (1 << bit) ? GetParam() : reference; };
+        const auto pick = [&](int bit) {
+            return mix & (1 << bit) ? GetParam() : reference;
+        };
         const ModuleSpec spec{pick(0), pick(1), pick(2), pick(3)};
         const LayerRun got = run(config, parameters, hidden, doutput, spec);
         EXPECT_EQ(got.output.dtype(), spec.dispatcher.dtype);
@@ -124,7 +128,8 @@ TEST_P(LayerTest, GivesTheSameBitsWithAnyNumberOfThreads) {
         for (const auto& [name, value] : one.values.values)
             EXPECT_TRUE(BitwiseEqual(many.values.at(name), value)) << name;
         for (const auto& [name, gradient] : one.gradients.parameters)
-            EXPECT_TRUE(BitwiseEqual(many.gradients.parameters.at(name), gradient)) << name;
+            EXPECT_TRUE(BitwiseEqual(many.gradients.parameters.at(name), gradient))
+                << name;
         EXPECT_EQ(many.losses, one.losses);
     }
     omp_set_num_threads(threads);
@@ -137,7 +142,8 @@ TEST_P(LayerTest, ComputesEachTokenByItself) {
     MoEConfig config = rich_config();
     config.moe_expert_capacity_factor.reset();
     const TensorMap parameters = parameters_of(config);
-    const Tensor hidden = random_tensor({17, 1, 20}, 1), doutput = random_tensor({17, 1, 20}, 2);
+    const Tensor hidden = random_tensor({17, 1, 20}, 1),
+                 doutput = random_tensor({17, 1, 20}, 2);
     const LayerRun all = run(config, parameters, hidden, doutput);
     const auto together = to_doubles(all.output);
     for (std::int64_t t = 0; t < 17; ++t) {
@@ -164,7 +170,8 @@ TEST_P(LayerTest, FollowsItsExpertsWhenTheyAreRenamed) {
             std::copy_n(tensor.data<float>() + order[e] * size, size,
                         renamed[name].data<float>() + e * size);
     }
-    const Tensor hidden = random_tensor({19, 2, 8}, 1), doutput = random_tensor({19, 2, 8}, 2);
+    const Tensor hidden = random_tensor({19, 2, 8}, 1),
+                 doutput = random_tensor({19, 2, 8}, 2);
     const LayerRun before = run(config, parameters, hidden, doutput);
     const LayerRun after = run(config, renamed, hidden, doutput);
     EXPECT_TRUE(Close(after.output, before.output, bound_of(GetParam())));
@@ -180,7 +187,8 @@ TEST_P(LayerTest, PadsWithoutChangingAnything) {
         config.moe_expert_capacity_factor = 0.6;
         config.moe_token_drop_policy = policy;
         const TensorMap parameters = parameters_of(config);
-        const Tensor hidden = random_tensor(kShape, 1), doutput = random_tensor(kShape, 2);
+        const Tensor hidden = random_tensor(kShape, 1),
+                     doutput = random_tensor(kShape, 2);
         const LayerRun dropped = run(config, parameters, hidden, doutput);
         config.moe_pad_expert_input_to_capacity = true;
         const LayerRun padded = run(config, parameters, hidden, doutput);
@@ -209,9 +217,11 @@ TEST_P(LayerTest, TreatsMaskedTokensAsAbsentInLossesOnly) {
     config.moe_expert_capacity_factor.reset();
     config.moe_shared_expert_intermediate_size.reset();
     const TensorMap parameters = parameters_of(config);
-    const Tensor hidden = random_tensor({12, 1, 20}, 1), doutput = random_tensor({12, 1, 20}, 2);
+    const Tensor hidden = random_tensor({12, 1, 20}, 1),
+                 doutput = random_tensor({12, 1, 20}, 2);
     const auto head = [](const Tensor& tensor) {
-        return Tensor::from<float>({7, 1, 20}, {tensor.data<float>(), tensor.data<float>() + 140});
+        return Tensor::from<float>({7, 1, 20},
+                                   {tensor.data<float>(), tensor.data<float>() + 140});
     };
     const Tensor mask =
         Tensor::from<std::uint8_t>({1, 12}, {0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1});
@@ -243,8 +253,8 @@ TEST_P(LayerTest, UpdatesTheExpertBiasFromAllMicroBatches) {
 
     for (int i = 0; i < 3; ++i) layer.forward(first, {}, {});
     layer.forward(second, {}, {});
-    layer.forward(second, padding, {});               // padding does not count
-    layer.forward(second, {}, {.training = false});   // nor does evaluation
+    layer.forward(second, padding, {});              // padding does not count
+    layer.forward(second, {}, {.training = false});  // nor does evaluation
     EXPECT_EQ(to_doubles(layer.update_expert_bias()), (Values{-0.125, 0.125}));
     layer.forward(first, {}, {});
     layer.forward(second, {}, {});
@@ -258,7 +268,8 @@ TEST_P(LayerTest, LeavesTheExpertBiasAloneWhenPadding) {
     const TensorMap parameters = random_parameters(config, 1);
     MoELayer layer(config, ModuleSpec::uniform(GetParam()), parameters);
     layer.forward(random_tensor(kShape, 1), {}, {});
-    EXPECT_TRUE(BitwiseEqual(layer.update_expert_bias(), parameters.at("router.expert_bias")));
+    EXPECT_TRUE(
+        BitwiseEqual(layer.update_expert_bias(), parameters.at("router.expert_bias")));
 }
 
 TEST_P(LayerTest, TakesNoTokens) {
@@ -275,16 +286,20 @@ TEST_P(LayerTest, NamesWhatIsWrongWithItsInput) {
     MoEConfig config = rich_config();
     const TensorMap parameters = parameters_of(config);
     const Tensor good = random_tensor(kShape, 1);
-    const auto rejects = [&](const Tensor& hidden, const Tensor& doutput, const Tensor& mask,
+    const auto rejects = [&](const Tensor& hidden, const Tensor& doutput,
+                             const Tensor& mask,
                              const std::vector<std::string>& fragments) {
-        return Rejects([&] { run(config, parameters, hidden, doutput, mask); }, fragments);
+        return Rejects([&] { run(config, parameters, hidden, doutput, mask); },
+                       fragments);
     };
     EXPECT_TRUE(rejects(random_tensor({43, 3, 19}, 1), good, {},
                         {"hidden_states", "(43, 3, 19)", "(43, 3, 20)"}));
-    EXPECT_TRUE(rejects(random_tensor({43, 60}, 1), good, {}, {"hidden_states", "(43, 60)"}));
+    EXPECT_TRUE(
+        rejects(random_tensor({43, 60}, 1), good, {}, {"hidden_states", "(43, 60)"}));
     EXPECT_TRUE(rejects(good, random_tensor({43, 2, 20}, 1), {}, {"grad_output"}));
     EXPECT_TRUE(rejects(good, good, Tensor::zeros({43, 3}, DType::u8), {"padding_mask"}));
-    EXPECT_TRUE(rejects(good, good, Tensor::zeros({3, 43}, DType::f32), {"padding_mask"}));
+    EXPECT_TRUE(
+        rejects(good, good, Tensor::zeros({3, 43}, DType::f32), {"padding_mask"}));
     Tensor nan = good.clone();
     nan.data<float>()[5 * 20] = NAN;
     EXPECT_TRUE(rejects(nan, good, {}, {"logits[token 5", "finite"}));

@@ -29,7 +29,8 @@ template <typename Scalar>
 class PermutationTest : public testing::Test {
   protected:
     static Tensor random(const Shape& shape, std::uint64_t seed) {
-        return transfer(random_tensor(shape, seed), {MemorySpace::host, dtype_of<Scalar>});
+        return transfer(random_tensor(shape, seed),
+                        {MemorySpace::host, dtype_of<Scalar>});
     }
 };
 using Scalars = testing::Types<float, double>;
@@ -42,7 +43,8 @@ TEST(RowMap, OrdersRowsByExpertThenToken) {
     for (double entry : to_doubles(routing)) routed += entry != 0.0;
     ASSERT_EQ(map.num_rows(), routed);
     for (std::int64_t r = 0; r < map.num_rows(); ++r) {
-        EXPECT_EQ(routing.data<std::uint8_t>()[map.row_token[r] * 7 + map.row_expert[r]], 1);
+        EXPECT_EQ(routing.data<std::uint8_t>()[map.row_token[r] * 7 + map.row_expert[r]],
+                  1);
         if (r == 0) continue;
         EXPECT_LT(std::pair(map.row_expert[r - 1], map.row_token[r - 1]),
                   std::pair(map.row_expert[r], map.row_token[r]));
@@ -83,7 +85,8 @@ TYPED_TEST(PermutationTest, BackwardsAreAdjoint) {
 
 TYPED_TEST(PermutationTest, TakesNoTokensAndNoRows) {
     const cpu::RowMap none = cpu::make_row_map(Tensor::zeros({0, 4}, DType::u8));
-    EXPECT_EQ(cpu::permute<TypeParam>(this->random({0, 3}, 1), none).shape(), (Shape{0, 3}));
+    EXPECT_EQ(cpu::permute<TypeParam>(this->random({0, 3}, 1), none).shape(),
+              (Shape{0, 3}));
     const cpu::RowMap unrouted = cpu::make_row_map(Tensor::zeros({5, 4}, DType::u8));
     const Tensor sums = cpu::unpermute<TypeParam>(this->random({0, 3}, 1), unrouted);
     for (double value : to_doubles(sums)) EXPECT_EQ(value, 0.0);

@@ -10,7 +10,8 @@
 namespace moe::test {
 namespace {
 
-/// A router whose logits are the hidden states themselves: H = E, the weight is the identity.
+/// A router whose logits are the hidden states themselves: H = E, the weight is the
+/// identity.
 class RouterTest : public testing::TestWithParam<ComponentSpec> {
   protected:
     MoEConfig config(std::int64_t experts, std::int64_t topk) {
@@ -28,7 +29,8 @@ class RouterTest : public testing::TestWithParam<ComponentSpec> {
         for (std::int64_t e = 0; e < E; ++e) weight.data<float>()[e * E + e] = 1.0f;
         TensorMap parameters = extra;
         parameters["router.weight"] = weight;
-        return find_tier("tier", GetParam().tier).make_router(c, GetParam().dtype, parameters);
+        return find_tier("tier", GetParam().tier)
+            .make_router(c, GetParam().dtype, parameters);
     }
 
     Router::Output route(MoEConfig& c, const Tensor& logits, const TensorMap& extra = {},
@@ -76,7 +78,8 @@ std::vector<double> weigh(const MoEConfig& c, const std::vector<double>& x,
     double total = 0.0;
     for (double logit : x) total += std::exp(logit);
     for (std::size_t e = 0; e < x.size(); ++e) {
-        s[e] = softmax ? std::exp(x[e]) / total : score(c.moe_router_score_function, x[e]);
+        s[e] =
+            softmax ? std::exp(x[e]) / total : score(c.moe_router_score_function, x[e]);
         // Before the softmax over the chosen, the logits themselves choose.
         keys[e] = softmax && !c.moe_router_pre_softmax ? x[e] : s[e] + bias[e];
     }
@@ -87,7 +90,8 @@ std::vector<double> weigh(const MoEConfig& c, const std::vector<double>& x,
             const std::vector<double> group(keys.begin() + g * size,
                                             keys.begin() + (g + 1) * size);
             group_scores.push_back(0.0);
-            for (std::int64_t e : best(group, c.moe_router_topk / *c.moe_router_group_topk))
+            for (std::int64_t e :
+                 best(group, c.moe_router_topk / *c.moe_router_group_topk))
                 group_scores.back() += group[e];
         }
         const auto chosen = best(group_scores, *c.moe_router_group_topk);
@@ -159,8 +163,8 @@ TEST_P(RouterTest, WeightsSumToTheScalingFactor) {
         c.moe_router_topk_scaling_factor = 2.5;
         const auto p = to_doubles(route(c, random_tensor({33, 9}, 7)).probs);
         for (std::int64_t t = 0; t < 33; ++t)
-            EXPECT_NEAR(std::accumulate(p.begin() + t * 9, p.begin() + t * 9 + 9, 0.0), 2.5,
-                        1e-5);
+            EXPECT_NEAR(std::accumulate(p.begin() + t * 9, p.begin() + t * 9 + 9, 0.0),
+                        2.5, 1e-5);
     }
 }
 
@@ -220,7 +224,8 @@ TEST_P(RouterTest, RejectsLogitsThatAreNotFinite) {
 TEST_P(RouterTest, SinkhornChoosesByScoresOutsideTraining) {
     MoEConfig c = config(6, 2);
     c.moe_router_load_balancing_type = {"sinkhorn"};
-    // Everybody likes experts 0 and 1; balancing sends some elsewhere, evaluation does not.
+    // Everybody likes experts 0 and 1; balancing sends some elsewhere, evaluation does
+    // not.
     Tensor logits = random_tensor({32, 6}, 8, 0.1);
     for (std::int64_t t = 0; t < 32; ++t)
         for (std::int64_t e : {0, 1}) logits.data<float>()[t * 6 + e] += 3.0f;
@@ -238,7 +243,8 @@ TEST_P(RouterTest, SinkhornChoosesByScoresOutsideTraining) {
 
 TEST_P(RouterTest, TakesNoTokensOneExpertAndAllExperts) {
     MoEConfig none = config(5, 2);
-    EXPECT_EQ(route(none, Tensor::zeros({0, 5}, DType::f32)).probs.shape(), (Shape{0, 5}));
+    EXPECT_EQ(route(none, Tensor::zeros({0, 5}, DType::f32)).probs.shape(),
+              (Shape{0, 5}));
     MoEConfig one = config(1, 1);
     one.moe_router_score_function = "sigmoid";
     EXPECT_NEAR(to_doubles(route(one, Tensor::from<float>({1, 1}, {0.5f})).probs)[0],

@@ -40,8 +40,8 @@ Tensor random_tensor(const Shape& shape, std::uint64_t seed, double deviation) {
     Tensor tensor = Tensor::empty(shape, DType::f32);
     const Rng rng(seed);
     for (std::int64_t i = 0; i < tensor.numel(); ++i)
-        tensor.data<float>()[i] = static_cast<float>(
-            BFloat16(static_cast<float>(deviation * rng.normal(i))));
+        tensor.data<float>()[i] =
+            static_cast<float>(BFloat16(static_cast<float>(deviation * rng.normal(i))));
     return tensor;
 }
 
@@ -51,7 +51,9 @@ Tensor random_tensor_for(const ComponentSpec& supplier, const Shape& shape,
                     {MemorySpace::host, supplier.dtype});
 }
 
-double bound_of(const ComponentSpec& supplier) { return tier_bound(supplier.dtype, false); }
+double bound_of(const ComponentSpec& supplier) {
+    return tier_bound(supplier.dtype, false);
+}
 
 testing::AssertionResult Close(const TensorView& got, const TensorView& expected,
                                double bound) {

@@ -1,6 +1,6 @@
 /// @file
-/// What the test suites share: the suppliers to run over, random tensors, small configs, and
-/// comparisons that say where two tensors differ most.
+/// What the test suites share: the suppliers to run over, random tensors, small configs,
+/// and comparisons that say where two tensors differ most.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -35,8 +35,8 @@ std::vector<ComponentSpec> available_suppliers();
 /// "reference_cpu_fp64", for the names of test instances.
 std::string instance_name(const testing::TestParamInfo<ComponentSpec>& info);
 
-/// Gated SiLU experts without bias or losses behind the all-to-all dispatcher. Change what
-/// the test is about, then call finalize().
+/// Gated SiLU experts without bias or losses behind the all-to-all dispatcher. Change
+/// what the test is about, then call finalize().
 MoEConfig small_config(std::int64_t hidden = 12, std::int64_t experts = 6,
                        std::int64_t topk = 2, std::int64_t ffn = 10);
 
@@ -50,16 +50,16 @@ Tensor random_tensor_for(const ComponentSpec& supplier, const Shape& shape,
 /// Relative bound for `supplier` against fp64 (cli/closeness.h, tier_bound).
 double bound_of(const ComponentSpec& supplier);
 
-/// Succeeds when `got` is within the relative Frobenius bound of `expected`; otherwise says
-/// where they differ most. Bound 0 means exactly equal.
+/// Succeeds when `got` is within the relative Frobenius bound of `expected`; otherwise
+/// says where they differ most. Bound 0 means exactly equal.
 testing::AssertionResult Close(const TensorView& got, const TensorView& expected,
                                double bound);
 
 /// Succeeds when all bytes agree.
 testing::AssertionResult BitwiseEqual(const TensorView& got, const TensorView& expected);
 
-/// Succeeds when `action` throws an InputError whose text is one line and contains all the
-/// fragments.
+/// Succeeds when `action` throws an InputError whose text is one line and contains all
+/// the fragments.
 testing::AssertionResult Rejects(const std::function<void()>& action,
                                  const std::vector<std::string>& fragments);
 

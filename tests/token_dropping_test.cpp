@@ -37,7 +37,7 @@ TYPED_TEST_SUITE(DroppingTest, Scalars);
 constexpr double kNot = -1.0;  // not routed
 
 // Six tokens, two experts, K = 1: an even share is 3, so factor 2/3 gives C = 2.
-const std::vector<double> kEntries = {0.5, kNot, 0.75, kNot, 0.25, kNot,
+const std::vector<double> kEntries = {0.5,  kNot, 0.75, kNot, 0.25, kNot,
                                       0.75, kNot, 0.5,  kNot, kNot, 0.125};
 
 TYPED_TEST(DroppingTest, KeepsTheLargestProbabilities) {
@@ -87,7 +87,8 @@ TYPED_TEST(DroppingTest, KeepsAllOrNothingAtTheEnds) {
     double routed = 0.0;
     for (double entry : to_doubles(all.routing_map)) routed += entry;
     EXPECT_EQ(routed, 6.0);
-    for (double entry : to_doubles(this->drop(kEntries, 2, 0.0, "probs", false).routing_map))
+    for (double entry :
+         to_doubles(this->drop(kEntries, 2, 0.0, "probs", false).routing_map))
         EXPECT_EQ(entry, 0.0);
 }
 
@@ -109,7 +110,8 @@ TYPED_TEST(DroppingTest, BackwardKeepsTheGradientOfWhatWasKept) {
 
 // Python's floats decide: (T K / E) * factor, rounded up.
 TEST(Capacity, RoundsAsMegatronDoes) {
-    const auto capacity = [](std::int64_t T, std::int64_t K, std::int64_t E, double factor) {
+    const auto capacity = [](std::int64_t T, std::int64_t K, std::int64_t E,
+                             double factor) {
         MoEConfig config;
         config.num_moe_experts = E;
         config.moe_router_topk = K;

@@ -36,14 +36,16 @@ class VectorsTest : public testing::Test {
   protected:
     VectorsTest() {
         std::ifstream(MOE_GOLDEN_DIR "/vectors.json") >> vectors_;
-        logits_ = transfer(matrix(vectors_["logits"]), {MemorySpace::host, dtype_of<Scalar>});
+        logits_ =
+            transfer(matrix(vectors_["logits"]), {MemorySpace::host, dtype_of<Scalar>});
         config_ = small_config(4, kExperts, 2, 4);
     }
 
     void expect_routing(const std::string& name, const Tensor& bias = {}) {
         config_.finalize();
         const auto routing = cpu::route<Scalar>(logits_, bias, config_);
-        EXPECT_TRUE(Close(routing.probs, matrix(vectors_[name]["probs"]), kBound)) << name;
+        EXPECT_TRUE(Close(routing.probs, matrix(vectors_[name]["probs"]), kBound))
+            << name;
         EXPECT_EQ(to_doubles(routing.map), flat(vectors_[name]["map"])) << name;
     }
 
@@ -51,7 +53,8 @@ class VectorsTest : public testing::Test {
         Losses result;
         cpu::GlobalTokenCounts counts;
         config_.finalize();
-        cpu::auxiliary_losses_forward<Scalar>(result, counts, logits_, {S, B, mask}, config_, {});
+        cpu::auxiliary_losses_forward<Scalar>(result, counts, logits_, {S, B, mask},
+                                              config_, {});
         return result;
     }
 
@@ -121,12 +124,14 @@ TYPED_TEST(VectorsTest, DroppingAndPermutation) {
     EXPECT_EQ(get_capacity(c, kTokens), v["capacity_T6K2E4_cf0.7"].get<std::int64_t>());
     const auto routing = cpu::route<TypeParam>(this->logits_, {}, c);
     auto kept = cpu::apply_token_dropping<TypeParam>(routing.probs, routing.map, c);
-    EXPECT_TRUE(Close(kept.probs, matrix(v["drop_probs_cf0.7_padFalse"]["probs"]), kBound));
+    EXPECT_TRUE(
+        Close(kept.probs, matrix(v["drop_probs_cf0.7_padFalse"]["probs"]), kBound));
     EXPECT_EQ(to_doubles(kept.routing_map), flat(v["drop_probs_cf0.7_padFalse"]["map"]));
     // Which token fills a padded slot carries no meaning; the probabilities do.
     c.moe_pad_expert_input_to_capacity = true;
     kept = cpu::apply_token_dropping<TypeParam>(routing.probs, routing.map, c);
-    EXPECT_TRUE(Close(kept.probs, matrix(v["drop_probs_cf0.7_padTrue"]["probs"]), kBound));
+    EXPECT_TRUE(
+        Close(kept.probs, matrix(v["drop_probs_cf0.7_padTrue"]["probs"]), kBound));
 
     const cpu::RowMap map = cpu::make_row_map(routing.map);
     EXPECT_EQ(map.row_token, v["permute_pre"]["rows"].get<std::vector<std::int64_t>>());
@@ -140,7 +145,8 @@ TYPED_TEST(VectorsTest, DroppingAndPermutation) {
 TYPED_TEST(VectorsTest, Activations) {
     using Row = cpu::RowArray<TypeParam>;
     const auto expect = [&](const std::string& name, const Row& z, TypeParam p) {
-        const std::int64_t ffn = this->config_.gated_linear_unit ? z.size() / 2 : z.size();
+        const std::int64_t ffn =
+            this->config_.gated_linear_unit ? z.size() / 2 : z.size();
         const cpu::ExpertActivation<TypeParam> activation(this->config_, ffn);
         const json& v = this->vectors_[name];
         Row a(ffn), dz(z.size()), g(2);
