@@ -107,6 +107,13 @@ TEST_P(ExpertsTest, FollowTheFormula) {
             }
 }
 
+// More rows than one block of work holds, on and around its border.
+TEST_P(ExpertsTest, FollowTheFormulaOverManyRows) {
+    MoEConfig c = small_config(kHidden, kExperts, 2, kFfn);
+    c.add_bias_linear = true;
+    expect_formula(c, {1100, 0, 513, 512, 1});
+}
+
 TEST_P(ExpertsTest, ScaleTheInputWhenAsked) {
     MoEConfig c = small_config(kHidden, kExperts, 2, kFfn);
     c.moe_router_topk = 1;
