@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "cli/comparison.h"
+#include "cli/memory.h"
 #include "cli/options.h"
 #include "core/tier.h"
 
@@ -56,7 +57,8 @@ std::string error_cell(const StepOutcome& outcome) {
 
 void print_steps(const Comparison& c) {
     const DType narrowest = c.columns.back().spec.experts.dtype;
-    fmt::print("\n{:<28}{:>18}{:>9}", "step", "elements", to_string(narrowest));
+    fmt::print("\n{:<28}{:>18}{:>14}", "step", "elements",
+               "bytes in " + to_string(narrowest));
     for (const ColumnOutcome& column : c.columns)
         fmt::print("  {:>9}{}", to_string(column.spec.experts.dtype),
                    &column == &c.columns.front() ? "" : "  error, % of bound");
@@ -68,7 +70,7 @@ void print_steps(const Comparison& c) {
             fmt::print("{} {:<26}{:>18}\n", circled(step), title(step), "off");
             continue;
         }
-        fmt::print("{} {:<26}{:>18}{:>9}", circled(step), title(step), cost.formula,
+        fmt::print("{} {:<26}{:>18}{:>14}", circled(step), title(step), cost.formula,
                    bytes_in_words(static_cast<double>(cost.bytes)));
         for (const ColumnOutcome& column : c.columns) {
             fmt::print("  {:>6.2f} ms", 1e3 * column.at(step).seconds);
@@ -77,7 +79,7 @@ void print_steps(const Comparison& c) {
         }
         fmt::print("\n");
     }
-    fmt::print("  {:<53}", "forward + backward");
+    fmt::print("  {:<58}", "forward + backward");
     for (const ColumnOutcome& column : c.columns)
         fmt::print("  {:>6.1f} ms{}", 1e3 * column.seconds,
                    &column == &c.columns.front() ? "" : "                   ");
@@ -169,6 +171,8 @@ ComparisonRequest make_request(const CompareOptions& options) {
                   !options.layer->seq_length_given());
     if (options.text.empty()) request.text.name = "README.md";
     request.golden_folder = MOE_SOURCE_DIR "/tests/golden";
+
+    require_memory(request.config, request.text.seq_len * request.text.micro_batch);
 
     const ComponentSpec reference{"reference_cpu", DType::f64};
     for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))

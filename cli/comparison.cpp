@@ -102,6 +102,17 @@ DType coarsest(const ModuleSpec& spec) {
     return dtype;
 }
 
+/// How close a choice was that differs: it may lie below what the precision can tell
+/// apart.
+std::string describe_choice(const Closeness& closeness, const Tensor& logits,
+                            std::int64_t topk) {
+    const std::vector<double> x = to_doubles(logits);  // (T, E)
+    const std::int64_t token = closeness.worst / topk, E = logits.dim(1);
+    const double gap = std::abs(x[token * E + std::int64_t(closeness.worst_got)] -
+                                x[token * E + std::int64_t(closeness.worst_expected)]);
+    return fmt::format("; in fp64 the logits of these two experts differ by {:.1e}", gap);
+}
+
 void judge_steps(ColumnOutcome& column, const std::map<Step, TensorMap>& values,
                  const std::map<Step, TensorMap>& reference) {
     const DType dtype = coarsest(column.spec);
@@ -114,7 +125,13 @@ void judge_steps(ColumnOutcome& column, const std::map<Step, TensorMap>& values,
             const bool exact = !is_floating(expected.dtype());
             const bool ok = closeness.within(exact ? 0.0 : outcome.bound);
             if (!ok && outcome.detail.empty())
-                outcome.detail = name + ": " + describe_worst(closeness, got, expected);
+                outcome.detail =
+                    name + ": " + describe_worst(closeness, got, expected) +
+                    (name == "topk_idx"
+                         ? describe_choice(closeness,
+                                           reference.at(Step::gating).at("logits"),
+                                           expected.dim(1))
+                         : "");
             if (exact)
                 outcome.integers_equal = outcome.integers_equal && ok;
             else

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cli/commands.h"
+#include "cli/memory.h"
 #include "cli/options.h"
 #include "core/error.h"
 #include "core/moe_layer.h"
@@ -92,6 +93,7 @@ int run_trace(const TraceOptions& options) {
         options.spec, choose_suppliers({options.tier}, {options.dtype}).front());
     const std::int64_t S = options.layer->seq_length(),
                        B = options.layer->micro_batch_size();
+    require_memory(config, S * B);
     const std::uint64_t seed = options.layer->seed();
     const Shape shape = {S, B, config.hidden_size};
     const Tensor hidden = round_numbers(shape, seed, 100);

@@ -276,6 +276,9 @@ TEST_F(CliTest, NamesWhatCompareCannotUse) {
     EXPECT_TRUE(rejects({"--text", folder_}, {"--text"}));
     EXPECT_TRUE(rejects({"--text", write("empty.txt", "")}, {"--text", "0 bytes"}));
     EXPECT_TRUE(rejects({"--text", text, "--seq-length", "9"}, {"5 bytes", "36"}));
+    EXPECT_TRUE(
+        IsBadInput({"trace", "--num-experts", "100000", "--hidden-size", "100000"},
+                   {"memory = about", "GB"}));
     EXPECT_TRUE(rejects({"--report", text}, {"--report", "text.txt"}));
     EXPECT_TRUE(rejects({"--report", text + "/below"}, {"--report"}));
 }
