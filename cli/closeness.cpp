@@ -27,14 +27,21 @@ Closeness measure_closeness(const TensorView& got, const TensorView& expected) {
     if (!result.same_shape) return result;
     const std::vector<double> a = to_doubles(got), b = to_doubles(expected);
 
+    // Squares of what is very small or very large would vanish or overflow.
+    double scale = 0.0;
+    for (std::size_t i = 0; i < a.size(); ++i)
+        for (double value : {a[i], b[i]})
+            if (std::isfinite(value)) scale = std::max(scale, std::abs(value));
+    if (scale == 0.0) scale = 1.0;
+
     double difference = 0.0, norm = 0.0, worst = 0.0;
     for (std::size_t i = 0; i < a.size(); ++i) {
         const bool finite = std::isfinite(a[i]) && std::isfinite(b[i]);
         const double distance =
             finite ? std::abs(a[i] - b[i]) : std::numeric_limits<double>::infinity();
         result.finite = result.finite && finite;
-        difference += distance * distance;
-        norm += b[i] * b[i];
+        difference += (distance / scale) * (distance / scale);
+        norm += (b[i] / scale) * (b[i] / scale);
         if (distance <= worst) continue;
         worst = distance;
         result.worst = static_cast<std::int64_t>(i);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/comparison.h"
@@ -15,7 +16,8 @@ namespace moe {
 namespace {
 
 struct CompareOptions {
-    std::string text, report = "moe-report", spec;
+    std::optional<std::string> text;  // the README when left out
+    std::string report = "moe-report", spec;
     std::vector<std::string> tiers, dtypes;
     int repeats = 3;
     std::unique_ptr<LayerOptions> layer;
@@ -164,12 +166,11 @@ ComparisonRequest make_request(const CompareOptions& options) {
     if (options.repeats < 1 || options.repeats > 1000)
         reject("--repeats", options.repeats, "must be from 1 to 1000");
     request.repeats = options.repeats;
-    const std::string text =
-        options.text.empty() ? std::string(MOE_SOURCE_DIR "/README.md") : options.text;
+    const std::string text = options.text.value_or(MOE_SOURCE_DIR "/README.md");
     request.text =
         read_text(text, options.layer->seq_length(), options.layer->micro_batch_size(),
                   !options.layer->seq_length_given());
-    if (options.text.empty()) request.text.name = "README.md";
+    if (!options.text) request.text.name = "README.md";
     request.golden_folder = MOE_SOURCE_DIR "/tests/golden";
 
     require_memory(request.config, request.text.seq_len * request.text.micro_batch);

@@ -106,8 +106,11 @@ DType coarsest(const ModuleSpec& spec) {
 /// apart.
 std::string describe_choice(const Closeness& closeness, const Tensor& logits,
                             std::int64_t topk) {
+    if (closeness.worst < 0) return "";
     const std::vector<double> x = to_doubles(logits);  // (T, E)
     const std::int64_t token = closeness.worst / topk, E = logits.dim(1);
+    for (double expert : {closeness.worst_got, closeness.worst_expected})
+        if (!(expert >= 0.0 && expert < double(E))) return "; there is no such expert";
     const double gap = std::abs(x[token * E + std::int64_t(closeness.worst_got)] -
                                 x[token * E + std::int64_t(closeness.worst_expected)]);
     return fmt::format("; in fp64 the logits of these two experts differ by {:.1e}", gap);

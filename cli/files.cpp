@@ -8,6 +8,11 @@
 #include "core/error.h"
 
 namespace moe {
+namespace {
+
+constexpr int kMaxDepth = 32;
+
+}  // namespace
 
 std::string read_file(const std::string& field, const std::string& path) {
     std::error_code ignored;
@@ -22,7 +27,11 @@ std::string read_file(const std::string& field, const std::string& path) {
 nlohmann::json parse_json(const std::string& field, const std::string& text) {
     using nlohmann::json;
     std::vector<std::set<std::string>> names;  // of each object that is open
-    const auto watch = [&](int, json::parse_event_t event, json& value) {
+    const auto watch = [&](int depth, json::parse_event_t event, json& value) {
+        // The parser does not recurse, but whoever walks or frees its result does.
+        if (depth > kMaxDepth)
+            reject(field, "deeply nested JSON",
+                   fmt::format("must nest at most {} levels", kMaxDepth));
         if (event == json::parse_event_t::object_start) names.emplace_back();
         if (event == json::parse_event_t::object_end) names.pop_back();
         if (event == json::parse_event_t::key &&

@@ -1,6 +1,8 @@
 #include "cli/memory.h"
 
 #include <fstream>
+#include <functional>
+#include <numeric>
 #include <string>
 
 #include "core/error.h"
@@ -28,7 +30,7 @@ double estimate_memory(const MoEConfig& config, std::int64_t num_tokens) {
     const double Fs = config.shared_ffn(), Zs = config.fc1_rows(config.shared_ffn());
     double weights = 0.0;
     for (const auto& [name, shape] : parameter_shapes(config))
-        weights += double(num_elements(shape));
+        weights += std::accumulate(shape.begin(), shape.end(), 1.0, std::multiplies<>());
     const double values =
         N * (5 * H + 2 * Z + 2 * F) + T * (6 * H + 8 * E + 2 * Zs + 2 * Fs);
     // Weights: fp32 master, a copy and a gradient per supplier, its record. Values: kept

@@ -19,8 +19,10 @@ namespace {
 using nlohmann::json;
 
 /// A flag's text as the JSON value that a config file would hold.
-json parse_value(const std::string& flag, const std::string& text, FieldKind kind) {
-    if (text == "none" && kind != FieldKind::list) return nullptr;
+json parse_value(const std::string& flag, const std::string& text,
+                 const FieldInfo& field) {
+    if (text == "none" && field.optional) return nullptr;
+    const FieldKind kind = field.kind;
     const char* begin = text.data();
     const char* end = begin + text.size();
     if (kind == FieldKind::integer) {
@@ -36,6 +38,23 @@ json parse_value(const std::string& flag, const std::string& text, FieldKind kin
         if (kind == FieldKind::number) reject(flag, text, "must be a number");
     }
     return text;
+}
+
+/// A switch may be given a value; it must be one that CLI11 can turn into yes or no.
+std::string check_switch(const std::string& text) {
+    for (const char* allowed : {"true", "false", "1", "-1", "0"})
+        if (text == allowed) return "";
+    return "must be true or false, not " + one_line(text);
+}
+
+/// A seed of 64 bits; CLI11 would wrap -1 around.
+std::uint64_t parse_seed(const std::string& text) {
+    std::uint64_t seed = 0;
+    const auto [stop, error] =
+        std::from_chars(text.data(), text.data() + text.size(), seed);
+    if (error != std::errc() || stop != text.data() + text.size())
+        reject("--seed", text, "must be an integer from 0 to 2^64 - 1");
+    return seed;
 }
 
 }  // namespace
@@ -62,7 +81,9 @@ LayerOptions::LayerOptions(CLI::App& command, Defaults defaults) : defaults_(def
     command.add_option(
         "--micro-batch-size", micro_batch_size_,
         fmt::format("B, sequences (default {})", defaults.micro_batch_size));
-    command.add_option("--seed", seed_, "Seed of weights and gradients (default 1234)");
+    command.add_option_function<std::string>(
+        "--seed", [this](const std::string& text) { seed_ = parse_seed(text); },
+        "Seed of weights and gradients (default 1234)");
     add_field_flags(command);
 }
 
@@ -81,33 +102,35 @@ void LayerOptions::add_field_flags(CLI::App& command) {
                     booleans_[name] = count > 0;
                 },
                 field.help + " (" + opposite + ": not)");
+            option->check(check_switch);
         } else {
             option = command.add_option(flag, texts_[field.name], field.help);
             option->expected(1, field.kind == FieldKind::list ? 8 : 1);
         }
         option->group(group);
     }
-    command.add_flag("--swiglu", swiglu_, "activation_func silu, gated")->group(group);
-    command.add_flag("--squared-relu", squared_relu_, "activation_func squared_relu")
-        ->group(group);
-    command.add_flag("--quick-geglu", quick_geglu_, "activation_func quick_gelu, gated")
-        ->group(group);
+    const auto add_shorthand = [&](const char* flag, bool& chosen, const char* help) {
+        command.add_flag(flag, chosen, help)->check(check_switch)->group(group);
+    };
+    add_shorthand("--swiglu", swiglu_, "activation_func silu, gated");
+    add_shorthand("--squared-relu", squared_relu_, "activation_func squared_relu");
+    add_shorthand("--quick-geglu", quick_geglu_, "activation_func quick_gelu, gated");
 }
 
 MoEConfig LayerOptions::config() const {
     MoEConfig config;
-    if (!config_path_.empty()) {
-        if (!preset_.empty())
-            reject("--preset", preset_, "must be left out with --config");
+    if (config_path_) {
+        if (preset_) reject("--preset", *preset_, "must be left out with --config");
         if (scale_) reject("--scale", *scale_, "must be left out with --config");
         config = config_from_json(
-            parse_json(config_path_, read_file("--config", config_path_)), config_path_);
-    } else if (defaults_.config && preset_.empty()) {
+            parse_json(*config_path_, read_file("--config", *config_path_)),
+            *config_path_);
+    } else if (defaults_.config && !preset_) {
         if (scale_) reject("--scale", *scale_, "needs --preset");
         config = *defaults_.config;
     } else {
-        config = preset(preset_.empty() ? defaults_.preset : preset_,
-                        scale_.value_or(defaults_.scale));
+        config =
+            preset(preset_.value_or(defaults_.preset), scale_.value_or(defaults_.scale));
     }
 
     if (swiglu_ + squared_relu_ + quick_geglu_ > 1)
@@ -126,7 +149,7 @@ MoEConfig LayerOptions::config() const {
         const std::string flag = flag_name(field.name);
         json value = json::array();
         for (const std::string& text : found->second)
-            value.push_back(parse_value(flag, text, field.kind));
+            value.push_back(parse_value(flag, text, field));
         set_field(config, field.name, field.kind == FieldKind::list ? value : value[0],
                   "");
     }
@@ -135,10 +158,10 @@ MoEConfig LayerOptions::config() const {
 }
 
 std::string LayerOptions::model() const {
-    if (!config_path_.empty()) return config_path_;
+    if (config_path_) return *config_path_;
     const std::int64_t scale = scale_.value_or(defaults_.scale);
-    if (defaults_.config && preset_.empty()) return defaults_.preset;
-    const std::string name = preset_.empty() ? defaults_.preset : preset_;
+    if (defaults_.config && !preset_) return defaults_.preset;
+    const std::string name = preset_.value_or(defaults_.preset);
     return scale == 1 ? name : fmt::format("{}, widths / {}", name, scale);
 }
 

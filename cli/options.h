@@ -40,7 +40,7 @@ class LayerOptions {
     void add_field_flags(CLI::App& command);
 
     Defaults defaults_;
-    std::string preset_, config_path_;
+    std::optional<std::string> preset_, config_path_;
     std::optional<std::int64_t> scale_, seq_length_, micro_batch_size_;
     std::uint64_t seed_ = 1234;
     std::map<std::string, std::vector<std::string>> texts_;  // by field name

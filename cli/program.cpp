@@ -12,9 +12,7 @@ namespace moe {
 namespace {
 
 void print_error(const std::string& message) {
-    // One line, whatever the message holds.
-    std::string line = message.substr(0, message.find('\n'));
-    fmt::print(stderr, "moe: {}\n", line);
+    fmt::print(stderr, "moe: {}\n", one_line(message));
 }
 
 /// CLI11 would only say that a subcommand is required.

@@ -56,7 +56,7 @@ bool verify_file(const std::string& path, const std::vector<ComponentSpec>& supp
     const GoldenCase golden = load_golden(path);
     for (const std::string& name : golden.unknown_tensors)
         fmt::print(stderr, "moe: {}: {} is not a tensor name known here; not checked\n",
-                   path, name);
+                   one_line(path), one_line(name));
     if (golden.expected.empty())
         reject(path, "no expect.* tensor", "there must be something to check");
     bool ok = true;
@@ -80,7 +80,7 @@ int run_verify(const VerifyOptions& options) {
         try {
             differing += !verify_file(path, suppliers, options.json);
         } catch (const InputError& error) {
-            fmt::print(stderr, "moe: {}\n", error.what());
+            fmt::print(stderr, "moe: {}\n", one_line(error.what()));
             ++unreadable;
         }
     }

@@ -132,6 +132,8 @@ void check_router(const MoEConfig& c) {
 void check_losses(const MoEConfig& c) {
     const auto& types = c.moe_router_load_balancing_type;
     const auto& coeffs = c.moe_aux_loss_coeff;
+    if (types.empty())
+        reject("moe_router_load_balancing_type", "empty", "must name at least one type");
     for (std::size_t i = 0; i < types.size(); ++i) {
         if (types[i] == "quantile_balancing")
             reject("moe_router_load_balancing_type", types[i], "is not built here");
@@ -215,7 +217,7 @@ double MoEConfig::aux_loss_coeff(const std::string& type) const {
 }
 
 bool MoEConfig::is_sinkhorn() const {
-    return moe_router_load_balancing_type.front() == "sinkhorn";
+    return moe_router_load_balancing_type == std::vector<std::string>{"sinkhorn"};
 }
 
 std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens) {

@@ -120,6 +120,7 @@ enum class FieldKind { boolean, integer, number, text, list };
 struct FieldInfo {
     std::string name;
     FieldKind kind;
+    bool optional;  ///< may be absent ("none", null)
     std::string help;
 };
 

@@ -72,10 +72,12 @@ constexpr FieldKind kind_of() {
 template <typename T>
 struct Unwrap {
     using type = T;
+    static constexpr bool optional = false;
 };
 template <typename T>
 struct Unwrap<std::optional<T>> {
     using type = T;
+    static constexpr bool optional = true;
 };
 
 /// What went wrong with one value; the caller knows the field's name.
@@ -176,7 +178,8 @@ const std::vector<FieldInfo>& config_fields() {
         MoEConfig config;
         visit_fields(config, [&](const char* name, auto& member, const char* help) {
             using Member = typename Unwrap<std::decay_t<decltype(member)>>::type;
-            list.push_back({name, kind_of<Member>(), help});
+            list.push_back({name, kind_of<Member>(),
+                            Unwrap<std::decay_t<decltype(member)>>::optional, help});
         });
         return list;
     }();

@@ -22,6 +22,14 @@ class InternalError : public std::logic_error {
     using std::logic_error::logic_error;
 };
 
+/// The text on one line: control characters, a line break among them, become "?". Names
+/// in files are somebody else's.
+inline std::string one_line(std::string text) {
+    for (char& c : text)
+        if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) c = '?';
+    return text;
+}
+
 /// Throws InputError with the line "<field> = <value>: <allowed>".
 /// @param field    name as the user typed it (config field, flag, path, tensor name)
 /// @param value    what was found there
@@ -29,7 +37,7 @@ class InternalError : public std::logic_error {
 template <typename Value>
 [[noreturn]] void reject(const std::string& field, const Value& value,
                          const std::string& allowed) {
-    throw InputError(fmt::format("{} = {}: {}", field, value, allowed));
+    throw InputError(one_line(fmt::format("{} = {}: {}", field, value, allowed)));
 }
 
 namespace detail {

@@ -9,9 +9,18 @@
 
 namespace moe {
 
+namespace {
+
+// Eight bytes each still fit a signed 64-bit count of bytes.
+constexpr std::int64_t kMostElements = std::int64_t{1} << 59;
+
+}  // namespace
+
 std::int64_t num_elements(const Shape& shape) {
     std::int64_t count = 1;
-    for (std::int64_t size : shape) count *= size;
+    for (std::int64_t size : shape)
+        if (__builtin_mul_overflow(count, size, &count) || count > kMostElements)
+            reject("shape", to_string(shape), "holds too many elements");
     return count;
 }
 

@@ -29,7 +29,7 @@ struct Placement {
 /// Sizes of the axes, slowest first. Empty for a scalar.
 using Shape = std::vector<std::int64_t>;
 
-/// Product of the sizes; 1 for a scalar.
+/// Product of the sizes; 1 for a scalar. InputError when it is over 2^59.
 std::int64_t num_elements(const Shape& shape);
 
 /// "(3, 4)".

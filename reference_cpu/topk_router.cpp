@@ -28,9 +28,9 @@ void require_finite(const Tensor& logits) {
     const std::vector<double> values = to_doubles(logits);
     const std::int64_t E = logits.dim(1);
     for (std::int64_t i = 0; i < std::int64_t(values.size()); ++i)
-        if (!std::isfinite(values[i]))
+        if (!std::isfinite(static_cast<float>(values[i])))
             reject(fmt::format("logits[token {}, expert {}]", i / E, i % E), values[i],
-                   "every router logit must be finite");
+                   "every router logit must be finite in fp32, as scores are");
 }
 
 /// Adds the tokens that `map` sends to each expert, padding left out.

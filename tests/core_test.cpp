@@ -1,52 +1,34 @@
-// The words every tier speaks: element types, tensors, transfer, random numbers, specs.
+// The words every tier speaks: element types, tensors, random numbers, specs.
 
 #include <cmath>
 #include <set>
 
-#include "core/parameters.h"
 #include "core/rng.h"
-#include "core/steps.h"
 #include "core/transfer.h"
 #include "tests/support.h"
 
 namespace moe::test {
 namespace {
 
-TEST(BFloat16, RoundsToNearestEven) {
-    const auto bits = [](float value) { return BFloat16(value).bits; };
-    EXPECT_EQ(bits(1.0f), 0x3f80);
-    EXPECT_EQ(bits(1.0f + 0x1p-8f), 0x3f80);             // half way, to even: down
-    EXPECT_EQ(bits(1.0f + 0x3p-8f), 0x3f82);             // half way, to even: up
-    EXPECT_EQ(bits(1.0f + 0x1p-8f + 0x1p-20f), 0x3f81);  // above half way
-    EXPECT_EQ(bits(-1.0f - 0x3p-8f), 0xbf82);
-    EXPECT_EQ(bits(std::bit_cast<float>(0x3fffffffu)),
-              0x4000);  // carries into the exponent
-    EXPECT_EQ(bits(std::bit_cast<float>(0x7f7fffffu)), 0x7f80);  // overflows to infinity
-    EXPECT_EQ(bits(INFINITY), 0x7f80);
-    EXPECT_TRUE(std::isnan(float(BFloat16(NAN))));
-    // A NaN whose payload lies in the dropped half must not become infinity.
-    EXPECT_TRUE(std::isnan(float(BFloat16(std::bit_cast<float>(0x7f800001u)))));
-}
-
-TEST(Transfer, RoundsFp64ToBf16Once) {
-    // 1 + 2^-8 + 2^-40 lies above half way; by way of fp32 it would look like half way.
-    const Tensor source =
-        Tensor::from<double>({2}, {1.0 + 0x1p-8 + 0x1p-40, 1.0 + 0x3p-8 - 0x1p-40});
-    const Tensor target = transfer(source, {MemorySpace::host, DType::bf16});
-    EXPECT_EQ(target.data<BFloat16>()[0].bits, 0x3f81);
-    EXPECT_EQ(target.data<BFloat16>()[1].bits, 0x3f81);
-}
-
-TEST(Transfer, SharesWhatFitsAndCopiesTheRest) {
-    const Tensor source = random_tensor({3, 5}, 1);
-    const Placement fp32{MemorySpace::host, DType::f32},
-        fp64{MemorySpace::host, DType::f64};
-    EXPECT_EQ(transfer(source, fp32).view().bytes, source.view().bytes);
-    EXPECT_NE(transfer(source.view(), fp32).view().bytes, source.view().bytes);
-    EXPECT_TRUE(BitwiseEqual(transfer(transfer(source, fp64), fp32), source));
-    const Tensor integers = Tensor::from<std::int64_t>({2}, {1, INT64_MAX});
-    EXPECT_TRUE(BitwiseEqual(transfer(integers, fp64), integers));
-    EXPECT_FALSE(transfer(Tensor(), fp64).defined());
+TEST(DType, HasNamesAndSizes) {
+    const std::vector<std::tuple<DType, std::string, std::size_t, bool>> table = {
+        {DType::f64, "fp64", 8, true},   {DType::f32, "fp32", 4, true},
+        {DType::bf16, "bf16", 2, true},  {DType::i64, "int64", 8, false},
+        {DType::i32, "int32", 4, false}, {DType::u8, "uint8", 1, false}};
+    for (const auto& row : table) {
+        const DType dtype = std::get<0>(row);
+        const std::string& name = std::get<1>(row);
+        EXPECT_EQ(to_string(dtype), name);
+        EXPECT_EQ(size_of(dtype), std::get<2>(row));
+        EXPECT_EQ(is_floating(dtype), std::get<3>(row));
+        if (is_floating(dtype))
+            EXPECT_EQ(parse_dtype("--dtype", name), dtype);
+        else
+            EXPECT_TRUE(Rejects([&] { parse_dtype("--dtype", name); },
+                                {"--dtype = " + name, "fp64, fp32, bf16"}));
+    }
+    EXPECT_TRUE(Rejects([] { parse_dtype("spec", "FP32"); }, {"spec = FP32"}));
+    EXPECT_TRUE(Rejects([] { parse_dtype("spec", ""); }, {"spec = :"}));
 }
 
 TEST(Tensor, ChecksTypesAndSizes) {
@@ -54,10 +36,56 @@ TEST(Tensor, ChecksTypesAndSizes) {
     EXPECT_THROW(tensor.data<double>(), InternalError);
     EXPECT_THROW(tensor.reshaped({5}), InternalError);
     EXPECT_EQ(tensor.reshaped({6}).view().bytes, tensor.view().bytes);
-    EXPECT_NE(tensor.clone().view().bytes, tensor.view().bytes);
-    EXPECT_EQ(Tensor().numel(), 0);
-    EXPECT_TRUE(Tensor::empty({0, 4}, DType::f64).defined());
+    EXPECT_EQ(tensor.reshaped({6}).shape(), Shape{6});
+    EXPECT_THROW(Tensor::from<float>({2, 2}, {1, 2, 3}), InternalError);
+    EXPECT_THROW(Tensor::empty({2, -1}, DType::f32), InternalError);
+    EXPECT_EQ(Tensor::zeros({3, 5}, DType::bf16).size_bytes(), 30u);
     EXPECT_EQ(Tensor::from<float>({}, {1.0f}).numel(), 1);
+    EXPECT_EQ(to_string(Shape{3, 4}), "(3, 4)");
+    EXPECT_EQ(to_string(Shape{}), "()");
+}
+
+TEST(Tensor, TellsUndefinedFromEmpty) {
+    EXPECT_FALSE(Tensor().defined());
+    EXPECT_FALSE(Tensor().clone().defined());
+    EXPECT_EQ(Tensor().numel(), 0);
+    EXPECT_EQ(Tensor().size_bytes(), 0u);
+    const Tensor empty = Tensor::empty({0, 4}, DType::f64);
+    EXPECT_TRUE(empty.defined());
+    EXPECT_TRUE(empty.clone().defined());
+    EXPECT_EQ(empty.numel(), 0);
+}
+
+TEST(Tensor, SharesOneArrayUntilCloned) {
+    Tensor first = Tensor::from<float>({2}, {1, 2});
+    Tensor same = first, other = first.clone();
+    EXPECT_TRUE(BitwiseEqual(other, first));
+    same.data<float>()[0] = 5;
+    EXPECT_EQ(first.data<float>()[0], 5.0f);
+    EXPECT_EQ(other.data<float>()[0], 1.0f);
+    const Tensor reshaped = first.reshaped({1, 2, 1});
+    first = Tensor();
+    same = Tensor();
+    EXPECT_EQ(reshaped.data<float>()[0], 5.0f) << "memory lives as long as its last user";
+}
+
+TEST(Tensor, LiesOnACacheLine) {
+    for (std::int64_t count : {1, 3, 17, 1000}) {
+        const Tensor tensor = Tensor::empty({count}, DType::u8);
+        EXPECT_EQ(reinterpret_cast<std::uintptr_t>(tensor.view().bytes) % 64, 0u);
+    }
+}
+
+TEST(Tensor, ShowsWhatNobodyWroteInCheckedBuilds) {
+#ifdef MOE_CHECKED
+    for (DType dtype : {DType::f64, DType::f32, DType::bf16})
+        for (double value : to_doubles(Tensor::empty({17}, dtype)))
+            EXPECT_TRUE(std::isnan(value)) << to_string(dtype);
+    for (double value : to_doubles(Tensor::empty({17}, DType::i32)))
+        EXPECT_EQ(value, -1.0);
+#else
+    GTEST_SKIP() << "not a checked build";
+#endif
 }
 
 // Known answers of Philox4x32-10, as published with Random123.
@@ -74,20 +102,38 @@ TEST(Rng, IsPhilox) {
 
 TEST(Rng, HasTheRightMoments) {
     const Rng rng(1), other(1, 2);
-    double sum = 0.0, squares = 0.0, product = 0.0;
+    double sum = 0.0, squares = 0.0, fourths = 0.0, product = 0.0, uniforms = 0.0;
+    std::array<int, 7> bins{};
     constexpr int kCount = 100'000;
     for (int i = 0; i < kCount; ++i) {
         const double x = rng.normal(i);
-        sum += x, squares += x * x, product += x * other.normal(i);
+        sum += x, squares += x * x, fourths += x * x * x * x;
+        product += x * other.normal(i);
         ASSERT_GT(rng.uniform(i), 0.0);
         ASSERT_LT(rng.uniform(i), 1.0);
+        uniforms += rng.uniform(i);
         ASSERT_LT(rng.below(i, 7), 7u);
+        ++bins[rng.below(i, 7)];
     }
-    EXPECT_NEAR(sum / kCount, 0.0, 0.015);
-    EXPECT_NEAR(squares / kCount, 1.0, 0.02);
-    EXPECT_NEAR(product / kCount, 0.0, 0.015);
+    // Five standard errors of each estimate.
+    EXPECT_NEAR(sum / kCount, 0.0, 0.016);
+    EXPECT_NEAR(squares / kCount, 1.0, 0.023);
+    EXPECT_NEAR(fourths / kCount, 3.0, 0.16);
+    EXPECT_NEAR(product / kCount, 0.0, 0.016);
+    EXPECT_NEAR(uniforms / kCount, 0.5, 0.0046);
+    for (int bin : bins) EXPECT_NEAR(bin, kCount / 7.0, 560.0);
+}
+
+TEST(Rng, IsAPureFunctionOfSeedStreamAndIndex) {
+    const Rng rng(1);
     EXPECT_EQ(rng.bits(5), Rng(1).bits(5));
-    EXPECT_NE(rng.bits(5), other.bits(5));
+    // Every one of their 192 bits counts.
+    std::set<std::uint32_t> draws = {rng.bits(5)};
+    for (int bit = 0; bit < 64; ++bit) {
+        const std::uint64_t flip = std::uint64_t{1} << bit;
+        draws.insert({Rng(1 ^ flip).bits(5), Rng(1, flip).bits(5), rng.bits(5 ^ flip)});
+    }
+    EXPECT_EQ(draws.size(), 1u + 3 * 64);
 }
 
 TEST(ModuleSpec, IsReadFromText) {
@@ -97,6 +143,10 @@ TEST(ModuleSpec, IsReadFromText) {
     EXPECT_EQ(ModuleSpec::parse("", fp32), ModuleSpec::uniform(fp32));
     EXPECT_EQ(ModuleSpec::parse("experts=reference_cpu:fp64,router=reference_cpu", fp32),
               (ModuleSpec{fp32, fp32, fp64, fp32}));
+    EXPECT_EQ(ModuleSpec::parse("shared_experts=reference_cpu:fp32,dispatcher="
+                                "reference_cpu:fp32",
+                                fp64),
+              (ModuleSpec{fp64, fp32, fp64, fp32}));
     const auto rejects = [&](const std::string& text,
                              const std::vector<std::string>& words) {
         return Rejects([&] { ModuleSpec::parse(text, fp32); }, words);
@@ -108,60 +158,39 @@ TEST(ModuleSpec, IsReadFromText) {
     EXPECT_TRUE(rejects("router=reference_cpu:fp8", {"fp8", "fp64, fp32, bf16"}));
     EXPECT_TRUE(
         rejects("router=reference_cpu:bf16", {"reference_cpu:bf16", "fp64, fp32"}));
+    EXPECT_TRUE(rejects("router=", {"spec router = :", "reference_cpu"}));
+    EXPECT_TRUE(rejects("router=reference_cpu:", {"spec router = :", "fp64"}));
+    EXPECT_TRUE(rejects(",router=reference_cpu", {"spec = :", "component=tier"}));
+    EXPECT_TRUE(rejects("Router=reference_cpu", {"spec = Router=reference_cpu"}));
 }
 
-TEST(Steps, AreTwentyAndUndoOneAnother) {
-    std::set<std::string> numbers, titles;
-    for (int n = 1; n <= kNumSteps; ++n) {
-        numbers.insert(circled(static_cast<Step>(n)));
-        titles.insert(title(static_cast<Step>(n)));
-        EXPECT_EQ(is_backward(static_cast<Step>(n)), n > 10);
+TEST(ModuleSpec, IsWrittenInFullOnlyWhereItIsMixed) {
+    const ComponentSpec fp32{"a", DType::f32}, bf16{"b", DType::bf16};
+    EXPECT_EQ(to_string(ModuleSpec::uniform(bf16)), "b:bf16");
+    EXPECT_EQ(to_string(ModuleSpec{fp32, bf16, fp32, bf16}),
+              "router=a:fp32 dispatcher=b:bf16 experts=a:fp32 shared_experts=b:bf16");
+    for (auto component : {&ModuleSpec::router, &ModuleSpec::dispatcher,
+                           &ModuleSpec::experts, &ModuleSpec::shared_experts}) {
+        ModuleSpec spec = ModuleSpec::uniform(fp32);
+        spec.*component = bf16;
+        EXPECT_TRUE(to_string(spec).starts_with("router=")) << to_string(spec);
     }
-    EXPECT_EQ(numbers.size(), 20u);
-    EXPECT_EQ(titles.size(), 20u);
-    EXPECT_EQ(circled(Step::shared_experts), "①");
-    EXPECT_EQ(circled(Step::combine), "⑩");
-    EXPECT_EQ(circled(Step::shared_experts_backward), "⑳");
-    const auto mirrored = [](Step forward, Step backward) {
-        return static_cast<int>(forward) + static_cast<int>(backward) == 21;
+}
+
+TEST(ModuleSpec, RaisesTheRouterButNeverLowersIt) {
+    const auto raised = [](DType layer, const std::optional<std::string>& router) {
+        MoEConfig config;
+        config.moe_router_dtype = router;
+        ModuleSpec spec = ModuleSpec::uniform({"t", layer});
+        spec.raise_router_dtype(config);
+        EXPECT_EQ(spec.experts.dtype, layer);
+        return spec.router.dtype;
     };
-    EXPECT_TRUE(mirrored(Step::fc1, Step::fc1_backward));
-    EXPECT_TRUE(mirrored(Step::token_dropping, Step::token_dropping_backward));
-    EXPECT_TRUE(mirrored(Step::auxiliary_losses, Step::auxiliary_losses_backward));
-}
-
-TEST(Steps, CostWhatTheirFormulaSays) {
-    MoEConfig c = small_config(4, 3, 2, 5);
-    c.finalize();
-    const StepSizes sizes{.num_tokens = 7, .num_rows = 14};
-    EXPECT_EQ(step_cost(Step::gating, c, sizes, DType::f32).bytes,
-              4 * (7 * 4 + 3 * 4 + 7 * 3));
-    EXPECT_EQ(step_cost(Step::fc1, c, sizes, DType::f64).bytes,
-              8 * (14 * 4 + 2 * 3 * 5 * 4 + 2 * 14 * 5));
-    EXPECT_EQ(step_cost(Step::fc1, c, sizes, DType::f64).formula, "NH + 2EFH + 2NF");
-    EXPECT_EQ(step_cost(Step::activation_backward, c, sizes, DType::f32).bytes,
-              4 * 5 * 14 * 5);
-    EXPECT_EQ(step_cost(Step::shared_experts, c, sizes, DType::f32).formula, "");
-    c.gated_linear_unit = false;
-    EXPECT_EQ(step_cost(Step::fc1_backward, c, sizes, DType::f32).bytes,
-              4 * (2 * 14 * 4 + 14 * 5 + 2 * 3 * 5 * 4));
-}
-
-TEST(Parameters, AreSeededAndExactInBf16) {
-    MoEConfig c = small_config(20, 5, 2, 13);
-    c.add_bias_linear = true;
-    c.finalize();
-    const TensorMap parameters = random_parameters(c, 1), again = random_parameters(c, 1);
-    const TensorMap others = random_parameters(c, 2);
-    EXPECT_EQ(parameters.size(), parameter_shapes(c).size());
-    for (const auto& [name, tensor] : parameters) {
-        EXPECT_EQ(tensor.shape(), parameter_shapes(c).at(name)) << name;
-        EXPECT_TRUE(BitwiseEqual(tensor, again.at(name)));
-        EXPECT_FALSE(BitwiseEqual(tensor, others.at(name)));
-        const Tensor bf16 = transfer(tensor, {MemorySpace::host, DType::bf16});
-        EXPECT_TRUE(
-            BitwiseEqual(transfer(bf16, {MemorySpace::host, DType::f32}), tensor));
-    }
+    EXPECT_EQ(raised(DType::bf16, "fp32"), DType::f32);
+    EXPECT_EQ(raised(DType::bf16, "fp64"), DType::f64);
+    EXPECT_EQ(raised(DType::f32, "fp64"), DType::f64);
+    EXPECT_EQ(raised(DType::f64, "fp32"), DType::f64);
+    EXPECT_EQ(raised(DType::bf16, std::nullopt), DType::bf16);
 }
 
 }  // namespace

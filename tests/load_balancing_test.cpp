@@ -1,12 +1,8 @@
-// Auxiliary losses, z-loss, sinkhorn and the expert bias, against brute force.
+// Auxiliary losses and z-loss, against brute force.
 
-#include "reference_cpu/load_balancing.h"
-
-#include <chrono>
 #include <cmath>
+#include <limits>
 
-#include "core/moe_layer.h"
-#include "core/parameters.h"
 #include "core/transfer.h"
 #include "tests/support.h"
 
@@ -14,68 +10,119 @@ namespace moe::test {
 namespace {
 
 constexpr std::int64_t kSeq = 9, kBatch = 3, kExperts = 6, kTopk = 2, kHidden = 5;
+constexpr std::int64_t kTokens = kSeq * kBatch;
+const std::vector<std::string> kFunctions = {"softmax", "sigmoid", "sqrtsoftplus"};
+using Padding = std::vector<bool>;  // by token t = s B + b
 
+MoEConfig all_losses() {
+    MoEConfig c = small_config(kHidden, kExperts, kTopk);
+    c.moe_router_load_balancing_type = {"aux_loss", "seq_aux_loss", "global_aux_loss"};
+    c.moe_aux_loss_coeff = {0.5, 0.25, 0.125};
+    c.moe_z_loss_coeff = 0.01;
+    return c;
+}
+
+/// A router of its own for each config, and what it showed.
 class LossesTest : public testing::TestWithParam<ComponentSpec> {
   protected:
-    LossesTest() : config_(small_config(kHidden, kExperts, kTopk, 4)) {
-        config_.moe_router_load_balancing_type = {"aux_loss", "seq_aux_loss",
-                                                  "global_aux_loss"};
-        config_.moe_aux_loss_coeff = {0.5, 0.25, 0.125};
-        config_.moe_z_loss_coeff = 0.01;
-        config_.finalize();
-        parameters_ = random_parameters(config_, 3);
+    void make(const MoEConfig& config, TensorMap parameters = {}) {
+        parameters.try_emplace("router.weight",
+                               random_tensor({kExperts, kHidden}, 3, 0.5));
+        router_ = make_router(GetParam(), config, parameters);
     }
-
-    MoELayer layer() { return {config_, ModuleSpec::uniform(GetParam()), parameters_}; }
-    Losses run(MoELayer& layer, const Tensor& hidden, const Tensor& mask = {}) {
-        return layer.forward(hidden, mask, {.observer = &values_}).losses;
+    Losses forward(const Tensor& hidden = random_tensor({kSeq, kBatch, kHidden}, 4, 1.5),
+                   const Padding& padding = {}, RunContext context = {}) {
+        Tensor mask;
+        if (!padding.empty()) {
+            mask = Tensor::zeros({kSeq, kBatch}, DType::u8);
+            for (std::int64_t t = 0; t < kTokens; ++t)
+                mask.data<std::uint8_t>()[t] = padding[t];
+        }
+        context.observer = &values_;
+        output_ = router_->forward(transfer(hidden, router_->placement()),
+                                   transfer(mask, router_->placement()), context);
+        return output_.losses;
     }
-    double tolerance() const { return GetParam().dtype == DType::f64 ? 1e-6 : 5e-6; }
-
-    MoEConfig config_;
-    TensorMap parameters_;
+    /// dlogits of the losses alone: the main loss has no gradient.
+    Tensor backward(RunContext context = {}) {
+        context.observer = &values_;
+        Tensor zeros = Tensor::zeros(output_.probs.shape(), DType::f32);
+        Tensor dhidden = Tensor::zeros({output_.probs.dim(0), kHidden}, DType::f32);
+        dhidden = transfer(dhidden, router_->placement());
+        TensorMap gradients;
+        router_->backward(dhidden, gradients, transfer(zeros, router_->placement()),
+                          *output_.saved, context);
+        EXPECT_TRUE(BitwiseEqual(values_.at("d_logits"), values_.at("d_logits_losses")));
+        return values_.at("d_logits_losses");
+    }
+    std::unique_ptr<Router> router_;
+    Router::Output output_;
     ValueRecorder values_;
 };
 
-/// The losses of the logits as the formulas have them, without padding: fp64 throughout.
-Losses brute_force(const std::vector<double>& x, const std::vector<bool>& padding) {
-    const auto E = kExperts;
-    std::vector<std::vector<double>> counts(kBatch, std::vector<double>(E)),
-        sums = counts;
-    std::vector<double> lengths(kBatch);
-    double squares = 0.0, valid = 0.0;
-    for (std::int64_t t = 0; t < kSeq * kBatch; ++t) {
-        if (padding[t]) continue;
-        const std::int64_t b = t % kBatch;
-        double total = 0.0;
-        for (std::int64_t e = 0; e < E; ++e) total += std::exp(x[t * E + e]);
-        squares += std::pow(std::log(total), 2);
-        lengths[b] += 1.0;
-        valid += 1.0;
-        for (std::int64_t e = 0; e < E; ++e) {
-            sums[b][e] += std::exp(x[t * E + e]) / total;
-            std::int64_t better = 0;
-            for (std::int64_t j = 0; j < E; ++j) better += x[t * E + j] > x[t * E + e];
-            counts[b][e] += better < kTopk;
-        }
+/// Scores of one token: softmax, or others shared out over all experts.
+std::vector<double> aux_scores(const std::string& function, const double* x) {
+    std::vector<double> s(kExperts);
+    double total = 0.0;
+    for (std::int64_t e = 0; e < kExperts; ++e) {
+        s[e] = function == "softmax"   ? std::exp(x[e])
+               : function == "sigmoid" ? 1.0 / (1.0 + std::exp(-x[e]))
+                                       : std::sqrt(std::log1p(std::exp(x[e])));
+        total += s[e];
     }
-    double aux = 0.0, seq = 0.0;
-    for (std::int64_t e = 0; e < E; ++e) {
+    for (double& value : s) value /= total;
+    return s;
+}
+
+/// The losses of logits as the formulas have them, fp64 throughout. `global_counts` are
+/// those of the micro-batches so far, averaged; empty: those of this one.
+Losses brute_force(const std::vector<double>& x, const std::string& function,
+                   const Padding& padding, std::vector<double> global_counts = {}) {
+    std::vector<std::vector<double>> counts(kBatch, std::vector<double>(kExperts));
+    std::vector<std::vector<double>> sums = counts;
+    double squares = 0.0, valid = 0.0;
+    for (std::int64_t t = 0; t < kTokens; ++t) {
+        if (!padding.empty() && padding[t]) continue;
+        const std::vector<double> s = aux_scores(function, &x[t * kExperts]);
+        double total = 0.0;
+        for (std::int64_t e = 0; e < kExperts; ++e) {
+            total += std::exp(x[t * kExperts + e]);
+            std::int64_t better = 0;
+            for (std::int64_t j = 0; j < kExperts; ++j) better += s[j] > s[e];
+            sums[t % kBatch][e] += s[e];
+            counts[t % kBatch][e] += better < kTopk;
+        }
+        squares += std::pow(std::log(total), 2);
+        valid += 1.0;
+    }
+    double aux = 0.0, seq = 0.0, global = 0.0;
+    for (std::int64_t e = 0; e < kExperts; ++e) {
         double n = 0.0, s = 0.0;
         for (std::int64_t b = 0; b < kBatch; ++b) {
             n += counts[b][e];
             s += sums[b][e];
             // The length of every sequence is the mean one, as Megatron has it.
             const double length = valid / kBatch;
-            seq += double(E) / (kTopk * length * length) * counts[b][e] * sums[b][e] /
-                   kBatch;
+            seq +=
+                kExperts / (kTopk * length * length) * counts[b][e] * sums[b][e] / kBatch;
         }
-        aux += double(E) / (kTopk * valid * valid) * n * s;
+        aux += kExperts / (kTopk * valid * valid) * n * s;
+        global += kExperts / (kTopk * valid * valid) * s *
+                  (global_counts.empty() ? n : global_counts[e]);
     }
     return {{"load_balancing_loss", aux},
             {"seq_load_balancing_loss", seq},
-            {"global_load_balancing_loss", aux},
+            {"global_load_balancing_loss", global},
             {"z_loss", squares / valid}};
+}
+
+/// Half padding in one sequence, little in the others.
+Padding some_padding() {
+    Padding padding(kTokens);
+    for (auto [s, b] :
+         {std::pair<int, int>{8, 0}, {0, 1}, {3, 2}, {4, 2}, {7, 2}, {8, 2}})
+        padding[s * kBatch + b] = true;
+    return padding;
 }
 
 void expect_losses(const Losses& got, const Losses& expected, double tolerance) {
@@ -85,53 +132,131 @@ void expect_losses(const Losses& got, const Losses& expected, double tolerance) 
 }
 
 TEST_P(LossesTest, FollowTheFormulas) {
-    MoELayer subject = layer();
-    const Losses got = run(subject, random_tensor({kSeq, kBatch, kHidden}, 4, 1.5));
-    expect_losses(
-        got,
-        brute_force(to_doubles(values_.at("logits")), std::vector<bool>(kSeq * kBatch)),
-        tolerance());
+    for (const std::string& function : kFunctions)
+        for (const Padding& padding : {Padding{}, some_padding()}) {
+            MoEConfig c = all_losses();
+            c.moe_router_score_function = function;
+            make(c);
+            const Losses got =
+                forward(random_tensor({kSeq, kBatch, kHidden}, 4, 1.5), padding);
+            expect_losses(
+                got, brute_force(to_doubles(values_.at("logits")), function, padding),
+                score_bound_of(GetParam()));
+        }
 }
 
-TEST_P(LossesTest, LeavePaddingOut) {
-    Tensor mask = Tensor::zeros({kBatch, kSeq}, DType::u8);
-    std::vector<bool> padding(kSeq * kBatch);
-    for (auto [b, s] : {std::pair<int, int>{0, 8}, {1, 0}, {1, 7}, {2, 3}}) {
-        mask.data<std::uint8_t>()[b * kSeq + s] = 1;
-        padding[s * kBatch + b] = true;
+TEST_P(LossesTest, HaveTheGradientOfTheFormulas) {
+    for (const std::string& function : kFunctions)
+        for (const Padding& padding : {Padding{}, some_padding()}) {
+            MoEConfig c = all_losses();
+            c.moe_router_score_function = function;
+            make(c);
+            forward(random_tensor({kSeq, kBatch, kHidden}, 4, 1.5), padding);
+            const Tensor got = backward();
+
+            // Central differences of the weighted sum.
+            std::vector<double> x = to_doubles(values_.at("logits"));
+            const auto weighted = [&] {
+                const Losses l = brute_force(x, function, padding);
+                return 0.5 * l.at("load_balancing_loss") +
+                       0.25 * l.at("seq_load_balancing_loss") +
+                       0.125 * l.at("global_load_balancing_loss") + 0.01 * l.at("z_loss");
+            };
+            Tensor expected = Tensor::empty(got.shape(), DType::f64);
+            for (std::size_t i = 0; i < x.size(); ++i) {
+                const double middle = x[i];
+                x[i] = middle + 1e-5;
+                const double above = weighted();
+                x[i] = middle - 1e-5;
+                expected.data<double>()[i] = (above - weighted()) / 2e-5;
+                x[i] = middle;
+            }
+            EXPECT_TRUE(Close(got, expected, score_bound_of(GetParam()))) << function;
+            const auto gradient = to_doubles(got);
+            for (std::size_t i = 0; i < gradient.size(); ++i)
+                EXPECT_TRUE(padding.empty() || !padding[i / kExperts] ||
+                            gradient[i] == 0.0);
+        }
+}
+
+TEST_P(LossesTest, LookAtScoresOfTheirOwn) {
+    MoEConfig c = all_losses();
+    c.moe_router_score_function = "sigmoid";
+    make(c);
+    const Losses plain = forward();
+    // Nothing that steers the routing steers them.
+    c.moe_router_enable_expert_bias = true;
+    c.moe_router_num_groups = 3;
+    c.moe_router_group_topk = 1;
+    c.moe_router_topk_scaling_factor = 2.5;
+    c.moe_expert_capacity_factor = 0.5;
+    make(c, {{"router.expert_bias", random_tensor({kExperts}, 5)}});
+    EXPECT_EQ(forward(), plain);
+}
+
+TEST_P(LossesTest, AreOnesForAUniformRouter) {
+    for (const std::string& function : kFunctions) {
+        MoEConfig c = all_losses();
+        c.moe_router_score_function = function;
+        make(c, {{"router.weight", Tensor::zeros({kExperts, kHidden}, DType::f32)}});
+        const Losses losses = forward();
+        for (const char* name : {"load_balancing_loss", "seq_load_balancing_loss",
+                                 "global_load_balancing_loss"})
+            EXPECT_NEAR(losses.at(name), 1.0, score_bound_of(GetParam()))
+                << name << " " << function;
+        EXPECT_NEAR(losses.at("z_loss"), std::pow(std::log(6.0), 2),
+                    4.0 * score_bound_of(GetParam()));
     }
-    MoELayer subject = layer();
-    const Losses got = run(subject, random_tensor({kSeq, kBatch, kHidden}, 4, 1.5), mask);
-    expect_losses(got, brute_force(to_doubles(values_.at("logits")), padding),
-                  tolerance());
+}
+
+TEST_P(LossesTest, AreThoseThatAreAskedFor) {
+    const auto names = [&](MoEConfig c) {
+        make(c);
+        std::vector<std::string> list;
+        for (const auto& [name, loss] : forward()) list.push_back(name);
+        return list;
+    };
+    using Names = std::vector<std::string>;
+    MoEConfig c = all_losses();
+    c.moe_aux_loss_coeff = {0.0, 0.25, 0.0};
+    EXPECT_EQ(names(c), (Names{"seq_load_balancing_loss", "z_loss"}));
+    c.moe_z_loss_coeff.reset();
+    EXPECT_EQ(names(c), (Names{"seq_load_balancing_loss"}));
+    c.moe_router_load_balancing_type = {"none"};
+    c.moe_aux_loss_coeff = {0.0};
+    EXPECT_EQ(names(c), Names{});
+    for (double value : to_doubles(backward())) EXPECT_EQ(value, 0.0);
+    c.moe_z_loss_coeff = 0.0;  // logged, but without a pull
+    EXPECT_EQ(names(c), Names{"z_loss"});
+    for (double value : to_doubles(backward())) EXPECT_EQ(value, 0.0);
+    // Outside training there are none.
+    make(all_losses());
+    EXPECT_TRUE(
+        forward(random_tensor({kSeq, kBatch, kHidden}, 4), {}, {.training = false})
+            .empty());
+    for (double value : to_doubles(backward({.training = false}))) EXPECT_EQ(value, 0.0);
 }
 
 TEST_P(LossesTest, AreZeroWithoutAValidToken) {
-    Tensor mask = Tensor::zeros({kBatch, kSeq}, DType::u8);
-    std::fill_n(mask.data<std::uint8_t>(), mask.numel(), 1);
-    const Tensor hidden = random_tensor({kSeq, kBatch, kHidden}, 4);
-    MoELayer subject = layer();
-    const auto forward = subject.forward(hidden, mask, {});
-    for (const auto& [name, loss] : forward.losses) EXPECT_EQ(loss, 0.0) << name;
-    const auto gradients =
-        subject.backward(Tensor::zeros(hidden.shape(), DType::f32), forward.saved, {});
-    for (double value : to_doubles(gradients.parameters.at("router.weight")))
-        EXPECT_EQ(value, 0.0);
-
-    const auto nothing =
-        subject.forward(Tensor::zeros({0, kBatch, kHidden}, DType::f32), {}, {});
-    for (const auto& [name, loss] : nothing.losses) EXPECT_EQ(loss, 0.0) << name;
-}
-
-TEST_P(LossesTest, AreOneForAUniformRouter) {
-    for (const char* function : {"softmax", "sigmoid", "sqrtsoftplus"}) {
-        config_.moe_router_score_function = function;
-        parameters_["router.weight"] = Tensor::zeros({kExperts, kHidden}, DType::f32);
-        MoELayer subject = layer();
-        const Losses losses = run(subject, random_tensor({kSeq, kBatch, kHidden}, 4));
-        for (const char* name : {"load_balancing_loss", "seq_load_balancing_loss",
-                                 "global_load_balancing_loss"})
-            EXPECT_NEAR(losses.at(name), 1.0, 1e-6) << name << " " << function;
+    for (const std::string& function : kFunctions) {
+        MoEConfig c = all_losses();
+        c.moe_router_score_function = function;
+        make(c);
+        const Tensor hidden = random_tensor({kSeq, kBatch, kHidden}, 4);
+        const Losses masked = forward(hidden, Padding(kTokens, true));
+        for (double value : to_doubles(backward())) EXPECT_EQ(value, 0.0);
+        const Losses nothing = forward(Tensor::zeros({0, kBatch, kHidden}, DType::f32));
+        EXPECT_EQ(backward().shape(), (Shape{0, kExperts}));
+        for (const Losses& losses : {masked, nothing}) {
+            EXPECT_EQ(losses.size(), 4u);
+            for (const auto& [name, loss] : losses) EXPECT_EQ(loss, 0.0) << name;
+        }
+        // The empty batches count as micro-batches, without tokens.
+        const auto x = [&] { return to_doubles(values_.at("logits")); };
+        const Losses third = forward(hidden);
+        EXPECT_NEAR(third.at("global_load_balancing_loss"),
+                    brute_force(x(), function, {}).at("load_balancing_loss") / 3.0,
+                    score_bound_of(GetParam()));
     }
 }
 
@@ -139,99 +264,68 @@ TEST_P(LossesTest, AverageGlobalCountsOverMicroBatches) {
     const Tensor first = random_tensor({kSeq, kBatch, kHidden}, 4, 1.5);
     const Tensor second = random_tensor({kSeq, kBatch, kHidden}, 5, 1.5);
     const std::string global = "global_load_balancing_loss";
-    // Counts and score sums of a batch, from the aux loss of the batch itself.
-    const auto statistics = [&](const Tensor& hidden) {
-        MoELayer subject = layer();
-        run(subject, hidden);
-        const auto scores = to_doubles(values_.at("aux_scores"));
-        const auto map = to_doubles(values_.at("topk_idx"));
-        std::vector<double> n(kExperts), s(kExperts);
-        for (double e : map) n[std::size_t(e)] += 1.0;
-        for (std::size_t i = 0; i < scores.size(); ++i) s[i % kExperts] += scores[i];
-        return std::pair(n, s);
+    const auto counts_of = [&] {
+        std::vector<double> counts(kExperts);
+        for (double e : to_doubles(values_.at("topk_idx"))) counts[std::size_t(e)] += 1.0;
+        return counts;
     };
-    const auto [n1, s1] = statistics(first);
-    const auto [n2, s2] = statistics(second);
-    const double tokens = kSeq * kBatch;
-    const auto loss = [&](const std::vector<double>& n, const std::vector<double>& s) {
-        double sum = 0.0;
-        for (std::int64_t e = 0; e < kExperts; ++e)
-            sum += n[e] * s[e] * kExperts / (kTopk * tokens * tokens);
-        return sum;
-    };
-    std::vector<double> mean(kExperts);
-    for (std::int64_t e = 0; e < kExperts; ++e) mean[e] = (n1[e] + n2[e]) / 2.0;
-
-    MoELayer subject = layer();
-    EXPECT_NEAR(run(subject, first).at(global), loss(n1, s1), 1e-5);
-    EXPECT_NEAR(run(subject, second).at(global), loss(mean, s2), 1e-5);
-    EXPECT_GT(std::abs(loss(mean, s2) - loss(n2, s2)), 1e-4) << "the mean must matter";
-    subject.reset_global_aux_loss_tracker();
-    EXPECT_NEAR(run(subject, second).at(global), loss(n2, s2), 1e-5);
+    make(all_losses());
+    forward(first);
+    const std::vector<double> n1 = counts_of();
+    const double loss = forward(second).at(global);
+    std::vector<double> mean = counts_of();
+    for (std::int64_t e = 0; e < kExperts; ++e) mean[e] = (mean[e] + n1[e]) / 2.0;
+    const auto x = to_doubles(values_.at("logits"));
+    EXPECT_NEAR(loss, brute_force(x, "softmax", {}, mean).at(global),
+                score_bound_of(GetParam()));
+    const double alone = brute_force(x, "softmax", {}).at(global);
+    EXPECT_GT(std::abs(loss - alone), 1e-3) << "the mean must matter";
+    // Evaluation leaves the counts alone; the next step starts anew.
+    forward(first, {}, {.training = false});
+    router_->reset_global_aux_loss_tracker();
+    EXPECT_NEAR(forward(second).at(global), alone, score_bound_of(GetParam()));
 }
 
-TEST_P(LossesTest, HaveAGradientWithoutAMainLossAndNoneOutsideTraining) {
-    const Tensor hidden = random_tensor({kSeq, kBatch, kHidden}, 4);
-    const Tensor zero = Tensor::zeros(hidden.shape(), DType::f32);
-    MoELayer subject = layer();
-    const auto norm = [&](const RunContext& context) {
-        const auto forward = subject.forward(hidden, {}, context);
-        EXPECT_EQ(forward.losses.empty(), !context.training);
-        double sum = 0.0;
-        const auto gradients = subject.backward(zero, forward.saved, context);
-        for (double value : to_doubles(gradients.parameters.at("router.weight")))
-            sum += value * value;
-        return std::sqrt(sum);
-    };
-    const double once = norm({});
-    EXPECT_GT(once, 1e-4);
-    EXPECT_EQ(norm({.training = false}), 0.0);
-    subject.reset_global_aux_loss_tracker();
-    EXPECT_NEAR(norm({.main_loss_backward_scale = 3.0}), 3.0 * once, 1e-5 * once);
+TEST_P(LossesTest, ScaleTheirGradientAsTheScheduleSays) {
+    for (const Padding& padding : {Padding{}, some_padding()}) {
+        const Tensor hidden = random_tensor({kSeq, kBatch, kHidden}, 4, 1.5);
+        MoEConfig c = all_losses();
+        make(c);
+        const Losses losses = forward(hidden, padding);
+        const Tensor once = backward();
+        const auto times = [&](double factor) {
+            Tensor scaled = transfer(once, {MemorySpace::host, DType::f64}).clone();
+            for (std::int64_t i = 0; i < scaled.numel(); ++i)
+                scaled.data<double>()[i] *= factor;
+            return scaled;
+        };
+        EXPECT_TRUE(Close(backward({.main_loss_backward_scale = 3.0}), times(3.0),
+                          score_bound_of(GetParam())));
+        EXPECT_TRUE(Close(backward({.main_loss_backward_scale = 0.0}), times(0.0), 0.0));
+
+        // Summed over tokens instead of averaged: by the number of valid ones.
+        c.calculate_per_token_loss = true;
+        make(c);
+        EXPECT_EQ(forward(hidden, padding), losses);
+        EXPECT_TRUE(Close(backward(), times(padding.empty() ? 27.0 : 21.0),
+                          score_bound_of(GetParam())));
+    }
+}
+
+TEST_P(LossesTest, TakeLogitsThatExpCannotHold) {
+    MoEConfig c = all_losses();
+    make(c, {{"router.weight", random_tensor({kExperts, kHidden}, 3, 1000.0)}});
+    const Losses losses = forward();
+    const auto x = to_doubles(values_.at("logits"));
+    double squares = 0.0;  // so far apart that the largest is all of the sum
+    for (std::int64_t t = 0; t < kTokens; ++t)
+        squares += std::pow(*std::max_element(&x[t * 6], &x[t * 6] + 6), 2);
+    EXPECT_NEAR(losses.at("z_loss"), squares / kTokens, 1e-3 * squares / kTokens);
+    for (double value : to_doubles(backward())) EXPECT_TRUE(std::isfinite(value));
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, LossesTest, testing::ValuesIn(available_suppliers()),
                          instance_name);
-
-template <typename Scalar>
-class SinkhornTest : public testing::Test {};
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(SinkhornTest, Scalars);
-
-TYPED_TEST(SinkhornTest, BalancesRowsAndColumns) {
-    constexpr std::int64_t T = 21, E = 5;
-    const Tensor logits =
-        transfer(random_tensor({T, E}, 1), {MemorySpace::host, dtype_of<TypeParam>});
-    const auto d = to_doubles(cpu::sinkhorn<TypeParam>(logits));
-    std::vector<double> rows(T), columns(E);
-    for (std::int64_t i = 0; i < T * E; ++i) rows[i / E] += d[i], columns[i % E] += d[i];
-    for (double row : rows) EXPECT_NEAR(row, 1.0 / T, 1e-3 / T);
-    for (double column : columns) EXPECT_NEAR(column, 1.0 / E, 1e-5);
-}
-
-TYPED_TEST(SinkhornTest, RejectsWhatWouldOverflowOrNeverSettle) {
-    Tensor large = Tensor::zeros({2, 2}, dtype_of<TypeParam>);
-    large.template data<TypeParam>()[0] = 90;
-    EXPECT_TRUE(Rejects([&] { cpu::sinkhorn<TypeParam>(large); }, {"logits = 90", "88"}));
-
-    // Tiny affinities drown in the loop's epsilon; it must end all the same.
-    const auto start = std::chrono::steady_clock::now();
-    Tensor tiny = Tensor::zeros({9, 3}, dtype_of<TypeParam>);
-    for (std::int64_t i = 0; i < 27; ++i)
-        tiny.template data<TypeParam>()[i] = TypeParam(-20 - (7 * i) % 11);
-    try {
-        cpu::sinkhorn<TypeParam>(tiny);
-    } catch (const InputError&) {
-    }
-    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
-}
-
-TEST(ExpertBias, MovesTowardsBalance) {
-    const Tensor bias = Tensor::from<float>({2}, {0.5f, -0.5f});
-    EXPECT_EQ(to_doubles(cpu::get_updated_expert_bias(bias, {3, 1}, 0.25)),
-              (std::vector<double>{0.25, -0.25}));
-    EXPECT_TRUE(BitwiseEqual(cpu::get_updated_expert_bias(bias, {2, 2}, 0.25), bias));
-}
 
 }  // namespace
 }  // namespace moe::test

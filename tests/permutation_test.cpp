@@ -20,9 +20,55 @@ Tensor random_map(std::int64_t T, std::int64_t E, std::uint64_t seed) {
     return map;
 }
 
+/// Every token visits `count` neighbouring experts, the first by its number.
+Tensor regular_map(std::int64_t T, std::int64_t E, std::int64_t count) {
+    Tensor map = Tensor::zeros({T, E}, DType::u8);
+    for (std::int64_t t = 0; t < T; ++t)
+        for (std::int64_t k = 0; k < count; ++k)
+            map.data<std::uint8_t>()[t * E + (t + k) % E] = 1;
+    return map;
+}
+
 double inner_product(const Tensor& a, const Tensor& b) {
     const auto x = to_doubles(a), y = to_doubles(b);
+    EXPECT_EQ(a.shape(), b.shape());
     return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
+}
+
+TEST(RowMap, OrdersRowsByExpertThenToken) {
+    for (auto [T, E] : {std::pair<std::int64_t, std::int64_t>{257, 7}, {1, 3}, {31, 2}}) {
+        const Tensor routing = random_map(T, E, 1);
+        const cpu::RowMap map = cpu::make_row_map(routing);
+        std::int64_t routed = 0;
+        for (double entry : to_doubles(routing)) routed += entry != 0.0;
+        ASSERT_EQ(map.num_rows(), routed);
+        for (std::int64_t r = 0; r < map.num_rows(); ++r) {
+            const std::int64_t at = map.row_token[r] * E + map.row_expert[r];
+            EXPECT_EQ(routing.data<std::uint8_t>()[at], 1);
+            if (r == 0) continue;
+            EXPECT_LT(std::pair(map.row_expert[r - 1], map.row_token[r - 1]),
+                      std::pair(map.row_expert[r], map.row_token[r]));
+        }
+        EXPECT_EQ(map.tokens_per_expert[1], 0);
+        EXPECT_EQ(std::accumulate(map.tokens_per_expert.begin(),
+                                  map.tokens_per_expert.end(), std::int64_t{0}),
+                  routed);
+    }
+}
+
+TEST(RowMap, FindsEveryRowOfATokenInOrder) {
+    const cpu::RowMap map = cpu::make_row_map(random_map(65, 6, 2));
+    ASSERT_EQ(map.token_offsets.size(), 66u);
+    EXPECT_EQ(map.token_offsets.front(), 0);
+    EXPECT_EQ(map.token_offsets.back(), map.num_rows());
+    std::int64_t i = 0;
+    for (std::int64_t t = 0; t < 65; ++t)
+        for (std::int64_t r = 0; r < map.num_rows(); ++r)
+            if (map.row_token[r] == t) {
+                EXPECT_EQ(map.token_rows[i], r);
+                EXPECT_LE(map.token_offsets[t], i);
+                EXPECT_GT(map.token_offsets[t + 1], i++);
+            }
 }
 
 template <typename Scalar>
@@ -36,38 +82,29 @@ class PermutationTest : public testing::Test {
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(PermutationTest, Scalars);
 
-TEST(RowMap, OrdersRowsByExpertThenToken) {
-    const Tensor routing = random_map(257, 7, 1);
-    const cpu::RowMap map = cpu::make_row_map(routing);
-    std::int64_t routed = 0;
-    for (double entry : to_doubles(routing)) routed += entry != 0.0;
-    ASSERT_EQ(map.num_rows(), routed);
+TYPED_TEST(PermutationTest, CopiesEachTokenToItsRows) {
+    const cpu::RowMap map = cpu::make_row_map(random_map(37, 5, 3));
+    const Tensor x = this->random({37, 11}, 4), p = this->random({37, 5}, 5);
+    const auto rows = to_doubles(cpu::permute<TypeParam>(x, map));
+    const auto row_probs = to_doubles(cpu::permute_probs<TypeParam>(p, map));
     for (std::int64_t r = 0; r < map.num_rows(); ++r) {
-        EXPECT_EQ(routing.data<std::uint8_t>()[map.row_token[r] * 7 + map.row_expert[r]],
-                  1);
-        if (r == 0) continue;
-        EXPECT_LT(std::pair(map.row_expert[r - 1], map.row_token[r - 1]),
-                  std::pair(map.row_expert[r], map.row_token[r]));
+        const std::int64_t t = map.row_token[r];
+        EXPECT_EQ(row_probs[r], to_doubles(p)[t * 5 + map.row_expert[r]]);
+        for (std::int64_t j = 0; j < 11; ++j)
+            ASSERT_EQ(rows[r * 11 + j], to_doubles(x)[t * 11 + j]);
     }
-    EXPECT_EQ(map.tokens_per_expert[1], 0);
-    EXPECT_EQ(std::accumulate(map.tokens_per_expert.begin(), map.tokens_per_expert.end(),
-                              std::int64_t{0}),
-              routed);
 }
 
 TYPED_TEST(PermutationTest, IsIdentityOnTheWayBackWithEqualWeights) {
-    // Every token visits experts t mod 5 and t mod 5 + 1: K = 2.
-    constexpr std::int64_t T = 33, E = 6, H = 20;
-    Tensor routing = Tensor::zeros({T, E}, DType::u8);
-    for (std::int64_t t = 0; t < T; ++t)
-        for (std::int64_t k = 0; k < 2; ++k)
-            routing.data<std::uint8_t>()[t * E + t % 5 + k] = 1;
-    const cpu::RowMap map = cpu::make_row_map(routing);
-    const Tensor x = this->random({T, H}, 2);
-    Tensor rows = cpu::permute<TypeParam>(x, map);
-    for (std::int64_t i = 0; i < rows.numel(); ++i)
-        rows.template data<TypeParam>()[i] *= TypeParam(0.5);
-    EXPECT_TRUE(BitwiseEqual(cpu::unpermute<TypeParam>(rows, map), x));
+    for (std::int64_t K : {1, 2, 4}) {
+        const cpu::RowMap map = cpu::make_row_map(regular_map(33, 6, K));
+        const Tensor x = this->random({33, 20}, 2);
+        Tensor rows = cpu::permute<TypeParam>(x, map);
+        for (std::int64_t i = 0; i < rows.numel(); ++i)
+            rows.template data<TypeParam>()[i] /= TypeParam(K);  // exact: powers of two
+        EXPECT_TRUE(BitwiseEqual(cpu::unpermute<TypeParam>(rows, map), x));
+        EXPECT_TRUE(BitwiseEqual(cpu::permute_backward<TypeParam>(rows, map), x));
+    }
 }
 
 TYPED_TEST(PermutationTest, BackwardsAreAdjoint) {
@@ -75,9 +112,9 @@ TYPED_TEST(PermutationTest, BackwardsAreAdjoint) {
     const std::int64_t N = map.num_rows();
     const Tensor x = this->random({37, 11}, 4), y = this->random({N, 11}, 5);
     EXPECT_NEAR(inner_product(cpu::permute<TypeParam>(x, map), y),
-                inner_product(x, cpu::permute_backward<TypeParam>(y, map)), 1e-3);
+                inner_product(x, cpu::permute_backward<TypeParam>(y, map)), 1e-4);
     EXPECT_NEAR(inner_product(cpu::unpermute<TypeParam>(y, map), x),
-                inner_product(y, cpu::unpermute_backward<TypeParam>(x, map)), 1e-3);
+                inner_product(y, cpu::unpermute_backward<TypeParam>(x, map)), 1e-4);
     const Tensor p = this->random({37, 5}, 6), dp = this->random({N}, 7);
     EXPECT_NEAR(inner_product(cpu::permute_probs<TypeParam>(p, map), dp),
                 inner_product(p, cpu::permute_probs_backward<TypeParam>(dp, map)), 1e-4);
@@ -87,9 +124,16 @@ TYPED_TEST(PermutationTest, TakesNoTokensAndNoRows) {
     const cpu::RowMap none = cpu::make_row_map(Tensor::zeros({0, 4}, DType::u8));
     EXPECT_EQ(cpu::permute<TypeParam>(this->random({0, 3}, 1), none).shape(),
               (Shape{0, 3}));
+    EXPECT_EQ(cpu::unpermute<TypeParam>(this->random({0, 3}, 1), none).shape(),
+              (Shape{0, 3}));
+    EXPECT_EQ(none.tokens_per_expert, std::vector<std::int64_t>(4));
     const cpu::RowMap unrouted = cpu::make_row_map(Tensor::zeros({5, 4}, DType::u8));
     const Tensor sums = cpu::unpermute<TypeParam>(this->random({0, 3}, 1), unrouted);
+    EXPECT_EQ(sums.shape(), (Shape{5, 3}));
     for (double value : to_doubles(sums)) EXPECT_EQ(value, 0.0);
+    const Tensor dprobs =
+        cpu::permute_probs_backward<TypeParam>(this->random({0}, 1), unrouted);
+    EXPECT_EQ(to_doubles(dprobs), std::vector<double>(20));
 }
 
 // The orders that Megatron's dispatcher uses for ETP = 2, EP = 2, two local experts.
@@ -97,20 +141,48 @@ TYPED_TEST(PermutationTest, SortsChunksThereAndBack) {
     const std::vector<std::int64_t> sizes = {3, 0, 1, 4, 2, 5, 0, 1};
     const std::vector<std::int64_t> there = {0, 2, 4, 6, 1, 3, 5, 7};
     const std::vector<std::int64_t> back = {0, 4, 1, 5, 2, 6, 3, 7};
-    std::vector<std::int64_t> sorted_sizes;
-    for (std::int64_t chunk : there) sorted_sizes.push_back(sizes[chunk]);
     const Tensor rows = this->random({16, 3}, 8);
     const Tensor sorted = cpu::sort_chunks_by_idxs<TypeParam>(rows, sizes, there);
-    // The second chunk there is chunk 2, whose only row is row 3.
-    for (int j = 0; j < 3; ++j)
-        EXPECT_EQ(sorted.template data<TypeParam>()[3 * 3 + j],
-                  rows.template data<TypeParam>()[3 * 3 + j]);
-    // The third is chunk 4: rows 8 and 9.
-    for (int j = 0; j < 6; ++j)
-        EXPECT_EQ(sorted.template data<TypeParam>()[4 * 3 + j],
-                  rows.template data<TypeParam>()[8 * 3 + j]);
+
+    // Row by row: chunks begin at 0, 3, 3, 4, 8, 10, 15 and 15.
+    const std::vector<std::int64_t> expected = {0, 1, 2, 3, 8,  9,  // 0, 2, 4 (6: none)
+                                                4, 5, 6, 7, 10, 11, 12, 13, 14, 15};
+    for (std::size_t r = 0; r < expected.size(); ++r)
+        for (std::int64_t j = 0; j < 3; ++j)
+            ASSERT_EQ(to_doubles(sorted)[r * 3 + j],
+                      to_doubles(rows)[expected[r] * 3 + j]);
+
+    std::vector<std::int64_t> sorted_sizes;
+    for (std::int64_t chunk : there) sorted_sizes.push_back(sizes[chunk]);
     EXPECT_TRUE(BitwiseEqual(
         cpu::sort_chunks_by_idxs<TypeParam>(sorted, sorted_sizes, back), rows));
+}
+
+TYPED_TEST(PermutationTest, UndoesAnyOrderOfChunks) {
+    for (std::uint64_t seed = 0; seed < 20; ++seed) {
+        const Rng rng(seed);
+        const std::int64_t count = 1 + rng.below(0, 9);
+        std::vector<std::int64_t> sizes(count), order(count), sorted_sizes,
+            inverse(count);
+        for (std::int64_t i = 0; i < count; ++i) {
+            sizes[i] = rng.below(100 + i, 5);
+            order[i] = i;
+            std::swap(order[i], order[rng.below(200 + i, std::uint32_t(i + 1))]);
+        }
+        for (std::int64_t i = 0; i < count; ++i) {
+            sorted_sizes.push_back(sizes[order[i]]);
+            inverse[order[i]] = i;
+        }
+        const Tensor rows = this->random(
+            {std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}), 3}, seed);
+        const Tensor sorted = cpu::sort_chunks_by_idxs<TypeParam>(rows, sizes, order);
+        EXPECT_TRUE(BitwiseEqual(
+            cpu::sort_chunks_by_idxs<TypeParam>(sorted, sorted_sizes, inverse), rows));
+    }
+    const Tensor rows = this->random({4, 3}, 1);
+    EXPECT_THROW(cpu::sort_chunks_by_idxs<TypeParam>(rows, {2, 1}, {0, 1}),
+                 InternalError);
+    EXPECT_THROW(cpu::sort_chunks_by_idxs<TypeParam>(rows, {2, 2}, {0}), InternalError);
 }
 
 }  // namespace

@@ -36,6 +36,19 @@ MoEConfig small_config(std::int64_t hidden, std::int64_t experts, std::int64_t t
     return config;
 }
 
+std::unique_ptr<Router> make_router(const ComponentSpec& supplier, MoEConfig config,
+                                    const TensorMap& parameters) {
+    config.finalize();
+    return find_tier("tier", supplier.tier)
+        .make_router(config, supplier.dtype, parameters);
+}
+
+Tensor identity_matrix(std::int64_t size) {
+    Tensor matrix = Tensor::zeros({size, size}, DType::f32);
+    for (std::int64_t i = 0; i < size; ++i) matrix.data<float>()[i * size + i] = 1.0f;
+    return matrix;
+}
+
 Tensor random_tensor(const Shape& shape, std::uint64_t seed, double deviation) {
     Tensor tensor = Tensor::empty(shape, DType::f32);
     const Rng rng(seed);
@@ -53,6 +66,11 @@ Tensor random_tensor_for(const ComponentSpec& supplier, const Shape& shape,
 
 double bound_of(const ComponentSpec& supplier) {
     return tier_bound(supplier.dtype, false);
+}
+
+double score_bound_of(const ComponentSpec& supplier) {
+    if (supplier.dtype == DType::f64) return 1e-6;
+    return supplier.dtype == DType::f32 ? 5e-6 : bound_of(supplier);
 }
 
 testing::AssertionResult Close(const TensorView& got, const TensorView& expected,

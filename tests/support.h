@@ -40,6 +40,13 @@ std::string instance_name(const testing::TestParamInfo<ComponentSpec>& info);
 MoEConfig small_config(std::int64_t hidden = 12, std::int64_t experts = 6,
                        std::int64_t topk = 2, std::int64_t ffn = 10);
 
+/// The router of `supplier`; finalizes the config.
+std::unique_ptr<Router> make_router(const ComponentSpec& supplier, MoEConfig config,
+                                    const TensorMap& parameters);
+
+/// (size, size) fp32. As a router's weight it makes the hidden states the logits: H = E.
+Tensor identity_matrix(std::int64_t size);
+
 /// Standard normal values times `deviation`, fp32, exactly representable in bf16.
 Tensor random_tensor(const Shape& shape, std::uint64_t seed, double deviation = 1.0);
 
@@ -49,6 +56,10 @@ Tensor random_tensor_for(const ComponentSpec& supplier, const Shape& shape,
 
 /// Relative bound for `supplier` against fp64 (cli/closeness.h, tier_bound).
 double bound_of(const ComponentSpec& supplier);
+
+/// Relative bound against fp64 formulas for what has passed through the router's scores,
+/// which are fp32 in every tier.
+double score_bound_of(const ComponentSpec& supplier);
 
 /// Succeeds when `got` is within the relative Frobenius bound of `expected`; otherwise
 /// says where they differ most. Bound 0 means exactly equal.

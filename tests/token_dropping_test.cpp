@@ -1,19 +1,50 @@
-// Token dropping: who stays, by policy, and ties.
+// Token dropping: who stays, by policy; ties; padding to capacity.
 
 #include "reference_cpu/token_dropping.h"
 
+#include "core/rng.h"
 #include "core/transfer.h"
 #include "tests/support.h"
 
 namespace moe::test {
 namespace {
 
+using Values = std::vector<double>;
+
+/// Which entries stay, column by column: an entry's rank is the number of entries before
+/// it. With padding, unrouted ones fill up.
+Values brute_force(const Values& probs, const Values& routed, std::int64_t E,
+                   std::int64_t C, bool by_probs, bool pad) {
+    const std::int64_t T = std::int64_t(probs.size()) / E;
+    const Values& keys = by_probs ? probs : routed;
+    Values kept(probs.size());
+    for (std::int64_t t = 0; t < T; ++t)
+        for (std::int64_t e = 0; e < E; ++e) {
+            std::int64_t rank = 0;
+            for (std::int64_t other = 0; other < T; ++other) {
+                const double a = keys[other * E + e], b = keys[t * E + e];
+                rank += a > b || (a == b && other < t);
+            }
+            kept[t * E + e] = rank < C && (pad || routed[t * E + e] != 0.0);
+        }
+    return kept;
+}
+
+MoEConfig dropping_config(std::int64_t experts, double factor, const std::string& policy,
+                          bool pad, std::int64_t topk = 1) {
+    MoEConfig config = small_config(experts, experts, topk);
+    config.moe_expert_capacity_factor = factor;
+    config.moe_token_drop_policy = policy;
+    config.moe_pad_expert_input_to_capacity = pad;
+    return config;
+}
+
 template <typename Scalar>
 class DroppingTest : public testing::Test {
   protected:
     /// Probabilities with their map: routed where the probability was given as >= 0.
-    cpu::DroppedRouting drop(const std::vector<double>& entries, std::int64_t experts,
-                             double factor, const std::string& policy, bool pad) {
+    cpu::DroppedRouting drop(const Values& entries, std::int64_t experts, double factor,
+                             const std::string& policy, bool pad) {
         const auto T = static_cast<std::int64_t>(entries.size()) / experts;
         Tensor probs = Tensor::zeros({T, experts}, dtype_of<Scalar>);
         Tensor map = Tensor::zeros({T, experts}, DType::u8);
@@ -22,13 +53,8 @@ class DroppingTest : public testing::Test {
             probs.data<Scalar>()[i] = static_cast<Scalar>(entries[i]);
             map.data<std::uint8_t>()[i] = 1;
         }
-        MoEConfig config;
-        config.num_moe_experts = experts;
-        config.moe_router_topk = 1;
-        config.moe_expert_capacity_factor = factor;
-        config.moe_token_drop_policy = policy;
-        config.moe_pad_expert_input_to_capacity = pad;
-        return cpu::apply_token_dropping<Scalar>(probs, map, config);
+        return cpu::apply_token_dropping<Scalar>(
+            probs, map, dropping_config(experts, factor, policy, pad));
     }
 };
 using Scalars = testing::Types<float, double>;
@@ -37,94 +63,180 @@ TYPED_TEST_SUITE(DroppingTest, Scalars);
 constexpr double kNot = -1.0;  // not routed
 
 // Six tokens, two experts, K = 1: an even share is 3, so factor 2/3 gives C = 2.
-const std::vector<double> kEntries = {0.5,  kNot, 0.75, kNot, 0.25, kNot,
-                                      0.75, kNot, 0.5,  kNot, kNot, 0.125};
+const Values kEntries = {0.5,  kNot, 0.75, kNot, 0.25, kNot,
+                         0.75, kNot, 0.5,  kNot, kNot, 0.125};
 
 TYPED_TEST(DroppingTest, KeepsTheLargestProbabilities) {
     const auto kept = this->drop(kEntries, 2, 2.0 / 3.0, "probs", false);
-    EXPECT_EQ(to_doubles(kept.routing_map),
-              (std::vector<double>{0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
+    EXPECT_EQ(to_doubles(kept.routing_map), (Values{0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
     EXPECT_EQ(to_doubles(kept.probs),
-              (std::vector<double>{0, 0, 0.75, 0, 0, 0, 0.75, 0, 0, 0, 0, 0.125}));
+              (Values{0, 0, 0.75, 0, 0, 0, 0.75, 0, 0, 0, 0, 0.125}));
 }
 
 TYPED_TEST(DroppingTest, KeepsTheFirstTokens) {
     const auto kept = this->drop(kEntries, 2, 2.0 / 3.0, "position", false);
-    EXPECT_EQ(to_doubles(kept.routing_map),
-              (std::vector<double>{1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1}));
+    EXPECT_EQ(to_doubles(kept.routing_map), (Values{1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1}));
 }
 
 TYPED_TEST(DroppingTest, GivesTiesToTheEarlierToken) {
     // C = 3: of the two with 0.5, token 0 stays and token 4 goes.
     const auto kept = this->drop(kEntries, 2, 1.0, "probs", false);
-    EXPECT_EQ(to_doubles(kept.routing_map),
-              (std::vector<double>{1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
+    EXPECT_EQ(to_doubles(kept.routing_map), (Values{1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
 }
 
 TYPED_TEST(DroppingTest, LetsAZeroProbabilityCompeteWithUnroutedTokens) {
     // Token 3 is routed with probability 0; tokens 0 and 1 tie with it and come first.
-    const auto kept = this->drop({kNot, kNot, 0.5, 0.0}, 1, 0.5, "probs", false);
-    EXPECT_EQ(to_doubles(kept.routing_map), (std::vector<double>{0, 0, 1, 0}));
+    const Values entries = {kNot, kNot, 0.5, 0.0};
+    auto kept = this->drop(entries, 1, 0.5, "probs", false);
+    EXPECT_EQ(to_doubles(kept.routing_map), (Values{0, 0, 1, 0}));
+    // By position it is the second of its expert, whatever its probability.
+    kept = this->drop(entries, 1, 0.5, "position", false);
+    EXPECT_EQ(to_doubles(kept.routing_map), (Values{0, 0, 1, 1}));
 }
 
-TYPED_TEST(DroppingTest, PadsEveryExpertToItsCapacity) {
+TYPED_TEST(DroppingTest, FillsUpWithTheLowestUnroutedTokens) {
     for (const char* policy : {"probs", "position"}) {
         const auto kept = this->drop(kEntries, 2, 1.0, policy, true);
+        // Expert 1 has one token of its own, 5; tokens 0 and 1 fill up with probability
+        // 0.
         const auto map = to_doubles(kept.routing_map), p = to_doubles(kept.probs);
-        double first = 0.0, second = 0.0;
-        for (std::size_t i = 0; i < map.size(); ++i) (i % 2 ? second : first) += map[i];
-        EXPECT_EQ(first, 3.0) << policy;
-        EXPECT_EQ(second, 3.0) << policy;
-        // Expert 1 has one token of its own; the lowest unrouted ones fill up with 0.
-        EXPECT_EQ(map[1] + map[3] + map[11], 3.0) << policy;
-        EXPECT_EQ(p[1] + p[3], 0.0);
-        EXPECT_EQ(p[11], 0.125);
+        for (std::int64_t t = 0; t < 6; ++t) {
+            EXPECT_EQ(map[2 * t + 1], t < 2 || t == 5) << policy << t;
+            EXPECT_EQ(p[2 * t + 1], t == 5 ? 0.125 : 0.0) << policy << t;
+        }
     }
 }
 
+TYPED_TEST(DroppingTest, AgreesWithBruteForce) {
+    // Probabilities in eighths and zeros: many ties.
+    const Rng rng(1);
+    std::uint64_t draw = 0;
+    for (auto [T, E] : {std::pair<std::int64_t, std::int64_t>{1, 3}, {17, 5}, {65, 2}})
+        for (double factor : {0.0, 0.3, 0.7, 1.0, 1.9})
+            for (bool by_probs : {true, false})
+                for (bool pad : {true, false}) {
+                    Values entries(T * E), probs(T * E), routed(T * E);
+                    for (std::int64_t i = 0; i < T * E; ++i) {
+                        entries[i] = (double(rng.below(draw++, 14)) - 5.0) / 8.0;
+                        routed[i] = entries[i] >= 0.0;
+                        probs[i] = std::max(entries[i], 0.0);
+                    }
+                    const std::string policy = by_probs ? "probs" : "position";
+                    const std::int64_t C =
+                        get_capacity(dropping_config(E, factor, policy, pad), T);
+                    const auto kept = this->drop(entries, E, factor, policy, pad);
+                    const Values expected =
+                        brute_force(probs, routed, E, C, by_probs, pad);
+                    ASSERT_EQ(to_doubles(kept.routing_map), expected);
+                    for (std::int64_t i = 0; i < T * E; ++i) probs[i] *= expected[i];
+                    ASSERT_EQ(to_doubles(kept.probs), probs);
+                }
+}
+
 TYPED_TEST(DroppingTest, KeepsAllOrNothingAtTheEnds) {
-    const auto all = this->drop(kEntries, 2, 100.0, "probs", false);
-    double routed = 0.0;
-    for (double entry : to_doubles(all.routing_map)) routed += entry;
-    EXPECT_EQ(routed, 6.0);
-    for (double entry :
-         to_doubles(this->drop(kEntries, 2, 0.0, "probs", false).routing_map))
-        EXPECT_EQ(entry, 0.0);
+    for (const char* policy : {"probs", "position"}) {
+        // An even share is 3: from twice that on, everybody stays.
+        for (double factor : {2.0, 2.1, 100.0, 1e300}) {
+            const auto all =
+                to_doubles(this->drop(kEntries, 2, factor, policy, false).routing_map);
+            for (std::size_t i = 0; i < all.size(); ++i)
+                EXPECT_EQ(all[i], kEntries[i] >= 0.0) << policy << factor;
+        }
+        for (bool pad : {false, true})
+            for (double entry :
+                 to_doubles(this->drop(kEntries, 2, 0.0, policy, pad).routing_map))
+                EXPECT_EQ(entry, 0.0);
+        EXPECT_EQ(this->drop({}, 2, 1.0, policy, true).probs.shape(), (Shape{0, 2}));
+    }
 }
 
 TYPED_TEST(DroppingTest, RejectsPaddingBeyondTheTokens) {
     EXPECT_TRUE(Rejects([&] { this->drop(kEntries, 2, 2.5, "probs", true); },
                         {"moe_expert_capacity_factor = 2.5", "capacity (8)", "(6)"}));
-    EXPECT_NO_THROW(this->drop(kEntries, 2, 2.0, "probs", true));
+    const auto full = this->drop(kEntries, 2, 2.0, "probs", true);
+    for (double entry : to_doubles(full.routing_map)) EXPECT_EQ(entry, 1.0);
 }
 
 TYPED_TEST(DroppingTest, BackwardKeepsTheGradientOfWhatWasKept) {
     const auto kept = this->drop(kEntries, 2, 2.0 / 3.0, "probs", false);
     const Tensor dprobs =
         transfer(random_tensor({6, 2}, 3), {MemorySpace::host, dtype_of<TypeParam>});
+    const auto map = to_doubles(kept.routing_map), all = to_doubles(dprobs);
     const auto got = to_doubles(
         cpu::apply_token_dropping_backward<TypeParam>(dprobs, kept.routing_map));
-    const auto map = to_doubles(kept.routing_map), all = to_doubles(dprobs);
     for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], all[i] * map[i]);
+    EXPECT_EQ(to_doubles(dprobs), all) << "what came in stays as it was";
 }
 
-// Python's floats decide: (T K / E) * factor, rounded up.
-TEST(Capacity, RoundsAsMegatronDoes) {
-    const auto capacity = [](std::int64_t T, std::int64_t K, std::int64_t E,
-                             double factor) {
-        MoEConfig config;
-        config.num_moe_experts = E;
-        config.moe_router_topk = K;
-        config.moe_expert_capacity_factor = factor;
-        return get_capacity(config, T);
-    };
-    EXPECT_EQ(capacity(25, 2, 4, 1.2), 15);
-    EXPECT_EQ(capacity(45, 2, 3, 1.1), 33);
-    EXPECT_EQ(capacity(6, 2, 4, 0.7), 3);
-    EXPECT_EQ(capacity(6, 2, 4, 0.0), 0);
-    EXPECT_EQ(capacity(0, 2, 4, 1.0), 0);
-    EXPECT_GT(capacity(6, 2, 4, 1e300), 1'000'000);
+/// Dropping within the router; the hidden states are the logits.
+class RouterDropping : public testing::TestWithParam<ComponentSpec> {};
+
+TEST_P(RouterDropping, AgreesWithBruteForce) {
+    constexpr std::int64_t T = 65, E = 7;
+    const Tensor logits = random_tensor({T, E}, 2), dprobs = random_tensor({T, E}, 3);
+    for (double factor : {0.0, 0.5, 0.9, 2.5})
+        for (const char* policy : {"probs", "position"})
+            for (bool pad : {false, true}) {
+                MoEConfig c = dropping_config(E, factor, policy, pad, 2);
+                const auto router =
+                    make_router(GetParam(), c, {{"router.weight", identity_matrix(E)}});
+                const auto place = router->placement();
+                ValueRecorder values;
+                const RunContext context{.observer = &values};
+                const auto output = router->forward(
+                    transfer(logits.reshaped({T, 1, E}), place), {}, context);
+
+                Values probs = to_doubles(values.at("topk_probs")), routed(T * E);
+                const Values chosen = to_doubles(values.at("topk_idx"));
+                for (std::size_t i = 0; i < chosen.size(); ++i)
+                    routed[i / 2 * E + std::size_t(chosen[i])] = 1.0;
+                const std::int64_t C = get_capacity(c, T);
+                const Values kept =
+                    brute_force(probs, routed, E, C, policy == std::string("probs"), pad);
+                for (std::int64_t i = 0; i < T * E; ++i) probs[i] *= kept[i];
+                EXPECT_EQ(to_doubles(output.probs), probs) << factor << policy << pad;
+                const Values map = to_doubles(output.routing_map);
+                // Which tokens fill an expert up carries no meaning, only how many.
+                for (std::int64_t e = 0; pad && e < E; ++e) {
+                    double count = 0.0;
+                    for (std::int64_t t = 0; t < T; ++t) count += map[t * E + e];
+                    EXPECT_EQ(count, double(C));
+                }
+                for (std::int64_t i = 0; i < T * E; ++i)
+                    EXPECT_EQ(map[i] * routed[i], kept[i] * routed[i]);
+
+                Tensor dhidden =
+                    transfer(Tensor::zeros({T, E}, DType::f32), place).clone();
+                TensorMap gradients;
+                router->backward(dhidden, gradients, transfer(dprobs, place),
+                                 *output.saved, context);
+                const Values g = to_doubles(dprobs),
+                             got = to_doubles(values.at("d_topk_probs"));
+                for (std::int64_t i = 0; i < T * E; ++i) EXPECT_EQ(got[i], g[i] * map[i]);
+            }
 }
+
+TEST_P(RouterDropping, KeepsADroppedChoiceInItsTokensSum) {
+    // Both tokens choose experts 0 and 1; C = 1, so token 1 loses both, and in the
+    // weights of the first nothing is made up for it.
+    MoEConfig c = dropping_config(3, 0.75, "position", false, 2);
+    const auto router =
+        make_router(GetParam(), c, {{"router.weight", identity_matrix(3)}});
+    const auto place = router->placement();
+    const Tensor logits = Tensor::from<float>({2, 1, 3}, {1, 1, -9, 1, 1, -9});
+    const auto output = router->forward(transfer(logits, place), {}, {});
+    EXPECT_EQ(to_doubles(output.probs), (Values{0.5, 0.5, 0, 0, 0, 0}));
+    // Of token 0 only p_0 has a gradient: dx_0 = p_0 (1 - p_0), dx_1 = -p_0 p_1.
+    Tensor dhidden = transfer(Tensor::zeros({2, 3}, DType::f32), place).clone();
+    TensorMap gradients;
+    router->backward(dhidden, gradients,
+                     transfer(Tensor::from<float>({2, 3}, {1, 0, 0, 1, 1, 1}), place),
+                     *output.saved, {});
+    EXPECT_EQ(to_doubles(dhidden), (Values{0.25, -0.25, 0, 0, 0, 0}));
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, RouterDropping, testing::ValuesIn(available_suppliers()),
+                         instance_name);
 
 }  // namespace
 }  // namespace moe::test

@@ -1,179 +1,234 @@
-// Small worked vectors that Megatron's own functions gave in fp32.
+// Small worked vectors that Megatron's own functions gave in fp32: six tokens, four
+// experts.
 
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/transfer.h"
 #include "reference_cpu/activation.h"
 #include "reference_cpu/load_balancing.h"
-#include "reference_cpu/permutation.h"
-#include "reference_cpu/routing.h"
-#include "reference_cpu/token_dropping.h"
 #include "tests/support.h"
 
 namespace moe::test {
 namespace {
 
 using nlohmann::json;
+using Values = std::vector<double>;
 constexpr std::int64_t kTokens = 6, kExperts = 4;
 constexpr double kBound = 1e-6;
 
-std::vector<double> flat(const json& rows) {
-    std::vector<double> values;
+const json& vectors() {
+    static const json all = [] {
+        json read;
+        std::ifstream(MOE_GOLDEN_DIR "/vectors.json") >> read;
+        return read;
+    }();
+    return all;
+}
+
+Values flat(const json& rows) {
+    Values values;
     for (const json& row : rows)
         for (const json& value : row) values.push_back(value.get<double>());
     return values;
 }
 
 Tensor matrix(const json& rows) {
-    const auto values = flat(rows);
-    return Tensor::from<double>({std::int64_t(rows.size()), std::int64_t(rows[0].size())},
-                                values);
+    return Tensor::from({std::int64_t(rows.size()), std::int64_t(rows[0].size())},
+                        flat(rows));
 }
 
-template <typename Scalar>
-class VectorsTest : public testing::Test {
+// A vector that comes to the file must come to a test.
+TEST(Vectors, AreAllKnownHere) {
+    std::set<std::string> names;
+    for (const auto& [name, value] : vectors().items()) names.insert(name);
+    EXPECT_EQ(names,
+              (std::set<std::string>{
+                  "logits", "softmax_post", "softmax_pre", "sigmoid", "sqrtsoftplus",
+                  "sigmoid_bias_scale2.5", "pre_group2_top1", "sigmoid_k1", "sinkhorn",
+                  "z_loss_1e-3", "aux_softmax", "aux_sigmoid", "aux_sqrtsoftplus",
+                  "seq_aux_S3B2_coeff0.01", "aux_softmax_pad_last2", "z_pad_last2",
+                  "capacity_T6K2E4_cf0.7", "drop_probs_cf0.7_padFalse",
+                  "drop_probs_cf0.7_padTrue", "permute_pre", "permute_droppad", "wswiglu",
+                  "wswiglu_clamp0.4", "wquickgeglu_off1", "wsqrelu",
+                  // Not built here: quantile balancing, padding to an alignment.
+                  "pad_routing_map_4", "qb_beta0"}));
+}
+
+/// Routes the vectors' logits: the weight is the identity, so they arrive as they are.
+class VectorsTest : public testing::TestWithParam<ComponentSpec> {
   protected:
-    VectorsTest() {
-        std::ifstream(MOE_GOLDEN_DIR "/vectors.json") >> vectors_;
-        logits_ =
-            transfer(matrix(vectors_["logits"]), {MemorySpace::host, dtype_of<Scalar>});
-        config_ = small_config(4, kExperts, 2, 4);
+    Router::Output route(std::int64_t S = kTokens, std::int64_t B = 1,
+                         const Tensor& mask = {}, TensorMap parameters = {}) {
+        parameters["router.weight"] = identity_matrix(kExperts);
+        const auto router = make_router(GetParam(), config_, parameters);
+        const Tensor hidden = transfer(matrix(vectors()["logits"]), router->placement());
+        return router->forward(hidden.reshaped({S, B, kExperts}),
+                               transfer(mask, router->placement()),
+                               {.observer = &values_});
     }
 
-    void expect_routing(const std::string& name, const Tensor& bias = {}) {
-        config_.finalize();
-        const auto routing = cpu::route<Scalar>(logits_, bias, config_);
-        EXPECT_TRUE(Close(routing.probs, matrix(vectors_[name]["probs"]), kBound))
+    void expect_routing(const std::string& name, const TensorMap& parameters = {}) {
+        const auto output = route(kTokens, 1, {}, parameters);
+        EXPECT_TRUE(Close(output.probs, matrix(vectors()[name]["probs"]), bound_))
             << name;
-        EXPECT_EQ(to_doubles(routing.map), flat(vectors_[name]["map"])) << name;
+        EXPECT_EQ(to_doubles(output.routing_map), flat(vectors()[name]["map"])) << name;
     }
 
-    Losses losses(std::int64_t S, std::int64_t B, const std::uint8_t* mask = nullptr) {
-        Losses result;
-        cpu::GlobalTokenCounts counts;
-        config_.finalize();
-        cpu::auxiliary_losses_forward<Scalar>(result, counts, logits_, {S, B, mask},
-                                              config_, {});
-        return result;
-    }
-
-    json vectors_;
-    Tensor logits_;
-    MoEConfig config_;
+    MoEConfig config_ = small_config(kExperts, kExperts, 2);
+    ValueRecorder values_;
+    // The vectors have eight digits; a tier in bf16 does not.
+    const double bound_ = size_of(GetParam().dtype) < 4 ? bound_of(GetParam()) : kBound;
 };
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(VectorsTest, Scalars);
 
-TYPED_TEST(VectorsTest, Routing) {
-    MoEConfig& c = this->config_;
-    this->expect_routing("softmax_post");
-    c.moe_router_pre_softmax = true;
-    this->expect_routing("softmax_pre");
-    c.moe_router_num_groups = 2;
-    c.moe_router_group_topk = 1;
-    this->expect_routing("pre_group2_top1");
-    c = small_config(4, kExperts, 2, 4);
-    c.moe_router_score_function = "sqrtsoftplus";
-    this->expect_routing("sqrtsoftplus");
-    c.moe_router_score_function = "sigmoid";
-    this->expect_routing("sigmoid");
-    c.moe_router_enable_expert_bias = true;
-    c.moe_router_topk_scaling_factor = 2.5;
-    this->expect_routing("sigmoid_bias_scale2.5",
-                         Tensor::from<float>({4}, {0.0f, 0.3f, 0.2f, -0.4f}));
-    c = small_config(4, kExperts, 1, 4);
-    c.moe_router_score_function = "sigmoid";
-    this->expect_routing("sigmoid_k1");
+TEST_P(VectorsTest, Routing) {
+    expect_routing("softmax_post");
+    config_.moe_router_pre_softmax = true;
+    expect_routing("softmax_pre");
+    config_.moe_router_num_groups = 2;
+    config_.moe_router_group_topk = 1;
+    expect_routing("pre_group2_top1");
+    config_ = small_config(kExperts, kExperts, 2);
+    config_.moe_router_score_function = "sqrtsoftplus";
+    expect_routing("sqrtsoftplus");
+    config_.moe_router_score_function = "sigmoid";
+    expect_routing("sigmoid");
+    config_.moe_router_enable_expert_bias = true;
+    config_.moe_router_topk_scaling_factor = 2.5;
+    expect_routing(
+        "sigmoid_bias_scale2.5",
+        {{"router.expert_bias", Tensor::from<float>({4}, {0.0f, 0.3f, 0.2f, -0.4f})}});
+    config_ = small_config(kExperts, kExperts, 1);
+    config_.moe_router_score_function = "sigmoid";
+    expect_routing("sigmoid_k1");
 }
 
-TYPED_TEST(VectorsTest, Sinkhorn) {
-    EXPECT_TRUE(Close(cpu::sinkhorn<TypeParam>(this->logits_),
-                      matrix(this->vectors_["sinkhorn"]), 1e-5));
-}
-
-TYPED_TEST(VectorsTest, Losses) {
-    MoEConfig& c = this->config_;
-    const json& v = this->vectors_;
-    const auto expect = [&](double got, double expected) {
-        EXPECT_NEAR(got, expected, 1e-6 * expected);
+TEST_P(VectorsTest, AuxiliaryLosses) {
+    const json& v = vectors();
+    const auto expect = [&](double got, const json& expected) {
+        EXPECT_NEAR(got, expected.get<double>(), bound_ * expected.get<double>());
     };
-    c.moe_z_loss_coeff = 1e-3;
-    c.moe_router_load_balancing_type = {"aux_loss"};
-    c.moe_aux_loss_coeff = {0.01};
     const std::string aux = "load_balancing_loss", seq = "seq_load_balancing_loss";
-    expect(1e-3 * this->losses(6, 1).at("z_loss"), v["z_loss_1e-3"]);
-    for (const char* function : {"softmax", "sigmoid", "sqrtsoftplus"}) {
-        c.moe_router_score_function = function;
-        expect(0.01 * this->losses(6, 1).at(aux),
-               v[std::string("aux_") + function]["loss_coeff0.01"]);
+    config_.moe_z_loss_coeff = 1e-3;
+    config_.moe_router_load_balancing_type = {"aux_loss"};
+    config_.moe_aux_loss_coeff = {0.01};
+    expect(1e-3 * route().losses.at("z_loss"), v["z_loss_1e-3"]);
+    for (const std::string function : {"softmax", "sigmoid", "sqrtsoftplus"}) {
+        config_.moe_router_score_function = function;
+        const json& expected = v["aux_" + function];
+        expect(0.01 * route().losses.at(aux), expected["loss_coeff0.01"]);
+        const Tensor& scores = values_.at("aux_scores");
+        EXPECT_TRUE(Close(scores, matrix(expected["scores"]), bound_)) << function;
+        // Their own top two, whatever the routing chose.
+        const Values s = to_doubles(scores), map = flat(expected["map"]);
+        for (std::size_t i = 0; i < s.size(); ++i) {
+            int better = 0;
+            for (int e = 0; e < kExperts; ++e) better += s[i / 4 * 4 + e] > s[i];
+            EXPECT_EQ(map[i], better < 2) << function << i;
+        }
     }
-    c.moe_router_score_function = "softmax";
-    const std::uint8_t last_two[6] = {0, 0, 0, 0, 1, 1};
-    expect(1e-3 * this->losses(6, 1, last_two).at("z_loss"), v["z_pad_last2"]);
-    expect(0.01 * this->losses(6, 1, last_two).at(aux), v["aux_softmax_pad_last2"]);
-    c.moe_router_load_balancing_type = {"seq_aux_loss"};
-    expect(0.01 * this->losses(3, 2).at(seq), v["seq_aux_S3B2_coeff0.01"]);
+    config_.moe_router_score_function = "softmax";
+    const Tensor last_two = Tensor::from<std::uint8_t>({6, 1}, {0, 0, 0, 0, 1, 1});
+    const Losses padded = route(kTokens, 1, last_two).losses;
+    expect(1e-3 * padded.at("z_loss"), v["z_pad_last2"]);
+    expect(0.01 * padded.at(aux), v["aux_softmax_pad_last2"]);
+    config_.moe_router_load_balancing_type = {"seq_aux_loss"};
+    expect(0.01 * route(3, 2).losses.at(seq), v["seq_aux_S3B2_coeff0.01"]);
 }
 
-TYPED_TEST(VectorsTest, DroppingAndPermutation) {
-    MoEConfig& c = this->config_;
-    const json& v = this->vectors_;
-    c.moe_router_pre_softmax = true;
-    c.moe_expert_capacity_factor = 0.7;
-    EXPECT_EQ(get_capacity(c, kTokens), v["capacity_T6K2E4_cf0.7"].get<std::int64_t>());
-    const auto routing = cpu::route<TypeParam>(this->logits_, {}, c);
-    auto kept = cpu::apply_token_dropping<TypeParam>(routing.probs, routing.map, c);
-    EXPECT_TRUE(
-        Close(kept.probs, matrix(v["drop_probs_cf0.7_padFalse"]["probs"]), kBound));
-    EXPECT_EQ(to_doubles(kept.routing_map), flat(v["drop_probs_cf0.7_padFalse"]["map"]));
+TEST_P(VectorsTest, Dropping) {
+    config_.moe_router_pre_softmax = true;
+    config_.moe_expert_capacity_factor = 0.7;
+    EXPECT_EQ(get_capacity(config_, kTokens),
+              vectors()["capacity_T6K2E4_cf0.7"].get<std::int64_t>());
+    expect_routing("drop_probs_cf0.7_padFalse");
     // Which token fills a padded slot carries no meaning; the probabilities do.
-    c.moe_pad_expert_input_to_capacity = true;
-    kept = cpu::apply_token_dropping<TypeParam>(routing.probs, routing.map, c);
-    EXPECT_TRUE(
-        Close(kept.probs, matrix(v["drop_probs_cf0.7_padTrue"]["probs"]), kBound));
-
-    const cpu::RowMap map = cpu::make_row_map(routing.map);
-    EXPECT_EQ(map.row_token, v["permute_pre"]["rows"].get<std::vector<std::int64_t>>());
-    EXPECT_EQ(map.tokens_per_expert,
-              v["permute_pre"]["tokens_per_expert"].get<std::vector<std::int64_t>>());
-    const auto probs = v["permute_pre"]["probs"].get<std::vector<double>>();
-    EXPECT_TRUE(Close(cpu::permute_probs<TypeParam>(routing.probs, map),
-                      Tensor::from<double>({12}, probs), kBound));
+    config_.moe_pad_expert_input_to_capacity = true;
+    EXPECT_TRUE(Close(route().probs,
+                      matrix(vectors()["drop_probs_cf0.7_padTrue"]["probs"]), bound_));
 }
 
-TYPED_TEST(VectorsTest, Activations) {
+TEST_P(VectorsTest, Permutation) {
+    config_.finalize();
+    const auto dispatcher =
+        find_tier("tier", GetParam().tier).make_dispatcher(config_, GetParam().dtype);
+    const auto place = dispatcher->placement();
+    // Tokens whose only value is their number.
+    const Tensor numbers =
+        transfer(Tensor::from<float>({6, 1}, {0, 1, 2, 3, 4, 5}), place);
+    const auto expect = [&](const json& routed, const json& expected) {
+        const Values map = flat(routed["map"]);
+        const auto sent = dispatcher->dispatch(
+            numbers, transfer(matrix(routed["probs"]), place),
+            transfer(Tensor::from<std::uint8_t>({6, 4}, {map.begin(), map.end()}), place),
+            {});
+        EXPECT_EQ(to_doubles(sent.rows), expected["rows"].get<Values>());
+        EXPECT_TRUE(Close(sent.row_probs,
+                          Tensor::from({12}, expected["probs"].get<Values>()),
+                          bound_of(GetParam())));
+        EXPECT_EQ(to_doubles(sent.tokens_per_expert),
+                  expected.value("tokens_per_expert", Values(4, 3.0)));
+    };
+    expect(vectors()["softmax_pre"], vectors()["permute_pre"]);
+    expect(vectors()["drop_probs_cf0.7_padTrue"], vectors()["permute_droppad"]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, VectorsTest, testing::ValuesIn(available_suppliers()),
+                         instance_name);
+
+// Steps within a component: only the reference has them one by one.
+template <typename Scalar>
+class ReferenceVectors : public testing::Test {};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(ReferenceVectors, Scalars);
+
+TYPED_TEST(ReferenceVectors, Sinkhorn) {
+    const Tensor logits =
+        transfer(matrix(vectors()["logits"]), {MemorySpace::host, dtype_of<TypeParam>});
+    EXPECT_TRUE(
+        Close(cpu::sinkhorn<TypeParam>(logits), matrix(vectors()["sinkhorn"]), 1e-5));
+}
+
+TYPED_TEST(ReferenceVectors, Activations) {
     using Row = cpu::RowArray<TypeParam>;
-    const auto expect = [&](const std::string& name, const Row& z, TypeParam p) {
-        const std::int64_t ffn =
-            this->config_.gated_linear_unit ? z.size() / 2 : z.size();
-        const cpu::ExpertActivation<TypeParam> activation(this->config_, ffn);
-        const json& v = this->vectors_[name];
+    MoEConfig c = small_config();
+    const auto p = TypeParam(0.7f);
+    const auto expect = [&](const std::string& name, const Row& z) {
+        const std::int64_t ffn = c.gated_linear_unit ? z.size() / 2 : z.size();
+        const cpu::ExpertActivation<TypeParam> activation(c, ffn);
+        const json& v = vectors()[name];
         Row a(ffn), dz(z.size()), g(2);
         g << 1, -2;
         activation.forward(a, z, p);
         for (std::int64_t f = 0; f < ffn; ++f)
-            EXPECT_NEAR(a[f], v["fwd"][0][f].get<double>(), 1e-6) << name;
+            EXPECT_NEAR(a[f], v["fwd"][0][f].get<double>(), kBound) << name;
         if (!v.contains("dx")) return;
-        EXPECT_NEAR(activation.backward(dz, z, g, p), v["dw"][0][0].get<double>(), 1e-6);
+        EXPECT_NEAR(activation.backward(dz, z, g, p), v["dw"][0][0].get<double>(),
+                    kBound);
         for (std::int64_t i = 0; i < z.size(); ++i)
-            EXPECT_NEAR(dz[i], v["dx"][0][i].get<double>(), 1e-6) << name;
+            EXPECT_NEAR(dz[i], v["dx"][0][i].get<double>(), kBound) << name;
     };
     Row z(4), short_z(2);
     z << 0.5, -1, 2, 0.25;
     short_z << 0.5, -1;
-    MoEConfig& c = this->config_;
-    const auto p = TypeParam(0.7f);
-    expect("wswiglu", z, p);
+    expect("wswiglu", z);
     c.activation_func_clamp_value = 0.4;
-    expect("wswiglu_clamp0.4", z, p);
+    expect("wswiglu_clamp0.4", z);
     c.activation_func_clamp_value.reset();
     c.activation_func = "quick_gelu";
     c.glu_linear_offset = 1.0;
-    expect("wquickgeglu_off1", z, p);
+    expect("wquickgeglu_off1", z);
     c.activation_func = "squared_relu";
     c.gated_linear_unit = false;
-    expect("wsqrelu", short_z, p);
+    expect("wsqrelu", short_z);
+    // Its backward by hand: a_f = p max(z, 0)², so dz = 2 p g max(z, 0).
+    Row dz(2), g(2);
+    g << 1, -2;
+    EXPECT_NEAR(cpu::ExpertActivation<TypeParam>(c, 2).backward(dz, short_z, g, p), 0.25,
+                kBound);
+    EXPECT_NEAR(dz[0], 0.7, kBound);
+    EXPECT_EQ(dz[1], 0.0);
 }
 
 }  // namespace

@@ -1,0 +1,237 @@
+// The twenty steps and what they cost; the layer's parameters.
+
+#include "core/steps.h"
+
+#include <cmath>
+#include <set>
+#include <sstream>
+
+#include "core/parameters.h"
+#include "core/transfer.h"
+#include "tests/support.h"
+
+namespace moe::test {
+namespace {
+
+TEST(Steps, AreTwentyAndUndoOneAnother) {
+    const std::string all = "①②③④⑤⑥⑦⑧⑨⑩⑪⑫⑬⑭⑮⑯⑰⑱⑲⑳";  // three bytes each
+    std::set<std::string> titles;
+    for (int n = 1; n <= kNumSteps; ++n) {
+        EXPECT_EQ(circled(static_cast<Step>(n)), all.substr(3 * (n - 1), 3));
+        titles.insert(title(static_cast<Step>(n)));
+        EXPECT_EQ(is_backward(static_cast<Step>(n)), n > 10);
+    }
+    EXPECT_EQ(titles.size(), 20u);
+    const std::vector<std::pair<Step, Step>> mirrored = {
+        {Step::shared_experts, Step::shared_experts_backward},
+        {Step::gating, Step::gating_backward},
+        {Step::routing, Step::routing_backward},
+        {Step::token_dropping, Step::token_dropping_backward},
+        {Step::auxiliary_losses, Step::auxiliary_losses_backward},
+        {Step::dispatch, Step::dispatch_backward},
+        {Step::fc1, Step::fc1_backward},
+        {Step::activation, Step::activation_backward},
+        {Step::fc2, Step::fc2_backward},
+        {Step::combine, Step::combine_backward}};
+    for (const auto& [forward, backward] : mirrored)
+        EXPECT_EQ(static_cast<int>(forward) + static_cast<int>(backward), 21);
+}
+
+/// Everything that moves data is on: T=7, N=14, H=4, E=3, F=5, Fs=3.
+MoEConfig costly_config(bool gated) {
+    MoEConfig c = small_config(4, 3, 2, 5);
+    c.gated_linear_unit = gated;
+    c.moe_shared_expert_intermediate_size = 3;
+    c.moe_expert_capacity_factor = 1.0;
+    c.finalize();
+    return c;
+}
+const StepSizes kSizes{.num_tokens = 7, .num_rows = 14};
+
+TEST(Steps, MoveAtLeastTheirOperands) {
+    // Elements, counted by hand: every operand and every result once.
+    const std::array<std::int64_t, kNumSteps> gated = {92,  61,  42, 42, 21,  84,  316,
+                                                       210, 186, 84, 84, 316, 350, 492,
+                                                       84,  42,  42, 42, 101, 156};
+    const std::array<std::int64_t, kNumSteps> plain = {80,  61,  42, 42, 21,  84,  186,
+                                                       140, 186, 84, 84, 316, 210, 302,
+                                                       84,  42,  42, 42, 101, 132};
+    for (int n = 1; n <= kNumSteps; ++n) {
+        const auto bytes = [&](bool glu, DType dtype) {
+            return step_cost(static_cast<Step>(n), costly_config(glu), kSizes, dtype)
+                .bytes;
+        };
+        EXPECT_EQ(bytes(true, DType::f64), 8 * gated[n - 1]) << n;
+        EXPECT_EQ(bytes(false, DType::f64), 8 * plain[n - 1]) << n;
+        EXPECT_EQ(bytes(true, DType::bf16), 2 * gated[n - 1]) << n;
+    }
+}
+
+/// The value of a sum of products such as "2NH + 3FsH", for the sizes above.
+std::int64_t evaluate(const std::string& formula) {
+    const std::map<char, std::int64_t> sizes = {
+        {'T', 7}, {'N', 14}, {'H', 4}, {'E', 3}, {'F', 5}};
+    std::int64_t sum = 0;
+    std::istringstream terms(formula);
+    for (std::string term; std::getline(terms, term, '+');) {
+        std::int64_t product = 1;
+        for (std::size_t i = 0; i < term.size(); ++i) {
+            const bool shared = term.compare(i, 2, "Fs") == 0;
+            if (std::isdigit(term[i])) product *= term[i] - '0';
+            if (std::isalpha(term[i])) product *= shared ? 3 : sizes.at(term[i]);
+            i += shared;
+        }
+        sum += product;
+    }
+    return sum;
+}
+
+TEST(Steps, CostWhatTheirFormulaSays) {
+    EXPECT_EQ(evaluate("2NH + 4EFH + 3FsH"), 112 + 240 + 36);
+    for (bool gated : {true, false})
+        for (int n = 1; n <= kNumSteps; ++n) {
+            const StepCost cost =
+                step_cost(static_cast<Step>(n), costly_config(gated), kSizes, DType::u8);
+            EXPECT_EQ(cost.bytes, evaluate(cost.formula)) << n << ": " << cost.formula;
+        }
+}
+
+TEST(Steps, CostNothingWhereTheyAreOff) {
+    MoEConfig c = small_config(4, 3, 2, 5);
+    c.finalize();
+    const std::set<Step> off = {Step::shared_experts, Step::shared_experts_backward,
+                                Step::token_dropping, Step::token_dropping_backward};
+    for (int n = 1; n <= kNumSteps; ++n) {
+        const StepCost cost = step_cost(static_cast<Step>(n), c, kSizes, DType::f32);
+        EXPECT_EQ(cost.formula.empty(), off.contains(static_cast<Step>(n))) << n;
+        EXPECT_EQ(cost.bytes == 0, off.contains(static_cast<Step>(n))) << n;
+    }
+}
+
+TEST(Steps, AreTimedToTheEndOfTheirScope) {
+    struct Clock : Observer {
+        void on_time(Step step, double seconds) override {
+            steps.push_back(step);
+            total += seconds;
+        }
+        std::vector<Step> steps;
+        double total = 0.0;
+    } clock;
+    const RunContext context{.observer = &clock}, unwatched;
+    {
+        StepTimer timer(context, Step::fc2);
+        StepTimer nobody_looks(unwatched, Step::fc1);
+        EXPECT_TRUE(clock.steps.empty());
+        const auto start = std::chrono::steady_clock::now();
+        while (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(2)) {
+        }
+    }
+    EXPECT_EQ(clock.steps, std::vector<Step>{Step::fc2});
+    EXPECT_GE(clock.total, 0.002);
+}
+
+TEST(Parameters, HaveTheShapesOfTheirConfig) {
+    using Shapes = std::map<std::string, Shape>;
+    MoEConfig c = small_config(20, 5, 2, 13);
+    c.finalize();
+    EXPECT_EQ(parameter_shapes(c), (Shapes{{"router.weight", {5, 20}},
+                                           {"experts.linear_fc1.weight", {5, 26, 20}},
+                                           {"experts.linear_fc2.weight", {5, 20, 13}}}));
+    c.gated_linear_unit = false;
+    c.add_bias_linear = true;
+    EXPECT_EQ(parameter_shapes(c), (Shapes{{"router.weight", {5, 20}},
+                                           {"router.bias", {5}},
+                                           {"experts.linear_fc1.weight", {5, 13, 20}},
+                                           {"experts.linear_fc1.bias", {5, 13}},
+                                           {"experts.linear_fc2.weight", {5, 20, 13}},
+                                           {"experts.linear_fc2.bias", {5, 20}}}));
+    c = small_config(20, 5, 2, 13);
+    c.moe_shared_expert_intermediate_size = 3;
+    c.moe_shared_expert_gate = true;
+    c.moe_router_enable_expert_bias = true;
+    c.moe_router_score_function = "sigmoid";
+    c.finalize();
+    EXPECT_EQ(parameter_shapes(c), (Shapes{{"router.weight", {5, 20}},
+                                           {"router.expert_bias", {5}},
+                                           {"experts.linear_fc1.weight", {5, 26, 20}},
+                                           {"experts.linear_fc2.weight", {5, 20, 13}},
+                                           {"shared_experts.linear_fc1.weight", {6, 20}},
+                                           {"shared_experts.linear_fc2.weight", {20, 3}},
+                                           {"shared_experts.gate_weight", {1, 20}}}));
+}
+
+TEST(Parameters, AreCheckedByNameShapeAndType) {
+    MoEConfig c = small_config(20, 5, 2, 13);
+    c.moe_router_enable_expert_bias = true;
+    c.moe_router_score_function = "sigmoid";
+    c.finalize();
+    const TensorMap good = random_parameters(c, 1);
+    const auto rejects = [&](const std::string& name, const Tensor& tensor,
+                             const std::vector<std::string>& words) {
+        TensorMap parameters = good;
+        parameters[name] = tensor;
+        return Rejects([&] { check_parameters(c, parameters, "f"); }, words);
+    };
+    EXPECT_TRUE(rejects("router.weight", Tensor::zeros({20, 5}, DType::f32),
+                        {"f: router.weight = shape (20, 5)", "(5, 20)"}));
+    EXPECT_TRUE(rejects("router.weight", Tensor::zeros({5, 20}, DType::u8),
+                        {"f: router.weight = uint8", "fp64, fp32 or bf16"}));
+    EXPECT_TRUE(rejects("router.expert_bias", Tensor::zeros({4}, DType::f32),
+                        {"f: router.expert_bias = shape (4)", "(5)"}));
+
+    TensorMap parameters = good;
+    parameters["somebody.else"] = Tensor::zeros({3}, DType::u8);
+    parameters.erase("router.expert_bias");
+    EXPECT_NO_THROW(check_parameters(c, parameters, ""));
+    parameters.erase("experts.linear_fc2.weight");
+    EXPECT_TRUE(Rejects([&] { check_parameters(c, parameters, ""); },
+                        {"experts.linear_fc2.weight = absent", "(5, 20, 13)"}));
+}
+
+TEST(Parameters, AreSeededAndExactInBf16) {
+    MoEConfig c = small_config(20, 5, 2, 13);
+    c.add_bias_linear = true;
+    c.finalize();
+    const TensorMap parameters = random_parameters(c, 1), again = random_parameters(c, 1);
+    const TensorMap others = random_parameters(c, 2);
+    EXPECT_EQ(parameters.size(), parameter_shapes(c).size());
+    for (const auto& [name, tensor] : parameters) {
+        EXPECT_EQ(tensor.shape(), parameter_shapes(c).at(name)) << name;
+        EXPECT_TRUE(BitwiseEqual(tensor, again.at(name)));
+        EXPECT_FALSE(BitwiseEqual(tensor, others.at(name)));
+        const Tensor bf16 = transfer(tensor, {MemorySpace::host, DType::bf16});
+        EXPECT_TRUE(
+            BitwiseEqual(transfer(bf16, {MemorySpace::host, DType::f32}), tensor));
+    }
+    // Tensors of one seed are independent of each other, not the same stream twice.
+    EXPECT_NE(to_doubles(parameters.at("router.bias"))[0],
+              to_doubles(parameters.at("experts.linear_fc1.bias"))[0]);
+}
+
+TEST(Parameters, AreScaledByTheirFanIn) {
+    MoEConfig c = small_config(400, 9, 2, 100);
+    c.add_bias_linear = true;
+    c.moe_router_score_function = "sigmoid";
+    c.moe_router_enable_expert_bias = true;
+    c.finalize();
+    const TensorMap parameters = random_parameters(c, 1);
+    const auto expect_deviation = [&](const std::string& name, double expected) {
+        const auto values = to_doubles(parameters.at(name));
+        double squares = 0.0;
+        for (double value : values) squares += value * value;
+        const double count = double(values.size());
+        // Five standard errors of a standard deviation.
+        EXPECT_NEAR(std::sqrt(squares / count), expected,
+                    5.0 * expected / std::sqrt(2.0 * count))
+            << name;
+    };
+    expect_deviation("router.weight", 1.0 / 20.0);
+    expect_deviation("experts.linear_fc1.weight", 1.0 / 20.0);
+    expect_deviation("experts.linear_fc2.weight", 1.0 / 10.0);
+    expect_deviation("experts.linear_fc1.bias", 0.1);
+    expect_deviation("router.bias", 0.1);
+    expect_deviation("router.expert_bias", 0.01);
+}
+
+}  // namespace
+}  // namespace moe::test
