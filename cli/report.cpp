@@ -1,15 +1,21 @@
 // report.cpp: the comparison as one self-contained page.
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <system_error>
 
 #include "cli/comparison.h"
 #include "cli/report_pictures.h"
+#include "cli/report_style.h"
+#include "cli/report_svg.h"
 #include "core/error.h"
 
 namespace moe {
@@ -17,271 +23,438 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The eight hues are those of Okabe and Ito, told apart by colour-blind eyes.
-constexpr const char* kStyle = R"(
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6675; --paper: #fff;
-  --line: #d9dee6; --ground: #f1f3f7; --accent: #0072b2; --good: #00795a; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b2;
-  --paper: #12161d; --line: #303947; --ground: #1c232d; --accent: #56b4e9;
-  --good: #4cc9a0; --bad: #ff8a80; } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 1000px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { line-height: 1.2; margin-bottom: .3rem; } h2 { margin-top: 2.6rem; }
-p { max-width: 46rem; } .soft { color: var(--soft); } .good { color: var(--good); }
-.bad { color: var(--bad); } pre { background: var(--ground); padding: .8rem; overflow: auto;
-  border-radius: 6px; white-space: pre-wrap; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 14px; width: 100%; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); }
-tr.part td { border: 0; padding-top: 1rem; font-weight: 600; }
-svg { width: 100%; height: auto; margin: .4rem 0; } svg text { font: 12px ui-monospace,
-  monospace; fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
-svg text.onbar { fill: #fff; font-weight: 600; stroke: none; }
-.step { display: inline-block; min-width: 1.5em; margin-right: .3em; text-align: center;
-  border: 1px solid var(--soft); border-radius: 1em; font-size: 12px; }
-.ground { fill: var(--ground); } .cell { fill: var(--accent); }
-.even { stroke: var(--ink); stroke-dasharray: 5 4; }
-path { fill: none; stroke-width: 1.6; stroke-opacity: .75; }
-.hue0 { fill: #0072b2; stroke: #0072b2; } .hue1 { fill: #d55e00; stroke: #d55e00; }
-.hue2 { fill: #009e73; stroke: #009e73; } .hue3 { fill: #cc79a7; stroke: #cc79a7; }
-.hue4 { fill: #b8860b; stroke: #b8860b; } .hue5 { fill: #3f9bd4; stroke: #3f9bd4; }
-.hue6 { fill: #7a5cc4; stroke: #7a5cc4; } .hue7 { fill: #7f7f7f; stroke: #7f7f7f; }
-rect.hue0, rect.hue1, rect.hue2, rect.hue3, rect.hue4, rect.hue5, rect.hue6, rect.hue7 {
-  stroke: none; } path[class^=hue] { fill: none; }
-)";
-
-std::string introduction(const Comparison& c) {
-    const std::string excerpt = [&] {
-        std::string text;
-        for (std::int64_t s = 0; s < std::min<std::int64_t>(c.text.seq_len, 300); ++s) {
-            const std::uint8_t byte = c.text.bytes[s * c.text.micro_batch];
-            text += byte == '\n' ? "\n" : escape(std::string(1, static_cast<char>(byte)));
-        }
-        return text;
-    }();
-    return fmt::format(
-        "<h1>One MoE layer, step by step</h1>\n<p class='soft'>{}: hidden size H = {}, E "
-        "= {} "
-        "experts of width F = {}, K = {} per token. {}: S = {} by B = {}, T = {} tokens, "
-        "N = {} "
-        "expert rows.</p>\n<p class='{}'><b>{}</b></p>\n"
-        "<p>Each token is a byte of the text with the two before it, embedded by a fixed "
-        "table. "
-        "Common bytes make popular experts, as common words do in a real model. The "
-        "first "
-        "sequence begins:</p>\n<pre>{}</pre>\n",
-        escape(c.model), c.config.hidden_size, c.config.num_experts(), c.config.ffn(),
-        c.config.moe_router_topk, escape(c.text.name), c.text.seq_len, c.text.micro_batch,
-        c.sizes.num_tokens, c.sizes.num_rows, c.ok ? "good" : "bad",
-        c.ok ? "✓ All tiers agree, step by step." : "✗ Some values differ; see below.",
-        excerpt);
+// ----------------------------------------------------------------------------- words
+/// "1.5 MB", with three digits.
+std::string bytes_in_words(std::int64_t bytes) {
+    const char* units[] = {"B", "kB", "MB", "GB", "TB"};
+    double value = double(bytes);
+    int unit = 0;
+    for (; value >= 999.5 && unit < 4; ++unit) value /= 1000.0;
+    const int digits = unit == 0 || value >= 99.5 ? 0 : value >= 9.95 ? 1 : 2;
+    return fmt::format("{:.{}f} {}", value, digits, units[unit]);
 }
 
-/// "e 41, t 30, …": the bytes that an expert gets most.
+/// 16777216 as "16,777,216".
+std::string grouped(std::int64_t number) {
+    std::string digits = std::to_string(number);
+    for (std::size_t at = digits.size(); at > 3;) digits.insert(at -= 3, ",");
+    return digits;
+}
+
+std::string percent(double share) {
+    return fmt::format("{:.1f} %", 100.0 * share);
+}
+
+/// A step's number as a badge: few fonts have ⑪ to ⑳.
+std::string badge(Step step) {
+    return fmt::format("<span class='step {}'>{}</span>", component_hue(step),
+                       static_cast<int>(step));
+}
+
+/// The first sequence's first lines, cut between characters.
+std::string excerpt(const TextTokens& text) {
+    constexpr std::int64_t kMost = 300;
+    const auto byte = [&](std::int64_t s) { return text.bytes[s * text.micro_batch]; };
+    std::int64_t end = std::min(text.seq_len, kMost);
+    while (end > kMost - 4 && end < text.seq_len && (byte(end) & 0xC0) == 0x80) --end;
+    std::string safe, line;
+    for (std::int64_t s = 0; s < end; ++s) {
+        if (byte(s) != '\n') line += static_cast<char>(byte(s));
+        if (byte(s) != '\n' && s + 1 < end) continue;
+        safe += escape(line) + (byte(s) == '\n' ? "\n" : "");
+        line.clear();
+    }
+    return safe + (end < text.seq_len ? " …" : "");
+}
+
+// ------------------------------------------------------------------------ introduction
+std::string fact(const std::string& letter, const std::string& value,
+                 const std::string& words) {
+    return fmt::format("<div><dt><i>{}</i> {}</dt><dd>{}</dd></div>\n", letter, value,
+                       words);
+}
+
+std::string facts(const Comparison& c) {
+    const MoEConfig& config = c.config;
+    const std::string tokens = fmt::format(
+        "tokens: S = {} in each of B = {} sequence{}", grouped(c.text.seq_len),
+        grouped(c.text.micro_batch), c.text.micro_batch == 1 ? "" : "s");
+    return "<dl class='facts'>\n" + fact("T =", grouped(c.sizes.num_tokens), tokens) +
+           fact("H =", grouped(config.hidden_size), "hidden size, numbers per token") +
+           fact("E =", grouped(config.num_experts()), "experts") +
+           fact("K =", grouped(config.moe_router_topk), "experts per token") +
+           fact("F =", grouped(config.ffn()),
+                fmt::format("width of an expert, {}{}",
+                            config.gated_linear_unit ? "gated " : "",
+                            escape(config.activation_func))) +
+           (config.shared_ffn() == 0
+                ? ""
+                : fact("F<sub>s</sub> =", grouped(config.shared_ffn()),
+                       "width of the shared expert")) +
+           fact("N =", grouped(c.sizes.num_rows), "rows that the experts get") +
+           "</dl>\n";
+}
+
+/// What differs, as list items; empty when all is well.
+std::string differences(const Comparison& c) {
+    std::string items;
+    for (const ColumnOutcome& column : c.columns)
+        for (int n = 1; n <= kNumSteps; ++n) {
+            const auto step = static_cast<Step>(n);
+            const StepOutcome& outcome = column.at(step);
+            if (outcome.ok() && outcome.detail.empty()) continue;
+            items += fmt::format("<li>{}, {} {}: {}</li>\n", escape(column.label),
+                                 badge(step), title(step), escape(outcome.detail));
+        }
+    for (const GoldenOutcome& golden : c.golden)
+        for (const std::string& name : golden.failed)
+            items += fmt::format("<li>{}, golden case {}</li>\n", escape(golden.label),
+                                 escape(name));
+    return items.empty() ? "" : "<ul>\n" + items + "</ul>\n";
+}
+
+std::string verdict(const Comparison& c) {
+    const std::string agreement = c.columns.size() < 2
+                                      ? "Only the fp64 reference ran"
+                                      : "All columns agree with fp64 in every step";
+    const std::string golden = c.golden.empty() ? "" : ", and every golden case passes";
+    return fmt::format(
+        "<div class='verdict {}'><b>{}</b>{}</div>\n", c.ok ? "good" : "bad",
+        c.ok ? "✓ " + agreement + golden + "." : "✗ Some values differ.", differences(c));
+}
+
+std::string introduction(const Comparison& c) {
+    const MoEConfig& config = c.config;
+    return fmt::format(
+        R"(<h1>One Mixture-of-Experts layer, step by step</h1>
+<p>You see one MoE layer at work, forward and backward. A <b>router</b> sends each token
+to {} of {} <b>experts</b>, each a small MLP, and the layer adds up what they return. The
+model is <b>{}</b> with {} scores; its weights are random, not trained.</p>
+{}{}<p>A <b>token</b> here is one byte of a text, embedded with the two bytes before it by
+fixed tables. Common bytes make busy experts, as language is uneven. Your text is
+<b>{}</b>; its first sequence begins:</p>
+<pre>{}</pre>
+)",
+        config.moe_router_topk, config.num_experts(), escape(c.model),
+        config.is_sinkhorn() ? "sinkhorn" : escape(config.moe_router_score_function),
+        verdict(c), facts(c), escape(c.text.name),
+        c.sizes.num_tokens > 0 ? excerpt(c.text) : "(empty)");
+}
+
+// ---------------------------------------------------------------------------- pictures
+std::string routing_section(const Comparison& c) {
+    return fmt::format(
+               R"(<h2>Routing map</h2>
+<p>Read the text from left to right: each column is a token, and its {} marks are the
+experts it visits. The stronger the mark, the larger the probability that weighs the
+expert’s answer. {}Hover over a mark for its numbers.</p>
+)",
+               c.config.moe_router_topk,
+               c.config.moe_expert_capacity_factor
+                   ? "Capacity is limited: a token with fewer marks lost the others. "
+                   : "") +
+           draw_routing_map(c);
+}
+
+/// The bytes that an expert gets most, with their counts.
 std::string favourite_bytes(const Comparison& c, std::int64_t expert) {
+    const auto routed = elements<std::uint8_t>(c.routing_map);
     std::array<std::int64_t, 256> counts{};
     for (std::int64_t t = 0; t < c.sizes.num_tokens; ++t)
-        counts[c.text.bytes[t]] +=
-            c.routing_map.data<std::uint8_t>()[t * c.config.num_experts() + expert];
+        counts[c.text.bytes[t]] += routed[t * c.config.num_experts() + expert];
     std::vector<int> order(256);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
                      [&](int a, int b) { return counts[a] > counts[b]; });
     std::string list;
     for (int i = 0; i < 8 && counts[order[i]] > 0; ++i)
-        list +=
-            fmt::format("{}<b>{}</b> {}", list.empty() ? "" : ", ",
-                        visible(static_cast<std::uint8_t>(order[i])), counts[order[i]]);
+        list += fmt::format("<code>{}</code> {}&emsp;",
+                            visible(static_cast<std::uint8_t>(order[i])),
+                            grouped(counts[order[i]]));
     return list;
 }
 
 std::string load_section(const Comparison& c) {
-    const std::int64_t E = c.config.num_experts();
-    const std::int64_t* load = c.tokens_per_expert.data<std::int64_t>();
+    const std::vector<std::int64_t> load = expert_load(c);
+    const auto E = static_cast<std::int64_t>(load.size());
     const double mean = double(c.sizes.num_rows) / double(E);
+    const double safe_mean = std::max(mean, 1e-30);
     double variance = 0.0;
-    for (std::int64_t e = 0; e < E; ++e)
-        variance += std::pow(double(load[e]) - mean, 2) / double(E);
+    for (const std::int64_t rows : load)
+        variance += std::pow(double(rows) - mean, 2) / double(E);
     std::vector<std::int64_t> busiest(E);
     std::iota(busiest.begin(), busiest.end(), 0);
     std::stable_sort(busiest.begin(), busiest.end(),
                      [&](std::int64_t a, std::int64_t b) { return load[a] > load[b]; });
 
     std::string rows;
-    for (std::int64_t i = 0; i < std::min<std::int64_t>(E, 4); ++i)
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(E, 5); ++i)
         rows += fmt::format(
-            "<tr><td>expert {}</td><td>{}</td><td style='text-align:left'>{}"
-            "</td></tr>\n",
-            busiest[i], load[busiest[i]], favourite_bytes(c, busiest[i]));
-    const double safe_mean = std::max(mean, 1e-30);
+            "<tr><td>expert {}</td><td>{}</td><td>{:.2f}</td><td class='words'>{}</td>"
+            "</tr>\n",
+            busiest[i], grouped(load[busiest[i]]), double(load[busiest[i]]) / safe_mean,
+            favourite_bytes(c, busiest[i]));
     return fmt::format(
-        "<h2>Expert load</h2>\n<p>Rows per expert. The busiest has {:.2f} times the even "
-        "share; "
-        "the coefficient of variation is {:.2f}. A step takes as long as its busiest "
-        "expert, "
-        "which is why routers are trained towards the dashed line.</p>\n{}"
-        "<div class='wide'><table><tr><th>busiest</th><th>rows</th><th "
-        "style='text-align:left'>"
-        "bytes it gets most</th></tr>\n{}</table></div>\n",
+        R"(<h2>Expert load</h2>
+<p>The bars are the rows each expert gets. The busiest gets <b>{:.2f} times</b> the even
+share N/E; the coefficient of variation (standard deviation over mean) is <b>{:.2f}</b>;
+{} of {} experts get nothing. Where experts are spread over GPUs, the busiest decides how
+long all wait: that is why routers are trained towards the dashed line.</p>
+{}<div class='wide'><table><tr><th>busiest</th><th>rows</th><th>of even share</th>
+<th class='words'>bytes it gets most, with their counts</th></tr>
+{}</table></div>
+)",
         double(load[busiest[0]]) / safe_mean, std::sqrt(variance) / safe_mean,
-        draw_expert_load(c), rows);
+        std::count(load.begin(), load.end(), 0), E, draw_expert_load(c), rows);
 }
 
-std::string error_cells(const StepOutcome& outcome) {
-    if (!outcome.integers_equal) return "<td class='bad'>integers differ</td><td></td>";
-    if (outcome.error == 0.0) return "<td>0</td><td></td>";
-    return fmt::format("<td class='{}'>{:.1e}</td><td>{:.1f} %</td>",
-                       outcome.ok() ? "" : "bad", outcome.error,
-                       100.0 * outcome.error / outcome.bound);
+std::string permutation_section(const Comparison& c) {
+    return fmt::format(
+               R"(<h2>Permutation</h2>
+<p>An expert multiplies all its tokens at once, so their rows must lie side by side.
+<b>Dispatch</b> copies each token once for every expert it visits, in expert order.
+<b>Combine</b> follows the same curves back and adds up. You see the first tokens of the
+batch{}. Rows of later tokens are squeezed into a faint stub, or left out. Hover over a
+token to follow it.</p>
+)",
+               c.text.micro_batch > 1
+                   ? fmt::format(", in which the {} sequences take turns",
+                                 c.text.micro_batch)
+                   : "") +
+           draw_permutation(c);
 }
 
-/// A step's number as a badge: few fonts have ⑪ to ⑳.
-std::string badge(Step step) {
-    return fmt::format("<span class='step'>{}</span>", static_cast<int>(step));
+// ------------------------------------------------------------------------------- steps
+double sum_of_steps(const ColumnOutcome& column) {
+    double sum = 0.0;
+    for (const StepOutcome& step : column.steps) sum += step.seconds;
+    return std::max(sum, 1e-30);
 }
 
-std::string step_row(const Comparison& c, Step step) {
-    const DType narrowest = c.columns.back().spec.experts.dtype;
-    const StepCost cost = step_cost(step, c.config, c.sizes, narrowest);
-    std::string row = fmt::format("<tr><td>{} {}</td>", badge(step), title(step));
-    if (cost.formula.empty())
-        return row + fmt::format("<td class='soft'>off</td><td colspan='{}'></td></tr>\n",
-                                 3 * c.columns.size() - 1);
-    row +=
-        fmt::format("<td>{}</td><td>{:.2f}</td>", cost.formula, double(cost.bytes) / 1e6);
-    for (std::size_t i = 0; i < c.columns.size(); ++i) {
-        row += fmt::format("<td>{:.2f}</td>", 1e3 * c.columns[i].at(step).seconds);
-        if (i > 0) row += error_cells(c.columns[i].at(step));
+/// The largest share of a column's time that a step takes: what a full bar means.
+double largest_share(const Comparison& c) {
+    double largest = 1e-30;
+    for (const ColumnOutcome& column : c.columns)
+        for (const StepOutcome& step : column.steps)
+            largest = std::max(largest, step.seconds / sum_of_steps(column));
+    return largest;
+}
+
+std::string time_cells(const Comparison& c, const ColumnOutcome& column, Step step,
+                       double full_share) {
+    const StepCost cost = step_cost(step, c.config, c.sizes, column.spec.experts.dtype);
+    if (cost.formula.empty()) return "<td class='opens'></td><td></td>";
+    const double seconds = column.at(step).seconds,
+                 share = seconds / sum_of_steps(column);
+    return fmt::format(
+        "<td class='opens'>{:.2f}<small>{}</small></td><td>{}<small>{}</small></td>",
+        1e3 * seconds, bytes_in_words(cost.bytes), draw_share(step, share / full_share),
+        percent(share));
+}
+
+std::string error_cell(Step step, const StepOutcome& outcome) {
+    if (outcome.bound == 0.0 && outcome.ok()) return "<td class='soft'>–</td>";
+    const bool has_integers =
+        step == Step::routing || step == Step::token_dropping || step == Step::dispatch;
+    const std::string integers = !outcome.integers_equal
+                                     ? "<small class='bad'>integers differ</small>"
+                                 : has_integers ? "<small>integers: exact</small>"
+                                                : "";
+    const std::string error =
+        outcome.error == 0.0
+            ? "0"
+            : fmt::format("{:.1e}<small>{} of bound</small>", outcome.error,
+                          percent(outcome.error / outcome.bound));
+    return fmt::format("<td class='{}'>{}{}</td>", outcome.ok() ? "" : "bad", error,
+                       integers);
+}
+
+std::string step_row(const Comparison& c, Step step, double full_share) {
+    const StepCost cost = step_cost(step, c.config, c.sizes, DType::f64);
+    std::string row = fmt::format(
+        "<tr><td>{} {}<small class='indent'>{}</small></td><td>{}</td>", badge(step),
+        title(step), kStepMeanings[static_cast<std::size_t>(step) - 1],
+        cost.formula.empty() ? "<span class='soft'>off</span>" : cost.formula);
+    for (const ColumnOutcome& column : c.columns) {
+        row += time_cells(c, column, step, full_share);
+        if (&column != &c.columns.front()) row += error_cell(step, column.at(step));
     }
     return row + "</tr>\n";
 }
 
-std::string steps_section(const Comparison& c) {
-    std::string head = "<tr><th>step</th><th>elements</th><th>MB</th>";
-    for (std::size_t i = 0; i < c.columns.size(); ++i)
-        head += fmt::format("<th>{}, ms</th>{}", escape(c.columns[i].label),
-                            i > 0 ? "<th>error</th><th>of bound</th>" : "");
-    std::string rows;
-    for (int n = 1; n <= kNumSteps; ++n) {
-        if (n == 1) rows += "<tr class='part'><td>forward</td></tr>\n";
-        if (n == 11) rows += "<tr class='part'><td>backward</td></tr>\n";
-        rows += step_row(c, static_cast<Step>(n));
-    }
-    std::string shares, details;
+std::string steps_table(const Comparison& c) {
+    std::string labels, heads, rows;
+    std::string sum = "<tr class='sum'><td>forward and backward</td><td></td>";
     for (const ColumnOutcome& column : c.columns) {
-        shares += fmt::format(
-            "<p class='soft'>{}: {:.1f} ms forward and backward</p>\n{}",
-            escape(column.label), 1e3 * column.seconds, draw_time_shares(column));
-        for (int n = 1; n <= kNumSteps; ++n)
-            if (const auto& step = column.steps[n - 1]; !step.detail.empty())
-                details +=
-                    fmt::format("<p class='bad'>{} {}: {}</p>\n", escape(column.label),
-                                badge(static_cast<Step>(n)), escape(step.detail));
+        const bool first = &column == &c.columns.front();
+        labels +=
+            fmt::format("<th class='column opens' colspan='{}'>{}{}</th>", first ? 2 : 3,
+                        escape(column.label),
+                        first ? "<small>what the others are held against</small>" : "");
+        heads += "<th class='opens'>ms<small>bytes</small></th><th>share of time</th>";
+        heads += first ? "" : "<th>error</th>";
+        sum += fmt::format("<td class='opens'>{:.2f}</td><td></td>{}",
+                           1e3 * column.seconds, first ? "" : "<td></td>");
+    }
+    const double full_share = largest_share(c);
+    for (int n = 1; n <= kNumSteps; ++n) {
+        if (n == 1) rows += "<tr class='part'><td>Forward</td></tr>\n";
+        if (n == 11) rows += "<tr class='part'><td>Backward</td></tr>\n";
+        rows += step_row(c, static_cast<Step>(n), full_share);
     }
     return fmt::format(
-        "<h2>Step by step</h2>\n<p>Step n is undone by step 21 − n. Elements are what "
-        "every "
-        "correct implementation must read and write at least once; MB is that in {}. "
-        "Times are "
-        "medians on this machine's CPU and say nothing about a GPU. Errors are relative "
-        "to {}."
-        "</p>\n<div class='wide'><table>{}</tr>\n{}</table></div>\n{}"
-        "<h3>Where the time goes</h3>\n{}",
-        to_string(c.columns.back().spec.experts.dtype), escape(c.columns.front().label),
-        head, rows, details, shares);
+        "<div class='wide'><table><tr><th rowspan='2'>step</th>"
+        "<th rowspan='2'>elements</th>{}</tr>\n<tr>{}</tr>\n{}{}</tr></table></div>\n",
+        labels, heads, rows, sum);
 }
 
+std::string component_key(Step step, const std::string& name) {
+    return fmt::format(
+        "<span class='key'><svg viewBox='0 0 12 12'><rect class='{}' width='12' "
+        "height='12'/></svg>{}</span>",
+        component_hue(step), name);
+}
+
+std::string steps_section(const Comparison& c) {
+    double longest = 0.0;
+    for (const ColumnOutcome& column : c.columns)
+        longest = std::max({longest, column.seconds, sum_of_steps(column)});
+    std::string lines;
+    for (const ColumnOutcome& column : c.columns)
+        lines +=
+            fmt::format("<p class='soft'>{}: {:.1f} ms</p>\n{}", escape(column.label),
+                        1e3 * column.seconds, draw_time_line(column, longest));
+    const std::string key = component_key(Step::gating, "router") +
+                            component_key(Step::dispatch, "dispatcher") +
+                            component_key(Step::fc1, "experts") +
+                            component_key(Step::shared_experts, "shared experts");
+    return fmt::format(
+        R"(<h2>Step by step</h2>
+<p>Every column runs the same layer on the same tokens, in another implementation or
+precision. Step n is undone by step 21 − n. <b>Elements</b> are the numbers that every
+correct implementation must read and write at least once; <b>bytes</b> are these in the
+column’s precision. <b>Errors</b> are relative to fp64 (Frobenius norm); below them you
+see which share of the allowed error they take. 0 means exactly equal.</p>
+<p><b>All times are CPU times of this machine</b>, medians over the timed runs. They say
+nothing about a GPU. A full bar is {} of a column’s time.</p>
+<p>{}</p>
+{}<h3>Where the time goes</h3>
+<p>All lines have one scale. The tall mark is where the backward begins.</p>
+{})",
+        percent(largest_share(c)), key, steps_table(c), lines);
+}
+
+// ------------------------------------------------------------------- losses and golden
 std::string losses_section(const Comparison& c) {
     if (c.columns.front().losses.empty()) return "";
-    std::string head = "<tr><th>loss, before its coefficient</th>", rows;
+    std::string head, rows;
     for (const ColumnOutcome& column : c.columns)
         head += fmt::format("<th>{}</th>", escape(column.label));
     for (const auto& [name, value] : c.columns.front().losses) {
-        rows += fmt::format("<tr><td>{}</td>", name);
+        rows += fmt::format("<tr><td>{}</td>", escape(name));
         for (const ColumnOutcome& column : c.columns)
-            rows += fmt::format("<td>{:.9f}</td>", column.losses.at(name));
+            rows += column.losses.contains(name)
+                        ? fmt::format("<td>{:.9f}</td>", column.losses.at(name))
+                        : "<td>–</td>";
         rows += "</tr>\n";
     }
     return fmt::format(
-        "<h2>Losses</h2>\n<p>A load-balancing loss of 1 means perfectly even use."
-        "</p>\n<div class='wide'><table>{}</tr>\n{}</table></div>\n",
+        R"(<h2>Losses</h2>
+<p>These push the router towards an even load, or towards small logits (z loss). You see
+them before their coefficients. A load-balancing loss near 1 means even use.</p>
+<div class='wide'><table><tr><th>loss</th>{}</tr>
+{}</table></div>
+)",
         head, rows);
 }
 
 std::string golden_section(const Comparison& c) {
     if (c.golden.empty()) return "";
     std::string rows;
-    for (const GoldenOutcome& golden : c.golden) {
-        std::string failed;
-        for (const std::string& name : golden.failed) failed += " " + escape(name);
+    for (const GoldenOutcome& golden : c.golden)
         rows += fmt::format(
-            "<tr><td>{}</td><td class='{}'>{} of {}{}</td><td>{:.1f} %</td>"
-            "<td>{}</td></tr>\n",
-            escape(golden.label), golden.failed.empty() ? "good" : "bad", golden.passed,
-            golden.total, failed, 100.0 * golden.worst_share, escape(golden.worst_case));
-    }
-    return "<h2>Golden cases</h2>\n<p>Whole layers, forward and backward, whose numbers "
-           "were "
-           "computed by Megatron-Core's and Hugging Face's own code.</p>\n<div "
-           "class='wide'>"
-           "<table><tr><th>tier</th><th>match</th><th>worst, of its "
-           "bound</th><th>where</th>"
-           "</tr>\n" +
-           rows + "</table></div>\n";
+            "<tr><td>{}</td><td class='{}'>{} {} of {}</td><td>{}</td>"
+            "<td class='words'>{}</td></tr>\n",
+            escape(golden.label), golden.failed.empty() ? "good" : "bad",
+            golden.failed.empty() ? "✓" : "✗", golden.passed, golden.total,
+            percent(golden.worst_share), escape(golden.worst_case));
+    return fmt::format(
+        R"(<h2>Golden cases</h2>
+<p>Columns that agree could share a mistake. These cases are whole layers, forward and
+backward, whose numbers come from Megatron-Core’s and Hugging Face’s own code.</p>
+<div class='wide'><table><tr><th>supplier</th><th>passed</th><th>worst, of its bound</th>
+<th class='words'>where</th></tr>
+{}</table></div>
+)",
+        rows);
 }
 
+// -------------------------------------------------------------------------------- page
 std::string make_page(const Comparison& c) {
     return fmt::format(
-               "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-               "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-               "<title>MoE layer, step by step</title><style>{}</style></head><body>\n",
-               kStyle) +
-           introduction(c) +
-           "<h2>Routing map</h2>\n<p>Which experts the first tokens visit. The stronger "
-           "the colour, the "
-           "larger the probability; hover for numbers.</p>\n" +
-           draw_routing_map(c) + load_section(c) +
-           "<h2>Permutation</h2>\n<p>Dispatch copies each token once per expert it "
-           "visits, and "
-           "puts the copies in expert order, so that each expert finds its rows side by "
-           "side. "
-           "Combine sums them on the way back. Here: the first tokens of the "
-           "batch.</p>\n" +
-           draw_permutation(c) + steps_section(c) + losses_section(c) +
-           golden_section(c) + "</body></html>\n";
+               R"(<!doctype html>
+<html lang='en'><head><meta charset='utf-8'>
+<meta name='viewport' content='width=device-width, initial-scale=1'>
+<title>One MoE layer, step by step</title><style>{}</style></head><body>
+)",
+               kReportStyle) +
+           introduction(c) + routing_section(c) + load_section(c) +
+           permutation_section(c) + steps_section(c) + losses_section(c) +
+           golden_section(c) +
+           "<footer>Written by <code>moe compare</code>. This file needs no "
+           "other.</footer>\n"
+           "</body></html>\n";
 }
 
-/// Writes a file whole or not at all; false when the folder does not allow it.
-bool write_whole(const fs::path& path, const std::string& content) {
-    const fs::path draft = path.string() + ".part";
+/// Writes a file whole or not at all; returns why not, or "".
+std::string write_whole(const fs::path& path, const std::string& content) {
+    // The process number keeps two runs, and the user's own files, out of the way.
+    const fs::path draft = fmt::format("{}.{}.part", path.string(), getpid());
+    errno = 0;
     std::ofstream file(draft, std::ios::binary);
+    if (!file.is_open()) return std::generic_category().message(errno);
     file << content;
-    file.close();
-    std::error_code error;
+    file.close();  // a full disk shows here at the latest
+    std::error_code error(file ? 0 : errno, std::generic_category());
     if (file) fs::rename(draft, path, error);
-    const bool written = file && !error;
-    if (!written) fs::remove(draft, error);
-    return written;
+    if (file && !error) return "";
+    std::error_code ignored;
+    fs::remove(draft, ignored);
+    return error ? error.message() : "cannot be written";
 }
 
-constexpr const char* kFolderRule = "must be a folder that can be made and written";
+void make_folder(const std::string& field, const std::string& folder) {
+    std::error_code error;
+    fs::create_directories(folder, error);
+    std::error_code ignored;
+    if (!fs::is_directory(folder, ignored))
+        reject(field, folder,
+               fmt::format("must be a folder that can be made ({})",
+                           error ? error.message() : "it is a file"));
+}
+
+[[noreturn]] void reject_unwritable(const std::string& field, const std::string& folder,
+                                    const std::string& reason) {
+    reject(field, folder, fmt::format("must be a folder to write in ({})", reason));
+}
 
 }  // namespace
 
 void require_writable_folder(const std::string& field, const std::string& folder) {
-    std::error_code error;
-    fs::create_directories(folder, error);
-    const fs::path probe = fs::path(folder) / ".moe-probe";
-    if (!fs::is_directory(folder, error) || !write_whole(probe, "probe"))
-        reject(field, folder, kFolderRule);
-    fs::remove(probe, error);
+    make_folder(field, folder);
+    // As large as a report, so that a disk that is nearly full shows now
+    const fs::path probe = fs::path(folder) / fmt::format(".moe-probe-{}", getpid());
+    const std::string reason = write_whole(probe, std::string(256 * 1024, ' '));
+    if (!reason.empty()) reject_unwritable(field, folder, reason);
+    std::error_code ignored;
+    fs::remove(probe, ignored);
 }
 
 std::string write_report(const Comparison& comparison, const std::string& folder) {
+    make_folder("--report", folder);
     const fs::path page = fs::path(folder) / "index.html";
-    if (!write_whole(page, make_page(comparison)))
-        reject("--report", folder, kFolderRule);
+    const std::string reason = write_whole(page, make_page(comparison));
+    if (!reason.empty()) reject_unwritable("--report", folder, reason);
     return page;
 }
 

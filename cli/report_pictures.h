@@ -1,19 +1,21 @@
 /// @file
-/// The report's pictures, as inline SVG.
+/// The report's pictures, as inline SVG. Their colours come from the page's style sheet,
+/// so that they follow light and dark.
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "cli/comparison.h"
 
 namespace moe {
 
-/// Text made safe for HTML and SVG. Bytes that are not printable ASCII become "·", so
-/// that a user's file may hold anything.
-std::string escape(const std::string& text);
+/// Rows per expert (E); zeros when nothing was dispatched.
+std::vector<std::int64_t> expert_load(const Comparison& comparison);
 
-/// One byte of the text as a visible character: "␣", "⏎", "·" for what cannot be shown.
-std::string visible(std::uint8_t byte);
+/// Colour class of the component whose step it is; step n has that of step 21 - n.
+std::string component_hue(Step step);
 
 /// The first tokens of the first sequence against the experts, shaded by probability.
 std::string draw_routing_map(const Comparison& comparison);
@@ -21,10 +23,14 @@ std::string draw_routing_map(const Comparison& comparison);
 /// Rows per expert, with the even share.
 std::string draw_expert_load(const Comparison& comparison);
 
-/// Curves from the first tokens to their rows in expert order.
+/// Curves from the first tokens of the batch to their rows in expert order.
 std::string draw_permutation(const Comparison& comparison);
 
-/// Where a column's time goes, step by step.
-std::string draw_time_shares(const ColumnOutcome& column);
+/// A column's time, step after step. `longest` seconds fill the width, so that columns
+/// compare.
+std::string draw_time_line(const ColumnOutcome& column, double longest);
+
+/// A bar for a table cell, filled to `share` of its length.
+std::string draw_share(Step step, double share);
 
 }  // namespace moe
