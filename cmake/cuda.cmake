@@ -1,0 +1,37 @@
+# Where .cu files go: to nvcc (MOE_CUDA), or to the C++ compiler with cuda_on_cpu/, whose
+# headers carry CUDA's names. Nothing here asks for a GPU.
+add_library(moe_cuda INTERFACE)
+if(MOE_CUDA)
+    if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+        set(CMAKE_CUDA_ARCHITECTURES 80 90a)
+    endif()
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    target_link_libraries(moe_cuda INTERFACE CUDA::cudart)
+    target_compile_options(moe_cuda INTERFACE
+        # CMake 3.25 does not know that nvcc 13 has C++20.
+        $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>
+        # A spilled register is an error, and so is any warning; -v is for the table of
+        # registers. {fmt} 9 believes that nvcc knows no constexpr.
+        "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xptxas -v,-warn-spills,-Werror>"
+        "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings>"
+        $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_USE_CONSTEXPR=1>)
+else()
+    add_subdirectory(cuda_on_cpu)
+    target_link_libraries(moe_cuda INTERFACE cuda_on_cpu)
+    # Kernels keep the order of their arithmetic whatever the compiler: no multiply-add is
+    # formed unless it is written.
+    target_compile_options(moe_cuda INTERFACE
+        $<$<COMPILE_LANG_AND_ID:CXX,GNU,Clang>:-ffp-contract=off>)
+endif()
+
+# The target's .cu files, for the compiler that this build has.
+function(moe_cuda_target target)
+    if(MOE_CUDA)
+        return()
+    endif()
+    get_target_property(sources ${target} SOURCES)
+    list(FILTER sources INCLUDE REGEX "\\.cu$")
+    set_source_files_properties(${sources} PROPERTIES LANGUAGE CXX
+                                COMPILE_OPTIONS "-xc++")
+endfunction()

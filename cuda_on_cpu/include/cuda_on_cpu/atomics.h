@@ -1,0 +1,97 @@
+/// @file
+/// Atomic functions on global and shared memory: relaxed, as CUDA's are.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda_on_cpu/executor.h"
+
+namespace cuda_on_cpu {
+
+/// An integer of T's size, which __atomic functions take.
+template <typename T>
+using Word =
+    std::conditional_t<sizeof(T) == 8, std::uint64_t,
+                       std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>>;
+
+/// Replaces *address by update(*address); returns what was there. T may be a float.
+template <typename T, typename Update>
+T atomic_update(T* address, Update update) {
+    auto* word = reinterpret_cast<Word<T>*>(address);
+    Word<T> seen = __atomic_load_n(word, __ATOMIC_RELAXED);
+    for (;;) {
+        const T old = std::bit_cast<T>(seen);
+        const auto wanted = std::bit_cast<Word<T>>(static_cast<T>(update(old)));
+        if (__atomic_compare_exchange_n(word, &seen, wanted, true, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED))
+            return old;
+    }
+}
+
+}  // namespace cuda_on_cpu
+
+#define CUDA_ON_CPU_ATOMIC(T)                                                           \
+    inline T atomicAdd(T* address, T value) {                                           \
+        return cuda_on_cpu::atomic_update(address, [=](T old) { return old + value; }); \
+    }                                                                                   \
+    inline T atomicExch(T* address, T value) {                                          \
+        return cuda_on_cpu::atomic_update(address, [=](T) { return value; });           \
+    }
+CUDA_ON_CPU_ATOMIC(int)
+CUDA_ON_CPU_ATOMIC(unsigned)
+CUDA_ON_CPU_ATOMIC(unsigned long long)
+CUDA_ON_CPU_ATOMIC(float)
+#undef CUDA_ON_CPU_ATOMIC
+inline double atomicAdd(double* address, double value) {
+    return cuda_on_cpu::atomic_update(address, [=](double old) { return old + value; });
+}
+
+#define CUDA_ON_CPU_ATOMIC(T)                                                           \
+    inline T atomicMin(T* address, T value) {                                           \
+        return cuda_on_cpu::atomic_update(                                              \
+            address, [=](T old) { return old < value ? old : value; });                 \
+    }                                                                                   \
+    inline T atomicMax(T* address, T value) {                                           \
+        return cuda_on_cpu::atomic_update(                                              \
+            address, [=](T old) { return old > value ? old : value; });                 \
+    }                                                                                   \
+    inline T atomicAnd(T* address, T value) {                                           \
+        return cuda_on_cpu::atomic_update(address, [=](T old) { return old & value; }); \
+    }                                                                                   \
+    inline T atomicOr(T* address, T value) {                                            \
+        return cuda_on_cpu::atomic_update(address, [=](T old) { return old | value; }); \
+    }                                                                                   \
+    inline T atomicXor(T* address, T value) {                                           \
+        return cuda_on_cpu::atomic_update(address, [=](T old) { return old ^ value; }); \
+    }                                                                                   \
+    inline T atomicCAS(T* address, T compare, T value) {                                \
+        T seen = compare;                                                               \
+        if (__atomic_compare_exchange_n(address, &seen, value, false, __ATOMIC_RELAXED, \
+                                        __ATOMIC_RELAXED))                              \
+            return compare;                                                             \
+        /* Perhaps a spin lock whose owner is another thread of this block. */          \
+        cuda_on_cpu::yield_thread();                                                    \
+        return seen;                                                                    \
+    }
+CUDA_ON_CPU_ATOMIC(int)
+CUDA_ON_CPU_ATOMIC(unsigned)
+CUDA_ON_CPU_ATOMIC(unsigned long long)
+#undef CUDA_ON_CPU_ATOMIC
+
+inline int atomicSub(int* address, int value) {
+    return atomicAdd(address, -value);
+}
+inline unsigned atomicSub(unsigned* address, unsigned value) {
+    return atomicAdd(address, 0u - value);
+}
+inline unsigned atomicInc(unsigned* address, unsigned limit) {
+    return cuda_on_cpu::atomic_update(
+        address, [=](unsigned old) { return old >= limit ? 0u : old + 1u; });
+}
+inline unsigned atomicDec(unsigned* address, unsigned limit) {
+    return cuda_on_cpu::atomic_update(address, [=](unsigned old) {
+        return old == 0u || old > limit ? limit : old - 1u;
+    });
+}

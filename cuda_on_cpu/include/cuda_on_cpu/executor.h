@@ -1,0 +1,93 @@
+/// @file
+/// What the headers with CUDA's names ask of the executor, and what a program may tell
+/// it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace cuda_on_cpu {
+
+// ------------------------------------------------------------------ for programs, tests
+/// In which order the threads of a block take turns, and the blocks of a grid run.
+struct Schedule {
+    enum class Policy { forward, reverse, random, priority };
+    Policy policy = Policy::forward;
+    std::uint64_t seed = 0;
+};
+
+/// Reads "forward", "reverse", "random:7" or "priority:7". False for anything else.
+bool parse_schedule(const std::string& text, Schedule& schedule);
+std::string to_string(const Schedule& schedule);
+
+/// How kernels run; first filled from the environment: CUDA_ON_CPU_SCHEDULE,
+/// CUDA_ON_CPU_THREADS (CPU threads for blocks), CUDA_ON_CPU_SMS (multiprocessors that
+/// the emulated device reports). Change it only while no kernel runs.
+struct Options {
+    Schedule schedule;
+    int threads = 1;
+    int multiprocessors = 4;
+};
+Options& options();
+
+/// The name that messages give the next kernel launched by this thread.
+void name_next_launch(const char* name);
+
+/// Switches from CUDA thread to CUDA thread so far, on all CPU threads; for benchmarks.
+std::uint64_t switch_count();
+
+// ---------------------------------------------------------------------- for the headers
+/// A place in a kernel's source, for messages.
+struct Site {
+    const char* file = nullptr;
+    int line = 0;
+    bool operator==(const Site& other) const {
+        return line == other.line &&
+               (file == other.file || __builtin_strcmp(file, other.file) == 0);
+    }
+};
+
+/// The block's shared memory, aligned to 1024 bytes. A fault when the launch gave less.
+void* shared_arena(std::size_t bytes, Site site = {__builtin_FILE(), __builtin_LINE()});
+
+/// What __syncthreads and its variants agree on.
+enum class Vote { none, count, all, any };
+int block_barrier(Vote vote, int predicate, Site site);
+
+enum class WarpOp : std::uint8_t {
+    sync,
+    shfl,
+    shfl_up,
+    shfl_down,
+    shfl_xor,
+    all,
+    any,
+    ballot,
+    match_any,
+    match_all,
+    add,
+    min_signed,
+    max_signed,
+    min_unsigned,
+    max_unsigned,
+    bit_and,
+    bit_or,
+    bit_xor
+};
+/// The name of the CUDA function, for messages.
+const char* to_string(WarpOp op);
+
+/// Waits for the lanes of `mask`, then gives this lane's result.
+/// @param value  the lane's operand, as bits
+/// @param argument, width  shuffles: lane, delta or lane mask, and the segment width
+std::uint64_t warp_op(WarpOp op, unsigned mask, std::uint64_t value, int argument,
+                      int width, Site site);
+
+/// Lets another thread of the block run; for loops that wait for one.
+void yield_thread();
+
+/// Ends the launch with an error that names kernel, block, thread and `site`.
+[[noreturn]] void trap(const char* what, Site site);
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,263 @@
+// block.cpp: who runs, who waits, and what ends a wait.
+
+#include "block.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace cuda_on_cpu {
+
+std::atomic<std::uint64_t> total_switches{0};
+constinit thread_local Block* Block::running_ = nullptr;
+
+namespace {
+
+constexpr std::size_t kArenaAlignment = 1024;
+
+}  // namespace
+
+Block& Block::mine() {
+    // Never destroyed before its CPU thread ends; fibers on it keep its address.
+    static thread_local Block block;
+    return block;
+}
+
+Block::Block() : fibers_(fiber_body) {
+    arena_ = static_cast<std::byte*>(std::aligned_alloc(
+        kArenaAlignment, (kMaxSharedMemory / kArenaAlignment + 1) * kArenaAlignment));
+    threads_.resize(kMaxThreads);
+    states_.resize(kMaxThreads);
+    may_run_.resize(kMaxThreads);
+    warps_.resize(kMaxThreads / kWarpSize);
+}
+
+// ----------------------------------------------------------------------------- a block
+void Block::run(Launch& launch, std::int64_t index) {
+    launch_ = &launch;
+    const dim3 &grid = launch.grid, &shape = launch.block;
+    gridDim = grid;
+    blockDim = shape;
+    blockIdx = {unsigned(index % grid.x), unsigned(index / grid.x % grid.y),
+                unsigned(index / grid.x / grid.y)};
+    count_ = live_ = int(shape.x * shape.y * shape.z);
+    arrived_ = 0;
+    place_threads();
+    turns_.start(launch.schedule, count_, std::uint64_t(index));
+
+    // Shared memory starts as NaN and -1, so that a read before the first write shows.
+    std::memset(arena_, 0xFF, launch.smem);
+#ifdef CUDA_ON_CPU_ASAN
+    ASAN_POISON_MEMORY_REGION(arena_ + launch.smem, kMaxSharedMemory - launch.smem);
+#endif
+    running_ = this;
+    const int first = turns_.next(may_run_.data());
+    become(first);
+    threads_[first].fiber = &fibers_.take();
+    switch_fiber(main_, *threads_[first].fiber);
+    running_ = nullptr;
+#ifdef CUDA_ON_CPU_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(arena_, kMaxSharedMemory);
+#endif
+    if (launch.failed) fibers_.restart_all();
+    total_switches += switches_;
+    switches_ = 0;
+}
+
+void Block::place_threads() {
+    const dim3& shape = launch_->block;
+    if (placed_for_.x != shape.x || placed_for_.y != shape.y ||
+        placed_for_.z != shape.z) {
+        for (int t = 0; t < count_; ++t)
+            threads_[t].index = {t % shape.x, t / shape.x % shape.y,
+                                 t / shape.x / shape.y};
+        placed_for_ = shape;
+    }
+    for (int t = 0; t < count_; ++t) {
+        threads_[t].fiber = nullptr;
+        states_[t] = State::unstarted;
+        threads_[t].site = {nullptr, 0};
+    }
+    std::memset(may_run_.data(), 1, count_);
+    for (int warp = 0; warp * kWarpSize < count_; ++warp) {
+        const int lanes = std::min(kWarpSize, count_ - warp * kWarpSize);
+        warps_[warp].live = lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
+        warps_[warp].waiting = 0;
+    }
+}
+
+// ----------------------------------------------------------------------------- turns
+void Block::fiber_body() {
+    mine().run_threads();
+}
+
+/// The life of a fiber: it runs a CUDA thread to its end, then the next one that has not
+/// started. So a kernel without barriers needs one fiber and no switch at all.
+void Block::run_threads() {
+    for (;;) {
+        launch_->call.invoke(launch_->call.arguments);
+
+        Fiber& self = *threads_[current_].fiber;
+        leave_current();
+        if (live_ == 0) {
+            fibers_.give_back(self);
+            switch_fiber(self, main_);
+            continue;  // taken again, for another block
+        }
+        const int next = pick_next();
+        become(next);
+        if (threads_[next].fiber == nullptr) {
+            threads_[next].fiber = &self;
+            continue;
+        }
+        fibers_.give_back(self);
+        ++switches_;
+        switch_fiber(self, *threads_[next].fiber);
+    }
+}
+
+/// The running thread exits; that may be what others wait for.
+void Block::leave_current() {
+    states_[current_] = State::exited;
+    may_run_[current_] = 0;
+    --live_;
+    Warp& warp = warps_[current_ / kWarpSize];
+    warp.live &= ~(1u << current_ % kWarpSize);
+    if (warp.waiting) try_warp(current_ / kWarpSize);
+    if (arrived_ > 0 && arrived_ == live_) open_barrier();
+}
+
+void Block::yield() {
+    switch_to(pick_next());
+}
+
+// ----------------------------------------------------------------------------- barrier
+inline int Block::barrier(Vote vote, int predicate, Site site) {
+    if (arrived_ == 0) {
+        barrier_site_ = site;
+        vote_ = vote;
+        votes_ = 0;
+    } else if (vote != vote_ || !(site == barrier_site_)) {
+        report_divergence(site);
+    }
+    wait(State::barrier, site);
+    votes_ += predicate != 0;
+    if (++arrived_ >= live_) open_barrier();
+    switch_to(pick_next());
+    return vote_result_;
+}
+
+/// All threads that have not exited are there.
+void Block::open_barrier() {
+    if (live_ < count_ && !launch_->warned.exchange(true))
+        std::fprintf(stderr,
+                     "cuda_on_cpu: warning: kernel %s: %d of %d threads of a block left "
+                     "before the barrier at %s:%d\n",
+                     launch_->name.c_str(), count_ - live_, count_, barrier_site_.file,
+                     barrier_site_.line);
+    vote_result_ = vote_ == Vote::count ? votes_
+                   : vote_ == Vote::all ? votes_ == arrived_
+                                        : votes_ > 0;
+    arrived_ = 0;
+    for (int t = 0; t < count_; ++t)
+        if (states_[t] == State::barrier) release(t);
+}
+
+// ----------------------------------------------------------------------- shared memory
+void* Block::shared_arena(std::size_t bytes, Site site) {
+    if (bytes > launch_->smem)
+        fail(cudaErrorIllegalAddress,
+             "the kernel uses " + std::to_string(bytes) +
+                 " bytes of shared memory, but its launch gave " +
+                 std::to_string(launch_->smem),
+             site);
+    return arena_;
+}
+
+// ------------------------------------------------------------------------------- faults
+std::string Block::where(int thread) const {
+    const auto triple = [](const uint3& i) {
+        return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," +
+               std::to_string(i.z) + ")";
+    };
+    return "kernel " + launch_->name + ", block " + triple(blockIdx) + ", thread " +
+           triple(threads_[thread].index) + ", schedule " + to_string(launch_->schedule);
+}
+
+void Block::fail(cudaError_t error, const std::string& what, Site site) {
+    fail_at(error, what, std::string(site.file) + ":" + std::to_string(site.line));
+}
+
+void Block::fail_at(cudaError_t error, const std::string& what,
+                    const std::string& place) {
+    if (!launch_->failed.exchange(true)) {
+        launch_->error = error;
+        launch_->report = what + ", at " + place + ", in " + where(current_);
+    }
+    abandon();
+}
+
+void Block::report_divergence(Site site) {
+    fail(cudaErrorLaunchFailure,
+         std::string("divergent barrier: other threads wait at ") + barrier_site_.file +
+             ":" + std::to_string(barrier_site_.line),
+         site);
+}
+
+/// Leaves the block as it stands. Its fibers are started anew for the next one.
+void Block::abandon() {
+    Fiber& from = *threads_[current_].fiber;
+    switch_fiber(from, main_);
+    std::abort();  // not reached: nobody resumes an abandoned fiber
+}
+
+void Block::report_deadlock() {
+    // One entry per warp, state and place
+    std::string list;
+    for (int first = 0; first < count_; first += kWarpSize) {
+        const int end = std::min(first + kWarpSize, count_);
+        std::vector<bool> told(end - first, false);
+        for (int t = first; t < end; ++t) {
+            const Thread& thread = threads_[t];
+            if (told[t - first]) continue;
+            int same = 0;
+            for (int u = t; u < end; ++u) {
+                if (states_[u] != states_[t] || !(threads_[u].site == thread.site))
+                    continue;
+                told[u - first] = true;
+                ++same;
+            }
+            list += (list.empty() ? "" : "; ") + std::string("warp ") +
+                    std::to_string(first / kWarpSize) + ": " + std::to_string(same) +
+                    (same == 1 ? " thread" : " threads");
+            if (states_[t] == State::exited) {
+                list += " exited";
+                continue;
+            }
+            list += " at ";
+            if (states_[t] == State::barrier)
+                list += "__syncthreads";
+            else
+                list += to_string(warps_[first / kWarpSize].lanes[t - first].op);
+            list += std::string(" ") + thread.site.file + ":" +
+                    std::to_string(thread.site.line);
+        }
+    }
+    if (!launch_->failed.exchange(true)) {
+        launch_->error = cudaErrorLaunchFailure;
+        launch_->report = "deadlock in " + where(current_) + ": " + list;
+    }
+    abandon();
+}
+
+void* Block::landing_stack() {
+    Fiber& fiber = *threads_[current_].fiber;
+    return fiber.stack + fiber.size - 4096;
+}
+
+int block_barrier(Vote vote, int predicate, Site site) {
+    return Block::running()->barrier(vote, predicate, site);
+}
+
+}  // namespace cuda_on_cpu

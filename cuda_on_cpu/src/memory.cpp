@@ -1,0 +1,237 @@
+// memory.cpp: device memory is host memory that the executor knows about, so that a
+// pointer of the wrong kind is found where it is used.
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+
+#include "block.h"
+#include "cuda_on_cpu/runtime_api.h"
+#include "error.h"
+
+namespace cuda_on_cpu {
+namespace {
+
+struct Allocation {
+    std::size_t bytes;
+    cudaMemoryType type;
+};
+
+// By first address.
+std::map<std::uintptr_t, Allocation> allocations;
+std::shared_mutex allocations_mutex;
+
+struct Found {
+    std::uintptr_t base = 0;
+    Allocation allocation{0, cudaMemoryTypeUnregistered};
+};
+
+Found find(const void* pointer) {
+    const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+    const std::shared_lock lock(allocations_mutex);
+    auto after = allocations.upper_bound(address);
+    if (after == allocations.begin()) return {};
+    --after;
+    // One past the end is still this allocation's: an empty slice may point there.
+    if (address - after->first > after->second.bytes) return {};
+    return {after->first, after->second};
+}
+
+std::string address_of(const void* pointer) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%p", pointer);
+    return text;
+}
+
+std::size_t total_memory() {
+    return std::size_t(sysconf(_SC_PHYS_PAGES)) * std::size_t(sysconf(_SC_PAGESIZE));
+}
+
+cudaError_t allocate(const char* function, void** pointer, std::size_t bytes,
+                     cudaMemoryType type) {
+    *pointer = nullptr;
+    if (bytes == 0) return cudaSuccess;
+    void* memory = nullptr;
+    if (bytes > total_memory() || posix_memalign(&memory, 256, bytes) != 0)
+        return set_error(cudaErrorMemoryAllocation, std::string(function) + ": " +
+                                                        std::to_string(bytes) +
+                                                        " bytes: out of memory");
+    if (type == cudaMemoryTypeDevice) std::memset(memory, 0xFF, bytes);
+    const std::unique_lock lock(allocations_mutex);
+    allocations[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, type};
+    *pointer = memory;
+    return cudaSuccess;
+}
+
+cudaError_t release(const char* function, void* pointer, bool host) {
+    if (pointer == nullptr) return cudaSuccess;
+    {
+        const std::unique_lock lock(allocations_mutex);
+        const auto found = allocations.find(reinterpret_cast<std::uintptr_t>(pointer));
+        if (found == allocations.end() ||
+            (found->second.type == cudaMemoryTypeHost) != host)
+            return set_error(cudaErrorInvalidValue,
+                             std::string(function) +
+                                 ": pointer = " + address_of(pointer) +
+                                 ": must come from the matching allocation, and be "
+                                 "freed once");
+        allocations.erase(found);
+    }
+    std::free(pointer);
+    return cudaSuccess;
+}
+
+bool on_device(cudaMemoryType type) {
+    return type == cudaMemoryTypeDevice || type == cudaMemoryTypeManaged;
+}
+
+/// One side of a copy: the range lies in one allocation, and on the side it should.
+cudaError_t check_range(const char* function, const char* side, const void* pointer,
+                        std::size_t bytes, bool want_device, bool want_host) {
+    const Found found = find(pointer);
+    const bool device = on_device(found.allocation.type);
+    const std::string what =
+        std::string(function) + ": " + side + " = " + address_of(pointer);
+    if (pointer == nullptr)
+        return set_error(cudaErrorInvalidValue, what + ": must not be null");
+    if (want_device && !device)
+        return set_error(cudaErrorInvalidValue,
+                         what + ": is host memory, must be device memory");
+    if (want_host && found.allocation.type == cudaMemoryTypeDevice)
+        return set_error(cudaErrorInvalidValue,
+                         what + ": is device memory, must be host memory");
+    const std::size_t offset = reinterpret_cast<std::uintptr_t>(pointer) - found.base;
+    if (found.base != 0 && bytes > found.allocation.bytes - offset)
+        return set_error(cudaErrorInvalidValue,
+                         what + ": " + std::to_string(bytes) + " bytes reach past its " +
+                             "allocation, which has " +
+                             std::to_string(found.allocation.bytes - offset) + " left");
+    return cudaSuccess;
+}
+
+cudaError_t check_copy(const char* function, const void* target, const void* source,
+                       std::size_t target_bytes, std::size_t source_bytes,
+                       cudaMemcpyKind kind) {
+    if (unsigned(kind) > cudaMemcpyDefault)
+        return set_error(cudaErrorInvalidMemcpyDirection,
+                         std::string(function) + ": kind = " + std::to_string(kind) +
+                             ": not a cudaMemcpyKind");
+    const bool any = kind == cudaMemcpyDefault;
+    const bool to_device =
+        kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    const bool from_device =
+        kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (const cudaError_t error = check_range(function, "dst", target, target_bytes,
+                                              !any && to_device, !any && !to_device))
+        return error;
+    return check_range(function, "src", source, source_bytes, !any && from_device,
+                       !any && !from_device);
+}
+
+}  // namespace
+
+cudaError_t check_pointer_argument(int index, const void* pointer, const void*) {
+    if (pointer == nullptr || find(pointer).base != 0) return cudaSuccess;
+    return set_error(cudaErrorIllegalAddress,
+                     "kernel argument " + std::to_string(index) + " = " +
+                         address_of(pointer) +
+                         ": is host memory, a kernel needs device memory");
+}
+
+}  // namespace cuda_on_cpu
+
+using namespace cuda_on_cpu;
+
+cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
+    return allocate("cudaMalloc", pointer, bytes, cudaMemoryTypeDevice);
+}
+cudaError_t cudaFree(void* pointer) {
+    return release("cudaFree", pointer, false);
+}
+cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t) {
+    return allocate("cudaMallocAsync", pointer, bytes, cudaMemoryTypeDevice);
+}
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) {
+    return release("cudaFreeAsync", pointer, false);
+}
+cudaError_t cudaMallocHost(void** pointer, std::size_t bytes) {
+    return allocate("cudaMallocHost", pointer, bytes, cudaMemoryTypeHost);
+}
+cudaError_t cudaFreeHost(void* pointer) {
+    return release("cudaFreeHost", pointer, true);
+}
+cudaError_t cudaMallocManaged(void** pointer, std::size_t bytes, unsigned) {
+    return allocate("cudaMallocManaged", pointer, bytes, cudaMemoryTypeManaged);
+}
+
+cudaError_t cudaMemcpy(void* target, const void* source, std::size_t bytes,
+                       cudaMemcpyKind kind) {
+    if (bytes == 0) return cudaSuccess;
+    if (const cudaError_t error =
+            check_copy("cudaMemcpy", target, source, bytes, bytes, kind))
+        return error;
+    std::memmove(target, source, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* target, const void* source, std::size_t bytes,
+                            cudaMemcpyKind kind, cudaStream_t) {
+    return cudaMemcpy(target, source, bytes, kind);
+}
+
+cudaError_t cudaMemcpy2D(void* target, std::size_t target_pitch, const void* source,
+                         std::size_t source_pitch, std::size_t width, std::size_t height,
+                         cudaMemcpyKind kind) {
+    if (width == 0 || height == 0) return cudaSuccess;
+    if (width > target_pitch || width > source_pitch)
+        return set_error(cudaErrorInvalidValue,
+                         "cudaMemcpy2D: width = " + std::to_string(width) +
+                             ": must be at most both pitches");
+    if (const cudaError_t error = check_copy("cudaMemcpy2D", target, source,
+                                             (height - 1) * target_pitch + width,
+                                             (height - 1) * source_pitch + width, kind))
+        return error;
+    for (std::size_t row = 0; row < height; ++row)
+        std::memmove(static_cast<char*>(target) + row * target_pitch,
+                     static_cast<const char*>(source) + row * source_pitch, width);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpy2DAsync(void* target, std::size_t target_pitch, const void* source,
+                              std::size_t source_pitch, std::size_t width,
+                              std::size_t height, cudaMemcpyKind kind, cudaStream_t) {
+    return cudaMemcpy2D(target, target_pitch, source, source_pitch, width, height, kind);
+}
+
+cudaError_t cudaMemset(void* pointer, int value, std::size_t bytes) {
+    if (bytes == 0) return cudaSuccess;
+    if (const cudaError_t error =
+            check_range("cudaMemset", "devPtr", pointer, bytes, true, false))
+        return error;
+    std::memset(pointer, value, bytes);
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t bytes, cudaStream_t) {
+    return cudaMemset(pointer, value, bytes);
+}
+
+cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
+    *free_bytes =
+        std::size_t(sysconf(_SC_AVPHYS_PAGES)) * std::size_t(sysconf(_SC_PAGESIZE));
+    *total_bytes = total_memory();
+    return cudaSuccess;
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes,
+                                     const void* pointer) {
+    const cudaMemoryType type = find(pointer).allocation.type;
+    void* address = const_cast<void*>(pointer);
+    attributes->type = type;
+    attributes->device = on_device(type) ? 0 : -1;
+    attributes->devicePointer = type == cudaMemoryTypeUnregistered ? nullptr : address;
+    attributes->hostPointer = type == cudaMemoryTypeDevice ? nullptr : address;
+    return cudaSuccess;
+}

@@ -1,0 +1,181 @@
+// warp.cpp: shuffles, votes, matches and reductions: lanes bring their operands, the last
+// one to arrive computes every lane's result.
+
+#include <bit>
+
+#include "block.h"
+
+namespace cuda_on_cpu {
+namespace {
+
+std::string hex(unsigned mask) {
+    char text[16];
+    std::snprintf(text, sizeof text, "0x%08x", mask);
+    return text;
+}
+
+/// Where a shuffle reads from; the lane itself when the target lies outside its segment.
+int source_lane(const LaneOperation& operation, int lane) {
+    const int width = operation.width, first = lane & ~(width - 1);
+    const int argument = operation.argument;
+    switch (operation.op) {
+        case WarpOp::shfl: return first + (argument & (width - 1));
+        case WarpOp::shfl_up:
+            return unsigned(argument) > unsigned(lane - first) ? lane : lane - argument;
+        case WarpOp::shfl_down:
+            return unsigned(argument) >= unsigned(first + width - lane) ? lane
+                                                                        : lane + argument;
+        default: {  // shfl_xor: earlier segments may be read, later ones not
+            const int target = lane ^ argument;
+            return target < 0 || target >= first + width ? lane : target;
+        }
+    }
+}
+
+std::uint32_t reduce(WarpOp op, std::uint32_t a, std::uint32_t b) {
+    const auto sa = std::int32_t(a), sb = std::int32_t(b);
+    switch (op) {
+        case WarpOp::add: return a + b;
+        case WarpOp::min_signed: return std::uint32_t(sa < sb ? sa : sb);
+        case WarpOp::max_signed: return std::uint32_t(sa > sb ? sa : sb);
+        case WarpOp::min_unsigned: return a < b ? a : b;
+        case WarpOp::max_unsigned: return a > b ? a : b;
+        case WarpOp::bit_and: return a & b;
+        case WarpOp::bit_or: return a | b;
+        default: return a ^ b;
+    }
+}
+
+}  // namespace
+
+const char* to_string(WarpOp op) {
+    const char* names[] = {"__syncwarp",        "__shfl_sync",       "__shfl_up_sync",
+                           "__shfl_down_sync",  "__shfl_xor_sync",   "__all_sync",
+                           "__any_sync",        "__ballot_sync",     "__match_any_sync",
+                           "__match_all_sync",  "__reduce_add_sync", "__reduce_min_sync",
+                           "__reduce_max_sync", "__reduce_min_sync", "__reduce_max_sync",
+                           "__reduce_and_sync", "__reduce_or_sync",  "__reduce_xor_sync"};
+    return names[int(op)];
+}
+
+std::uint64_t Block::warp_operation(const LaneOperation& operation, Site site) {
+    const int thread = current_, lane = thread % kWarpSize;
+    Warp& warp = warps_[thread / kWarpSize];
+    check_mask(warp, lane, operation, site);
+    warp.lanes[lane] = operation;
+    warp.waiting |= 1u << lane;
+    wait(State::warp, site);
+    try_warp(thread / kWarpSize);
+    switch_to(pick_next());
+    return warp.lanes[lane].result;
+}
+
+/// What hardware leaves undefined is an error: a mask without its own lane, a width that
+/// is no power of two, and lanes of one mask that disagree.
+void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operation,
+                       Site site) {
+    const std::string name = to_string(operation.op);
+    if (!(operation.mask >> lane & 1))
+        fail(cudaErrorLaunchFailure,
+             name + ": mask " + hex(operation.mask) + " lacks the calling lane " +
+                 std::to_string(lane),
+             site);
+    if (operation.width < 1 || operation.width > 32 ||
+        !std::has_single_bit(unsigned(operation.width)))
+        fail(cudaErrorLaunchFailure,
+             name + ": width = " + std::to_string(operation.width) +
+                 ": must be a power of two up to 32",
+             site);
+    const int first = current_ - lane;
+    for (int other = 0; other < kWarpSize; ++other) {
+        if (!(warp.waiting >> other & 1)) continue;
+        const LaneOperation& theirs = warp.lanes[other];
+        // Both must name each other: a lane outside the mask may wait for us elsewhere.
+        if (!(operation.mask >> other & 1) || !(theirs.mask >> lane & 1)) continue;
+        const Site their_site = threads_[first + other].site;
+        if (theirs.mask != operation.mask || theirs.op != operation.op ||
+            !(their_site == site))
+            fail(cudaErrorLaunchFailure,
+                 name + " with mask " + hex(operation.mask) + ": lane " +
+                     std::to_string(other) + " waits at " + to_string(theirs.op) +
+                     " with mask " + hex(theirs.mask) + ", " + their_site.file + ":" +
+                     std::to_string(their_site.line),
+                 site);
+    }
+}
+
+/// Completes every operation whose lanes, those still alive, have all arrived.
+void Block::try_warp(int index) {
+    Warp& warp = warps_[index];
+    for (unsigned pending = warp.waiting; pending != 0;) {
+        const unsigned mask = warp.lanes[std::countr_zero(pending)].mask;
+        const unsigned expected = mask & warp.live;
+        unsigned arrived = 0;
+        for (unsigned lanes = warp.waiting; lanes != 0; lanes &= lanes - 1)
+            if (const int lane = std::countr_zero(lanes); warp.lanes[lane].mask == mask)
+                arrived |= 1u << lane;
+        pending &= ~arrived;
+        if (arrived != expected) continue;
+        warp.waiting &= ~expected;
+        complete_warp(warp, expected);
+        for (unsigned lanes = expected; lanes != 0; lanes &= lanes - 1)
+            release(index * kWarpSize + std::countr_zero(lanes));
+    }
+}
+
+void Block::complete_warp(Warp& warp, unsigned mask) {
+    const int first = std::countr_zero(mask);
+    const WarpOp op = warp.lanes[first].op;
+    if (op == WarpOp::sync) return;
+    if (op <= WarpOp::shfl_xor || op == WarpOp::match_any) {
+        for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
+            compute_lane(warp, std::countr_zero(lanes), mask);
+        return;
+    }
+    // Votes, reductions and match_all: one result for all
+    unsigned ballot = 0;
+    std::uint32_t reduced = std::uint32_t(warp.lanes[first].value);
+    bool same = true;
+    for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
+        const int lane = std::countr_zero(lanes);
+        const std::uint64_t value = warp.lanes[lane].value;
+        if (value != 0) ballot |= 1u << lane;
+        if (lane != first) reduced = reduce(op, reduced, std::uint32_t(value));
+        same = same && value == warp.lanes[first].value;
+    }
+    const std::uint64_t result = op == WarpOp::ballot      ? ballot
+                                 : op == WarpOp::any       ? ballot != 0
+                                 : op == WarpOp::all       ? ballot == mask
+                                 : op == WarpOp::match_all ? (same ? mask : 0)
+                                                           : reduced;
+    for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
+        warp.lanes[std::countr_zero(lanes)].result = result;
+}
+
+void Block::compute_lane(Warp& warp, int lane, unsigned mask) {
+    LaneOperation& own = warp.lanes[lane];
+    if (own.op == WarpOp::match_any) {
+        unsigned equal = 0;
+        for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
+            if (const int other = std::countr_zero(lanes);
+                warp.lanes[other].value == own.value)
+                equal |= 1u << other;
+        own.result = equal;
+        return;
+    }
+    const int source = source_lane(own, lane);
+    if (!(mask >> source & 1)) {
+        // Blame the lane that reads, wherever the operation was completed from.
+        const int thread = int(&warp - warps_.data()) * kWarpSize + lane;
+        const Site site = threads_[thread].site;
+        fail(cudaErrorLaunchFailure,
+             std::string(to_string(own.op)) + ": lane " + std::to_string(lane) +
+                 " reads lane " + std::to_string(source) + ", which " +
+                 (warp.live >> source & 1 ? "is not in the mask " + hex(own.mask)
+                                          : std::string("has exited")),
+             site);
+    }
+    own.result = warp.lanes[source].value;
+}
+
+}  // namespace cuda_on_cpu

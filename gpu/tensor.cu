@@ -1,0 +1,74 @@
+// tensor.cu: device memory for core/transfer, and copies of whole vectors.
+
+#include "gpu/tensor.h"
+
+#include "core/transfer.h"
+#include "gpu/check.h"
+
+namespace moe::gpu {
+namespace {
+
+void* allocate(std::size_t bytes) {
+    void* pointer = nullptr;
+    check(cudaMalloc(&pointer, bytes), fmt::format("cudaMalloc of {} bytes", bytes));
+    return pointer;
+}
+
+void release(void* pointer) {
+    // An error here is an earlier kernel's, which somebody else reports.
+    cudaFree(pointer);
+}
+
+void fill(void* pointer, int value, std::size_t count) {
+    check(cudaMemset(pointer, value, count), "cudaMemset");
+}
+
+void copy(void* target, const void* source, std::size_t bytes) {
+    // TUTORIAL: with unified addressing the runtime tells device pointers from host ones
+    // by their value, so a copy need not say its direction.
+    check(cudaMemcpy(target, source, bytes, cudaMemcpyDefault), "cudaMemcpy");
+}
+
+}  // namespace
+
+void register_device_memory() {
+    register_memory_space(MemorySpace::device, {allocate, release, fill, copy});
+}
+
+bool is_emulated() {
+#ifdef __CUDACC__
+    return false;
+#else
+    return true;
+#endif
+}
+
+std::string device_name() {
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, 0), "device");
+    return properties.name;
+}
+
+template <typename T>
+Tensor to_device(const std::vector<T>& values) {
+    const Tensor host = Tensor::from({std::int64_t(values.size())}, values);
+    return transfer(host, {MemorySpace::device, host.dtype()});
+}
+
+template <typename T>
+std::vector<T> to_host(const Tensor& tensor) {
+    const Tensor host = transfer(tensor, {MemorySpace::host, tensor.dtype()});
+    const T* data = host.data<T>();
+    return {data, data + host.numel()};
+}
+
+#define INSTANTIATE(T)                                   \
+    template Tensor to_device<T>(const std::vector<T>&); \
+    template std::vector<T> to_host<T>(const Tensor&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(std::int64_t)
+INSTANTIATE(std::uint8_t)
+#undef INSTANTIATE
+
+}  // namespace moe::gpu
