@@ -6,11 +6,15 @@ if(MOE_CUDA)
         set(CMAKE_CUDA_ARCHITECTURES 80 90a)
     endif()
     enable_language(CUDA)
+    if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+        # CMake 3.25 does not know that nvcc 13 has C++20.
+        set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+        set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+    endif()
+    set(CMAKE_CUDA_STANDARD 20)
     find_package(CUDAToolkit REQUIRED)
     target_link_libraries(moe_cuda INTERFACE CUDA::cudart)
     target_compile_options(moe_cuda INTERFACE
-        # CMake 3.25 does not know that nvcc 13 has C++20.
-        $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>
         # A spilled register is an error, and so is any warning; -v is for the table of
         # registers. {fmt} 9 believes that nvcc knows no constexpr.
         "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xptxas -v,-warn-spills,-Werror>"

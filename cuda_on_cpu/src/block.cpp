@@ -33,6 +33,10 @@ Block::Block() : fibers_(fiber_body) {
     warps_.resize(kMaxThreads / kWarpSize);
 }
 
+Block::~Block() {
+    std::free(arena_);
+}
+
 // ----------------------------------------------------------------------------- a block
 void Block::run(Launch& launch, std::int64_t index) {
     launch_ = &launch;
@@ -60,7 +64,8 @@ void Block::run(Launch& launch, std::int64_t index) {
 #ifdef CUDA_ON_CPU_ASAN
     ASAN_UNPOISON_MEMORY_REGION(arena_, kMaxSharedMemory);
 #endif
-    if (launch.failed) fibers_.restart_all();
+    if (faulted_) fibers_.restart_all();
+    faulted_ = false;
     total_switches += switches_;
     switches_ = 0;
 }
@@ -100,6 +105,7 @@ void Block::run_threads() {
 
         Fiber& self = *threads_[current_].fiber;
         leave_current();
+        if (faulted_) abandon();
         if (live_ == 0) {
             fibers_.give_back(self);
             switch_fiber(self, main_);
@@ -140,6 +146,7 @@ inline int Block::barrier(Vote vote, int predicate, Site site) {
         votes_ = 0;
     } else if (vote != vote_ || !(site == barrier_site_)) {
         report_divergence(site);
+        abandon();
     }
     wait(State::barrier, site);
     votes_ += predicate != 0;
@@ -166,12 +173,14 @@ void Block::open_barrier() {
 
 // ----------------------------------------------------------------------- shared memory
 void* Block::shared_arena(std::size_t bytes, Site site) {
-    if (bytes > launch_->smem)
-        fail(cudaErrorIllegalAddress,
-             "the kernel uses " + std::to_string(bytes) +
-                 " bytes of shared memory, but its launch gave " +
-                 std::to_string(launch_->smem),
-             site);
+    if (bytes > launch_->smem) {
+        note_fault(cudaErrorIllegalAddress,
+                   "the kernel uses " + std::to_string(bytes) +
+                       " bytes of shared memory, but its launch gave " +
+                       std::to_string(launch_->smem),
+                   site);
+        abandon();
+    }
     return arena_;
 }
 
@@ -185,24 +194,23 @@ std::string Block::where(int thread) const {
            triple(threads_[thread].index) + ", schedule " + to_string(launch_->schedule);
 }
 
-void Block::fail(cudaError_t error, const std::string& what, Site site) {
-    fail_at(error, what, std::string(site.file) + ":" + std::to_string(site.line));
+void Block::note_fault(cudaError_t error, const std::string& what, Site site) {
+    note_fault(error, what, std::string(site.file) + ":" + std::to_string(site.line));
 }
 
-void Block::fail_at(cudaError_t error, const std::string& what,
-                    const std::string& place) {
-    if (!launch_->failed.exchange(true)) {
-        launch_->error = error;
-        launch_->report = what + ", at " + place + ", in " + where(current_);
-    }
-    abandon();
+void Block::note_fault(cudaError_t error, const std::string& what,
+                       const std::string& place) {
+    faulted_ = true;
+    if (launch_->failed.exchange(true)) return;
+    launch_->error = error;
+    launch_->report = what + ", at " + place + ", in " + where(current_);
 }
 
 void Block::report_divergence(Site site) {
-    fail(cudaErrorLaunchFailure,
-         std::string("divergent barrier: other threads wait at ") + barrier_site_.file +
-             ":" + std::to_string(barrier_site_.line),
-         site);
+    note_fault(cudaErrorLaunchFailure,
+               std::string("divergent barrier: other threads wait at ") +
+                   barrier_site_.file + ":" + std::to_string(barrier_site_.line),
+               site);
 }
 
 /// Leaves the block as it stands. Its fibers are started anew for the next one.
@@ -244,11 +252,10 @@ void Block::report_deadlock() {
                     std::to_string(thread.site.line);
         }
     }
-    if (!launch_->failed.exchange(true)) {
-        launch_->error = cudaErrorLaunchFailure;
-        launch_->report = "deadlock in " + where(current_) + ": " + list;
-    }
-    abandon();
+    faulted_ = true;
+    if (launch_->failed.exchange(true)) return;
+    launch_->error = cudaErrorLaunchFailure;
+    launch_->report = "deadlock in " + where(current_) + ": " + list;
 }
 
 void* Block::landing_stack() {

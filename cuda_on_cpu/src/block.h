@@ -46,6 +46,9 @@ struct LaneOperation {
 class Block {
   public:
     Block();
+    ~Block();
+    Block(const Block&) = delete;
+    Block& operator=(const Block&) = delete;
     /// The calling CPU thread's.
     static Block& mine();
     /// The block whose CUDA thread runs on the calling CPU thread; null outside kernels.
@@ -59,11 +62,13 @@ class Block {
     std::uint64_t warp_operation(const LaneOperation& operation, Site site);
     void yield();
     void* shared_arena(std::size_t bytes, Site site);
-    /// Ends the launch from inside a CUDA thread.
-    [[noreturn]] void fail(cudaError_t error, const std::string& what, Site site);
-    /// The same from a signal handler's landing, with the place in words.
-    [[noreturn]] void fail_at(cudaError_t error, const std::string& what,
-                              const std::string& place);
+    /// Notes a fault of the running CUDA thread; the first of a launch is told. Strings
+    /// on a fiber's stack would leak when it is left for good: whoever noted a fault
+    /// calls abandon() when its own are gone.
+    void note_fault(cudaError_t error, const std::string& what, Site site);
+    /// The same with the place in words.
+    void note_fault(cudaError_t error, const std::string& what, const std::string& place);
+    [[noreturn]] void abandon();
     bool is_guard(const void* address) const { return fibers_.is_guard(address); }
     void* landing_stack();
 
@@ -90,14 +95,13 @@ class Block {
     void wait(State state, Site site);
     void release(int thread);
     void open_barrier();
-    [[noreturn, gnu::cold]] void report_divergence(Site site);
+    [[gnu::cold]] void report_divergence(Site site);
     void try_warp(int warp);
     void complete_warp(Warp& warp, unsigned mask);
     void compute_lane(Warp& warp, int lane, unsigned mask);
     void check_mask(const Warp& warp, int lane, const LaneOperation& operation,
                     Site site);
-    [[noreturn]] void abandon();
-    [[noreturn, gnu::cold]] void report_deadlock();
+    [[gnu::cold]] void report_deadlock();
     std::string where(int thread) const;
 
     Launch* launch_ = nullptr;
@@ -117,6 +121,7 @@ class Block {
     std::vector<std::uint8_t> may_run_;
     std::vector<Warp> warps_;
     dim3 placed_for_{0, 0, 0};  ///< block shape that threads_ is filled in for
+    bool faulted_ = false;
     std::byte* arena_ = nullptr;
 
     static constinit thread_local Block* running_;
@@ -129,7 +134,10 @@ extern std::atomic<std::uint64_t> total_switches;
 // everything between a kernel's barrier and the switch is inlined into one function.
 inline int Block::pick_next() {
     const int next = turns_.next(may_run_.data());
-    if (next < 0) report_deadlock();
+    if (next < 0) {
+        report_deadlock();
+        abandon();
+    }
     return next;
 }
 

@@ -17,6 +17,13 @@
 namespace cuda_on_cpu {
 namespace {
 
+// AddressSanitizer's own report names the kernel's line.
+#ifdef CUDA_ON_CPU_ASAN
+constexpr bool kCatchFaults = false;
+#else
+constexpr bool kCatchFaults = true;
+#endif
+
 thread_local int fault_signal = 0;
 thread_local const void* fault_address = nullptr;
 thread_local const void* fault_instruction = nullptr;
@@ -40,18 +47,24 @@ std::string source_line(const void* instruction) {
     return text.empty() || text.starts_with("??") ? symbol_name(instruction) : text;
 }
 
-/// Where a faulted CUDA thread goes on: on its own stack, outside the signal handler.
-[[noreturn]] void land() {
-    Block& block = *Block::running();
+void note_signal(Block& block) {
     const std::string place = source_line(fault_instruction);
     if (fault_signal == SIGFPE)
-        block.fail_at(cudaErrorLaunchFailure, "integer division by zero", place);
+        return block.note_fault(cudaErrorLaunchFailure, "integer division by zero",
+                                place);
     if (block.is_guard(fault_address))
-        block.fail_at(cudaErrorHardwareStackError,
-                      "stack overflow: local variables or recursion too large", place);
+        return block.note_fault(cudaErrorHardwareStackError,
+                                "stack overflow: local variables or recursion too large",
+                                place);
     char text[80];
     std::snprintf(text, sizeof text, "illegal access to address %p", fault_address);
-    block.fail_at(cudaErrorIllegalAddress, text, place);
+    block.note_fault(cudaErrorIllegalAddress, text, place);
+}
+
+/// Where a faulted CUDA thread goes on: on its own stack, outside the signal handler.
+[[noreturn]] void land() {
+    note_signal(*Block::running());
+    Block::running()->abandon();
 }
 
 void handle(int signal, siginfo_t* info, void* context) {
@@ -103,7 +116,7 @@ struct SignalStack {
 }  // namespace
 
 FaultGuard::FaultGuard() {
-#ifndef CUDA_ON_CPU_ASAN  // AddressSanitizer's own report names the kernel's line
+    if constexpr (!kCatchFaults) return;
     static thread_local const SignalStack stack;
     static std::once_flag installed;
     std::call_once(installed, [] {
@@ -112,7 +125,6 @@ FaultGuard::FaultGuard() {
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
         for (int signal : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(signal, &action, nullptr);
     });
-#endif
 }
 
 std::string symbol_name(const void* address) {
@@ -134,10 +146,12 @@ std::string symbol_name(const void* address) {
 /// program, as ever.
 extern "C" [[noreturn]] void __assert_fail(const char* expression, const char* file,
                                            unsigned line, const char* function) noexcept {
-    using cuda_on_cpu::Block;
-    if (Block* block = Block::running())
-        block->fail(cudaErrorAssert, std::string("assertion failed: ") + expression,
-                    {file, int(line)});
+    using cuda_on_cpu::Block, cuda_on_cpu::Site;
+    if (Block* block = Block::running()) {
+        block->note_fault(cudaErrorAssert, std::string("assertion failed: ") + expression,
+                          Site{file, int(line)});
+        block->abandon();
+    }
     std::fprintf(stderr, "%s:%u: %s: Assertion `%s' failed.\n", file, line, function,
                  expression);
     std::abort();

@@ -259,7 +259,8 @@ void yield_thread() {
 }
 
 void trap(const char* what, Site site) {
-    Block::running()->fail(cudaErrorLaunchFailure, what, site);
+    Block::running()->note_fault(cudaErrorLaunchFailure, what, site);
+    Block::running()->abandon();
 }
 
 }  // namespace cuda_on_cpu

@@ -62,10 +62,12 @@ std::uint64_t Block::warp_operation(const LaneOperation& operation, Site site) {
     const int thread = current_, lane = thread % kWarpSize;
     Warp& warp = warps_[thread / kWarpSize];
     check_mask(warp, lane, operation, site);
+    if (faulted_) abandon();
     warp.lanes[lane] = operation;
     warp.waiting |= 1u << lane;
     wait(State::warp, site);
     try_warp(thread / kWarpSize);
+    if (faulted_) abandon();
     switch_to(pick_next());
     return warp.lanes[lane].result;
 }
@@ -76,16 +78,16 @@ void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operatio
                        Site site) {
     const std::string name = to_string(operation.op);
     if (!(operation.mask >> lane & 1))
-        fail(cudaErrorLaunchFailure,
-             name + ": mask " + hex(operation.mask) + " lacks the calling lane " +
-                 std::to_string(lane),
-             site);
+        note_fault(cudaErrorLaunchFailure,
+                   name + ": mask " + hex(operation.mask) + " lacks the calling lane " +
+                       std::to_string(lane),
+                   site);
     if (operation.width < 1 || operation.width > 32 ||
         !std::has_single_bit(unsigned(operation.width)))
-        fail(cudaErrorLaunchFailure,
-             name + ": width = " + std::to_string(operation.width) +
-                 ": must be a power of two up to 32",
-             site);
+        note_fault(cudaErrorLaunchFailure,
+                   name + ": width = " + std::to_string(operation.width) +
+                       ": must be a power of two up to 32",
+                   site);
     const int first = current_ - lane;
     for (int other = 0; other < kWarpSize; ++other) {
         if (!(warp.waiting >> other & 1)) continue;
@@ -95,12 +97,12 @@ void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operatio
         const Site their_site = threads_[first + other].site;
         if (theirs.mask != operation.mask || theirs.op != operation.op ||
             !(their_site == site))
-            fail(cudaErrorLaunchFailure,
-                 name + " with mask " + hex(operation.mask) + ": lane " +
-                     std::to_string(other) + " waits at " + to_string(theirs.op) +
-                     " with mask " + hex(theirs.mask) + ", " + their_site.file + ":" +
-                     std::to_string(their_site.line),
-                 site);
+            note_fault(cudaErrorLaunchFailure,
+                       name + " with mask " + hex(operation.mask) + ": lane " +
+                           std::to_string(other) + " waits at " + to_string(theirs.op) +
+                           " with mask " + hex(theirs.mask) + ", " + their_site.file +
+                           ":" + std::to_string(their_site.line),
+                       site);
     }
 }
 
@@ -168,12 +170,12 @@ void Block::compute_lane(Warp& warp, int lane, unsigned mask) {
         // Blame the lane that reads, wherever the operation was completed from.
         const int thread = int(&warp - warps_.data()) * kWarpSize + lane;
         const Site site = threads_[thread].site;
-        fail(cudaErrorLaunchFailure,
-             std::string(to_string(own.op)) + ": lane " + std::to_string(lane) +
-                 " reads lane " + std::to_string(source) + ", which " +
-                 (warp.live >> source & 1 ? "is not in the mask " + hex(own.mask)
-                                          : std::string("has exited")),
-             site);
+        note_fault(cudaErrorLaunchFailure,
+                   std::string(to_string(own.op)) + ": lane " + std::to_string(lane) +
+                       " reads lane " + std::to_string(source) + ", which " +
+                       (warp.live >> source & 1 ? "is not in the mask " + hex(own.mask)
+                                                : std::string("has exited")),
+                   site);
     }
     own.result = warp.lanes[source].value;
 }
