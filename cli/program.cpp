@@ -6,6 +6,7 @@
 
 #include "cli/commands.h"
 #include "core/error.h"
+#include "naive_gpu/tier.h"
 #include "reference_cpu/tier.h"
 
 namespace moe {
@@ -31,6 +32,7 @@ void require_known_command(const CLI::App& app,
 
 void register_all_tiers() {
     cpu::register_reference_cpu();
+    naive::register_naive_gpu();
 }
 
 int run_program(std::vector<std::string> arguments) {

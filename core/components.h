@@ -4,7 +4,9 @@
 /// file.
 ///
 /// Every tensor that enters or leaves a component lies in the component's own
-/// placement(). Integers (maps, counts) keep their type in every placement.
+/// placement(). Integers (maps, counts) keep their type in every placement, and
+/// probabilities with their gradients stay fp32 between bf16 components, as Megatron's
+/// do: see probs_placement().
 #pragma once
 
 #include <map>
@@ -44,6 +46,13 @@ class Component {
   private:
     Placement placement_;
 };
+
+/// Where a component at `placement` wants probs, row_probs, drow_probs and dprobs: there,
+/// but never in less than fp32.
+inline Placement probs_placement(const Placement& placement) {
+    return {placement.space,
+            placement.dtype == DType::bf16 ? DType::f32 : placement.dtype};
+}
 
 /// Chooses K experts for every token, and their weights. Source: router.py, TopKRouter.
 class Router : public Component {

@@ -61,8 +61,8 @@ ModuleSpec ModuleSpec::parse(const std::string& text, const ComponentSpec& other
 }
 
 void ModuleSpec::raise_router_dtype(const MoEConfig& config) {
-    if (!config.moe_router_dtype) return;
-    const DType wanted = parse_dtype("moe_router_dtype", *config.moe_router_dtype);
+    const DType wanted =
+        parse_dtype("moe_router_dtype", config.moe_router_dtype.value_or("fp32"));
     if (size_of(wanted) > size_of(router.dtype)) router.dtype = wanted;
 }
 

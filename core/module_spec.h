@@ -34,8 +34,10 @@ struct ModuleSpec {
     /// does not have.
     static ModuleSpec parse(const std::string& text, const ComponentSpec& otherwise);
 
-    /// The router works at least in moe_router_dtype, as Megatron's does.
-    /// Source: router.py, Router.gating.
+    /// The router works at least in fp32, and at least in moe_router_dtype. A logit
+    /// rounded to bf16 would choose other experts than fp32 does, and who goes where must
+    /// not depend on the experts' precision. Source: router.py, Router.gating; Megatron
+    /// leaves fp32 to the user (moe_router_dtype), and recommends it.
     void raise_router_dtype(const MoEConfig& config);
 };
 

@@ -76,13 +76,13 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
     // ⑥
     auto dispatched = dispatcher_->dispatch(
         transfer(tokens, dispatcher_->placement()),
-        transfer(routed.probs, dispatcher_->placement()),
+        transfer(routed.probs, probs_placement(dispatcher_->placement())),
         transfer(routed.routing_map, dispatcher_->placement()), context);
 
     // ⑦ to ⑨
     auto expert_output = experts_->forward(
         transfer(dispatched.rows, experts_->placement()), dispatched.tokens_per_expert,
-        transfer(dispatched.row_probs, experts_->placement()), context);
+        transfer(dispatched.row_probs, probs_placement(experts_->placement())), context);
 
     // ⑩
     const Tensor output =
@@ -116,7 +116,7 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
     // ⑮
     auto dispatch_gradients = dispatcher_->dispatch_backward(
         transfer(expert_gradients.drows, dispatcher_->placement()),
-        transfer(expert_gradients.drow_probs, dispatcher_->placement()),
+        transfer(expert_gradients.drow_probs, probs_placement(dispatcher_->placement())),
         *saved.dispatcher, context);
 
     // ⑯ to ⑲, adding to the hidden states' gradient on the way

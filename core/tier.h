@@ -21,6 +21,9 @@ class Tier {
     virtual std::string name() const = 0;
     /// What it runs on, for people: "CPU, 2 threads, AVX2".
     virtual std::string device() const = 0;
+    /// True when its kernels run on the CPU executor: its times then say nothing about a
+    /// GPU, and nobody shows them.
+    virtual bool is_emulated() const { return false; }
     /// Floating-point types, most precise first.
     virtual std::vector<DType> dtypes() const = 0;
 

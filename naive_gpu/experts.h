@@ -1,0 +1,30 @@
+/// @file
+/// The routed experts.
+#pragma once
+
+#include "core/components.h"
+#include "core/config.h"
+#include "gpu/tensor.h"
+
+namespace moe::naive {
+
+/// All local experts' MLPs, y_r = W2 (act(W1 x_r + b1) p_r) + p_r b2, over rows sorted by
+/// expert. T is float or __nv_bfloat16; probabilities are fp32. Source: experts.py,
+/// SequentialMLP and TEGroupedMLP (the same function).
+template <typename T>
+class GroupedMLP : public Experts {
+  public:
+    GroupedMLP(const MoEConfig& config, const TensorMap& parameters);
+
+    Output forward(const Tensor& rows, const Tensor& tokens_per_expert,
+                   const Tensor& row_probs, const RunContext& context) override;
+    Gradients backward(TensorMap& gradients, const Tensor& doutput, const Saved& saved,
+                       const RunContext& context) override;
+
+  private:
+    MoEConfig config_;
+    Tensor fc1_weight_, fc1_bias_;  // (E, 2F or F, H), (E, 2F or F)
+    Tensor fc2_weight_, fc2_bias_;  // (E, H, F), (E, H)
+};
+
+}  // namespace moe::naive

@@ -1,0 +1,29 @@
+/// @file
+/// The shared experts.
+#pragma once
+
+#include "core/components.h"
+#include "core/config.h"
+#include "gpu/tensor.h"
+
+namespace moe::naive {
+
+/// An MLP over all tokens, u = W2 act(W1 x), optionally times a gate q = σ(<x, g>).
+/// T is float or __nv_bfloat16; the gate is fp32. Source: shared_experts.py,
+/// SharedExpertMLP.
+template <typename T>
+class SharedExpertMLP : public SharedExperts {
+  public:
+    SharedExpertMLP(const MoEConfig& config, const TensorMap& parameters);
+
+    Output forward(const Tensor& hidden, const RunContext& context) override;
+    void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& doutput,
+                  const Saved& saved, const RunContext& context) override;
+
+  private:
+    MoEConfig config_;
+    Tensor fc1_weight_, fc2_weight_;  // (1, 2F_s or F_s, H), (1, H, F_s)
+    Tensor gate_weight_;              // (1, H), undefined without a gate
+};
+
+}  // namespace moe::naive

@@ -1,0 +1,59 @@
+#include "naive_gpu/tier.h"
+
+#include "core/tier.h"
+#include "gpu/tensor.h"
+#include "naive_gpu/alltoall_dispatcher.h"
+#include "naive_gpu/experts.h"
+#include "naive_gpu/shared_experts.h"
+#include "naive_gpu/topk_router.h"
+
+namespace moe::naive {
+namespace {
+
+/// A component in the dtype asked for, as its interface.
+template <typename Interface, template <typename> class Component, typename... Arguments>
+std::unique_ptr<Interface> make(DType dtype, const Arguments&... arguments) {
+    if (dtype == DType::bf16)
+        return std::make_unique<Component<__nv_bfloat16>>(arguments...);
+    MOE_CHECK(dtype == DType::f32);
+    return std::make_unique<Component<float>>(arguments...);
+}
+
+class NaiveGpu : public Tier {
+  public:
+    std::string name() const override { return "naive_gpu"; }
+    std::string device() const override { return gpu::device_name(); }
+    bool is_emulated() const override { return gpu::is_emulated(); }
+    std::vector<DType> dtypes() const override { return {DType::f32, DType::bf16}; }
+
+    std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
+                                        const TensorMap& parameters) const override {
+        // The router works in fp32 or, if moe_router_dtype says so, in fp64
+        if (dtype == DType::f64)
+            return std::make_unique<TopKRouter<double>>(config, parameters);
+        MOE_CHECK(dtype == DType::f32);
+        return std::make_unique<TopKRouter<float>>(config, parameters);
+    }
+    std::unique_ptr<TokenDispatcher> make_dispatcher(const MoEConfig&,
+                                                     DType dtype) const override {
+        return make<TokenDispatcher, AlltoAllDispatcher>(dtype);
+    }
+    std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
+                                          const TensorMap& parameters) const override {
+        return make<Experts, GroupedMLP>(dtype, config, parameters);
+    }
+    std::unique_ptr<SharedExperts> make_shared_experts(
+        const MoEConfig& config, DType dtype,
+        const TensorMap& parameters) const override {
+        return make<SharedExperts, SharedExpertMLP>(dtype, config, parameters);
+    }
+};
+
+}  // namespace
+
+void register_naive_gpu() {
+    gpu::register_device_memory();
+    register_tier(std::make_unique<NaiveGpu>());
+}
+
+}  // namespace moe::naive

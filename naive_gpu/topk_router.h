@@ -1,0 +1,36 @@
+/// @file
+/// The top-k router.
+#pragma once
+
+#include "core/components.h"
+#include "core/config.h"
+#include "naive_gpu/load_balancing.h"
+
+namespace moe::naive {
+
+/// Gating, scores, selection, weights, dropping and auxiliary losses.
+/// Scalar is the router dtype (moe_router_dtype); scores are fp32 in any case.
+/// Source: router.py, TopKRouter.
+template <typename Scalar>
+class TopKRouter : public Router {
+  public:
+    TopKRouter(const MoEConfig& config, const TensorMap& parameters);
+
+    Output forward(const Tensor& hidden, const Tensor& padding_mask,
+                   const RunContext& context) override;
+    void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
+                  const Saved& saved, const RunContext& context) override;
+    Tensor update_expert_bias() override;
+    void reset_global_aux_loss_tracker() override { global_counts_ = {}; }
+
+  private:
+    MoEConfig config_;
+    Tensor weight_;                   // (1, E, H)
+    Tensor bias_;                     // (1, E), undefined without add_bias_linear
+    Tensor expert_bias_;              // (E) f32, undefined without
+                                      // moe_router_enable_expert_bias
+    Tensor local_tokens_per_expert_;  // (E) i64 since the last update
+    GlobalTokenCounts global_counts_;
+};
+
+}  // namespace moe::naive
