@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "cli/commands.h"
@@ -45,26 +46,75 @@ void print_header(const Comparison& c) {
                c.sizes.num_rows);
     for (std::size_t i = 0; i < c.columns.size(); ++i)
         fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", c.columns[i].label,
-                   i == 0 ? "  (what the others are held against)" : "");
+                   i == 0                  ? "  (what the others are held against)"
+                   : c.columns[i].emulated ? "  (emulated: kernels ran on this CPU, not "
+                                             "on a GPU; no times)"
+                                           : "");
     fmt::print(
-        "        CPU times on this machine, median; bytes: the least that must move\n");
+        "        times on this machine, median; bytes: the least that must move\n");
+}
+
+/// Widths of a column's cells; the fp64 reference has no error, what is emulated no time.
+constexpr int kTimeWidth = 11, kErrorWidth = 20;
+bool has_time(const ColumnOutcome& column) {
+    return !column.emulated;
+}
+bool has_error(const Comparison& c, const ColumnOutcome& column) {
+    return &column != &c.columns.front();
+}
+
+/// A column's name over its cells: its tier, or "--spec" for a mix, and its precision.
+std::array<std::string, 2> column_heads(const ColumnOutcome& column) {
+    const ComponentSpec& experts = column.spec.experts;
+    const bool mixed = column.spec.dispatcher != experts;
+    return {mixed ? "--spec" : experts.tier, mixed ? "mixed" : to_string(experts.dtype)};
+}
+
+void print_column_heads(const Comparison& c, const std::string& bytes_head) {
+    fmt::print("\n{:<60}", "");
+    for (const ColumnOutcome& column : c.columns) {
+        const int width = (has_time(column) ? kTimeWidth : 0) +
+                          (has_error(c, column) ? kErrorWidth : 0);
+        fmt::print("  {:<{}}", column_heads(column)[0], std::max(width, 13));
+    }
+    fmt::print("\n{:<28}{:>18}{:>14}", "step", "elements", bytes_head);
+    for (const ColumnOutcome& column : c.columns) {
+        const std::string dtype = column_heads(column)[1];
+        if (!has_error(c, column))
+            fmt::print("  {:<13}", dtype);
+        else if (has_time(column))
+            fmt::print("  {:<{}}{:<{}}", dtype, kTimeWidth, "error, of bound",
+                       kErrorWidth);
+        else
+            fmt::print("  {:<{}}", dtype + " error, of bound", kErrorWidth);
+    }
+    fmt::print("\n");
 }
 
 std::string error_cell(const StepOutcome& outcome) {
     if (!outcome.integers_equal) return "integers differ";
     if (outcome.error == 0.0) return "equal";
-    return fmt::format("{:.1e} {:4.1f} %", outcome.error,
+    return fmt::format("{:.1e}  {:4.1f} %", outcome.error,
                        100.0 * outcome.error / outcome.bound);
+}
+
+/// One row: what `cells` says, time and error, for every column.
+template <typename Cells>
+void print_cells(const Comparison& c, Cells cells) {
+    std::string line;
+    for (const ColumnOutcome& column : c.columns) {
+        const auto [time, error] = cells(column);
+        line += "  ";
+        if (has_time(column))
+            line += fmt::format("{:>9}{}", time, has_error(c, column) ? "  " : "    ");
+        if (has_error(c, column)) line += fmt::format("{:<{}}", error, kErrorWidth);
+    }
+    fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
 }
 
 void print_steps(const Comparison& c) {
     const DType narrowest = c.columns.back().spec.experts.dtype;
-    fmt::print("\n{:<28}{:>18}{:>14}", "step", "elements",
-               "bytes in " + to_string(narrowest));
-    for (const ColumnOutcome& column : c.columns)
-        fmt::print("  {:>9}{}", to_string(column.spec.experts.dtype),
-                   &column == &c.columns.front() ? "" : "  error, % of bound");
-    fmt::print("\n");
+    print_column_heads(c, "bytes in " + to_string(narrowest));
     for (int number = 1; number <= kNumSteps; ++number) {
         const auto step = static_cast<Step>(number);
         const StepCost cost = step_cost(step, c.config, c.sizes, narrowest);
@@ -74,18 +124,16 @@ void print_steps(const Comparison& c) {
         }
         fmt::print("{} {:<26}{:>18}{:>14}", circled(step), title(step), cost.formula,
                    bytes_in_words(static_cast<double>(cost.bytes)));
-        for (const ColumnOutcome& column : c.columns) {
-            fmt::print("  {:>6.2f} ms", 1e3 * column.at(step).seconds);
-            if (&column != &c.columns.front())
-                fmt::print("  {:<17}", error_cell(column.at(step)));
-        }
-        fmt::print("\n");
+        print_cells(c, [&](const ColumnOutcome& column) {
+            return std::pair(fmt::format("{:.2f} ms", 1e3 * column.at(step).seconds),
+                             error_cell(column.at(step)));
+        });
     }
     fmt::print("  {:<58}", "forward + backward");
-    for (const ColumnOutcome& column : c.columns)
-        fmt::print("  {:>6.1f} ms{}", 1e3 * column.seconds,
-                   &column == &c.columns.front() ? "" : "                   ");
-    fmt::print("\n");
+    print_cells(c, [](const ColumnOutcome& column) {
+        return std::pair(fmt::format("{:.1f} ms", 1e3 * column.seconds),
+                         std::string(column.emulated ? "emulated" : ""));
+    });
 }
 
 void print_losses(const Comparison& c) {
@@ -219,7 +267,7 @@ void add_compare(CLI::App& app, Action& action) {
         "Examples:\n"
         "  moe compare --text mybook.txt --preset olmoe --scale 16\n"
         "  moe compare --num-experts 16 --moe-router-topk 4\n"
-        "  moe compare --spec experts=reference_cpu:fp32,router=reference_cpu:fp64");
+        "  moe compare --tier reference_cpu --spec experts=naive_gpu");
     command->add_option("--text", options->text, "Text file (default: the README)");
     command->add_option("--report", options->report,
                         "Folder for the HTML report, or none (default moe-report)");

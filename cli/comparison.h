@@ -18,7 +18,7 @@ namespace moe {
 
 /// One step in one supplier.
 struct StepOutcome {
-    double seconds = 0.0;  ///< median over the repeats
+    double seconds = 0.0;  ///< median over the repeats; 0 when emulated
     double error = 0.0;    ///< worst relative error of the step's values against fp64
     double bound = 0.0;    ///< what that error may be
     bool integers_equal = true;  ///< maps, counts and choices
@@ -32,7 +32,8 @@ struct ColumnOutcome {
     std::string label;  ///< "reference_cpu:fp32"
     std::array<StepOutcome, kNumSteps> steps;
     Losses losses;
-    double seconds = 0.0;  ///< forward and backward, median
+    double seconds = 0.0;   ///< forward and backward, median; 0 when emulated
+    bool emulated = false;  ///< ran on the CPU executor: no times, they mean nothing
     bool ok = true;
     const StepOutcome& at(Step step) const { return steps[static_cast<int>(step) - 1]; }
 };

@@ -71,11 +71,11 @@ TensorMap run_golden(const GoldenCase& golden, const ModuleSpec& spec) {
     return values;
 }
 
-CaseResult verify_golden(const GoldenCase& golden, const ComponentSpec& supplier) {
-    CaseResult result{golden.name, supplier, true, {}};
-    const TensorMap got = run_golden(golden, ModuleSpec::uniform(supplier));
+CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec) {
+    CaseResult result{golden.name, spec, true, {}};
+    const TensorMap got = run_golden(golden, spec);
     for (const auto& [name, expected] : golden.expected) {
-        result.checks.push_back(check(golden, name, got, supplier.dtype));
+        result.checks.push_back(check(golden, name, got, spec.coarsest_dtype()));
         result.ok = result.ok && result.checks.back().ok;
     }
     return result;

@@ -40,16 +40,16 @@ struct TensorCheck {
     std::string detail;               ///< where it differs most; empty when ok
 };
 
-/// All checks of one case in one tier and dtype.
+/// All checks of one case in one supplier, or mix of suppliers.
 struct CaseResult {
     std::string case_name;
-    ComponentSpec supplier;
+    ModuleSpec spec;
     bool ok = true;
     std::vector<TensorCheck> checks;
 };
 
 /// Runs the case, forward and (with grad_output) backward, and checks every expectation.
-CaseResult verify_golden(const GoldenCase& golden, const ComponentSpec& supplier);
+CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec);
 
 /// Everything a layer computes on a case, under the names of the expectations:
 /// "expect.…". Bad input (e.g. a NaN logit) is an InputError.

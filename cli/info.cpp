@@ -7,6 +7,7 @@
 
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "core/error.h"
 #include "core/tier.h"
 
 namespace moe {
@@ -48,13 +49,15 @@ void print_tiers() {
         std::string dtypes;
         for (DType dtype : tier->dtypes())
             dtypes += (dtypes.empty() ? "" : ", ") + to_string(dtype);
-        fmt::print("  ✓ {:<15} {}; {}\n", tier->name(), dtypes, tier->device());
+        try {
+            fmt::print("  ✓ {:<15} {}; {}\n", tier->name(), dtypes, tier->device());
+        } catch (const InputError& error) {
+            fmt::print("  ✗ {:<15} {}\n", tier->name(), error.what());
+        }
     }
-    fmt::print("  ✗ naive_gpu       not part of the project yet\n");
     fmt::print("  ✗ optimized_gpu   not part of the project yet\n");
     fmt::print("Dispatchers\n  ✓ alltoall        one rank\n");
     fmt::print("  ✗ allgather, flex, several ranks: not part of the project yet\n");
-    fmt::print("Devices  the CPU; no tier of this build uses a GPU\n");
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/memory.h"
@@ -83,14 +84,17 @@ Tensor round_numbers(const Shape& shape, std::uint64_t seed, std::uint64_t strea
 }
 
 struct TraceOptions {
-    std::string tier = "reference_cpu", dtype = "fp64", spec;
+    std::string tier = "reference_cpu", spec;
+    std::optional<std::string> dtype;  // the tier's most precise one when left out
     std::unique_ptr<LayerOptions> layer;
 };
 
 int run_trace(const TraceOptions& options) {
     const MoEConfig config = options.layer->config();
-    const ModuleSpec spec = ModuleSpec::parse(
-        options.spec, choose_suppliers({options.tier}, {options.dtype}).front());
+    std::vector<std::string> dtypes;
+    if (options.dtype) dtypes.push_back(*options.dtype);
+    const ModuleSpec spec =
+        ModuleSpec::parse(options.spec, choose_suppliers({options.tier}, dtypes).front());
     const std::int64_t S = options.layer->seq_length(),
                        B = options.layer->micro_batch_size();
     require_memory(config, S * B);
@@ -101,9 +105,9 @@ int run_trace(const TraceOptions& options) {
     const TensorMap parameters = random_parameters(config, seed);
 
     MoELayer layer(config, spec, parameters);
-    fmt::print("{} tokens (S={} x B={}, token t = s B + b), {} experts, top-{}; {}\n",
+    fmt::print("{} tokens (S={} x B={}, token t = s B + b), {} experts, top-{}; {}{}\n",
                S * B, S, B, config.num_experts(), config.moe_router_topk,
-               to_string(layer.spec()));
+               to_string(layer.spec()), layer.spec().is_emulated() ? ", emulated" : "");
     fmt::print("\nInput\n");
     print_tensor("hidden_states", hidden);
 
@@ -135,10 +139,13 @@ void add_trace(CLI::App& app, Action& action) {
     CLI::App* command = app.add_subcommand(
         "trace",
         "Print every intermediate value of a tiny layer, step by step.\n\n"
-        "Example, two precisions side by side:\n"
-        "  diff -y <(moe trace --dtype fp64) <(moe trace --dtype fp32) | less");
+        "Example, two tiers side by side:\n"
+        "  diff -y <(moe trace --dtype fp64) <(moe trace --tier naive_gpu --dtype bf16) "
+        "| "
+        "less");
     command->add_option("--tier", options->tier, "Tier (default reference_cpu)");
-    command->add_option("--dtype", options->dtype, "Precision (default fp64)");
+    command->add_option("--dtype", options->dtype,
+                        "Precision (default: the tier's most precise)");
     command->add_option("--spec", options->spec, "Tier per component, as in compare");
     add_threads_flag(*command);
     options->layer = std::make_unique<LayerOptions>(

@@ -14,12 +14,13 @@ namespace {
 
 struct VerifyOptions {
     std::vector<std::string> files, tiers, dtypes;
+    std::string spec;
     bool json = false;
 };
 
 void print_result(const CaseResult& result) {
-    fmt::print("{} {}  {}\n", result.ok ? "✓" : "✗", result.case_name,
-               to_string(result.supplier));
+    fmt::print("{} {}  {}{}\n", result.ok ? "✓" : "✗", result.case_name,
+               to_string(result.spec), result.spec.is_emulated() ? ", emulated" : "");
     for (const TensorCheck& check : result.checks) {
         if (check.bound == 0.0)
             fmt::print("    {} {:<42} {}\n", check.ok ? "✓" : "✗", check.name,
@@ -42,16 +43,22 @@ void print_json(const CaseResult& result) {
         if (!check.ok) entry["detail"] = check.detail;
         tensors.push_back(entry);
     }
-    const nlohmann::ordered_json object = {{"case", result.case_name},
-                                           {"tier", result.supplier.tier},
-                                           {"dtype", to_string(result.supplier.dtype)},
-                                           {"ok", result.ok},
-                                           {"tensors", tensors}};
+    nlohmann::ordered_json object = {{"case", result.case_name}};
+    if (const ComponentSpec& all = result.spec.experts;
+        result.spec == ModuleSpec::uniform(all)) {
+        object["tier"] = all.tier;
+        object["dtype"] = to_string(all.dtype);
+    } else {
+        object["spec"] = to_string(result.spec);
+    }
+    object["emulated"] = result.spec.is_emulated();
+    object["ok"] = result.ok;
+    object["tensors"] = tensors;
     fmt::print("{}\n", object.dump());
 }
 
 /// Verifies one file in every supplier; true when all values match.
-bool verify_file(const std::string& path, const std::vector<ComponentSpec>& suppliers,
+bool verify_file(const std::string& path, const std::vector<ModuleSpec>& specs,
                  bool json) {
     const GoldenCase golden = load_golden(path);
     for (const std::string& name : golden.unknown_tensors)
@@ -60,10 +67,10 @@ bool verify_file(const std::string& path, const std::vector<ComponentSpec>& supp
     if (golden.expected.empty())
         reject(path, "no expect.* tensor", "there must be something to check");
     bool ok = true;
-    for (const ComponentSpec& supplier : suppliers) {
+    for (const ModuleSpec& spec : specs) {
         CaseResult result;
         try {
-            result = verify_golden(golden, supplier);
+            result = verify_golden(golden, spec);
         } catch (const InputError& error) {
             throw InputError(path + ": " + error.what());
         }
@@ -73,12 +80,24 @@ bool verify_file(const std::string& path, const std::vector<ComponentSpec>& supp
     return ok;
 }
 
+/// Every supplier of --tier and --dtype; with --spec that mix, and no more unless asked.
+std::vector<ModuleSpec> choose_specs(const VerifyOptions& options) {
+    std::vector<ModuleSpec> specs;
+    if (options.spec.empty() || !options.tiers.empty() || !options.dtypes.empty())
+        for (const ComponentSpec& supplier :
+             choose_suppliers(options.tiers, options.dtypes))
+            specs.push_back(ModuleSpec::uniform(supplier));
+    if (!options.spec.empty())
+        specs.push_back(ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32}));
+    return specs;
+}
+
 int run_verify(const VerifyOptions& options) {
-    const auto suppliers = choose_suppliers(options.tiers, options.dtypes);
+    const std::vector<ModuleSpec> specs = choose_specs(options);
     int differing = 0, unreadable = 0;
     for (const std::string& path : options.files) {
         try {
-            differing += !verify_file(path, suppliers, options.json);
+            differing += !verify_file(path, specs, options.json);
         } catch (const InputError& error) {
             fmt::print(stderr, "moe: {}\n", one_line(error.what()));
             ++unreadable;
@@ -109,6 +128,9 @@ void add_verify(CLI::App& app, Action& action) {
         ->add_option("--dtype", options->dtypes,
                      "fp64, fp32, bf16 (default: all that the tier has)")
         ->delimiter(',');
+    command->add_option("--spec", options->spec,
+                        "A mix instead: component=tier:dtype,…, as in compare; what is "
+                        "not named is reference_cpu:fp32");
     command->add_flag("--json", options->json,
                       "One JSON object per file, tier and dtype");
     add_threads_flag(*command);

@@ -33,7 +33,8 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_router_num_groups, "G, groups of experts for limited routing (none)");
     FIELD(moe_router_group_topk, "groups a token may use (none)");
     FIELD(moe_router_topk_scaling_factor, "factor on the final probabilities (none)");
-    FIELD(moe_router_dtype, "fp32 or fp64: router precision (that of the layer)");
+    FIELD(moe_router_dtype,
+          "fp32 or fp64: router precision (the layer's, at least fp32)");
     FIELD(moe_router_enable_expert_bias, "bias that steers selection, not weights");
     FIELD(moe_router_bias_update_rate, "step of the expert bias");
     FIELD(moe_router_fusion, "optimized tier: fused router kernels");

@@ -16,9 +16,11 @@ ComponentSpec parse_supplier(const std::string& component, const std::string& te
     const std::string field = "spec " + component;
     const std::size_t colon = text.find(':');
     ComponentSpec spec{text.substr(0, colon), otherwise};
+    const auto dtypes = find_tier(field, spec.tier).dtypes();
     if (colon != std::string::npos)
         spec.dtype = parse_dtype(field, text.substr(colon + 1));
-    const auto dtypes = find_tier(field, spec.tier).dtypes();
+    else if (std::find(dtypes.begin(), dtypes.end(), spec.dtype) == dtypes.end())
+        spec.dtype = dtypes.front();
     if (std::find(dtypes.begin(), dtypes.end(), spec.dtype) == dtypes.end()) {
         std::string list;
         for (DType dtype : dtypes) list += (list.empty() ? "" : ", ") + to_string(dtype);
@@ -64,6 +66,20 @@ void ModuleSpec::raise_router_dtype(const MoEConfig& config) {
     const DType wanted =
         parse_dtype("moe_router_dtype", config.moe_router_dtype.value_or("fp32"));
     if (size_of(wanted) > size_of(router.dtype)) router.dtype = wanted;
+}
+
+DType ModuleSpec::coarsest_dtype() const {
+    DType coarsest = router.dtype;
+    for (const ComponentSpec* component : {&dispatcher, &experts, &shared_experts})
+        if (size_of(component->dtype) < size_of(coarsest)) coarsest = component->dtype;
+    return coarsest;
+}
+
+bool ModuleSpec::is_emulated() const {
+    for (const ComponentSpec* component :
+         {&router, &dispatcher, &experts, &shared_experts})
+        if (find_tier("spec", component->tier).is_emulated()) return true;
+    return false;
 }
 
 std::string to_string(const ModuleSpec& spec) {

@@ -30,8 +30,8 @@ struct ModuleSpec {
 
     /// Reads "experts=reference_cpu:fp32,router=reference_cpu:fp64". A component that is
     /// not named takes `otherwise`; ":dtype" may be left out, then it is that of
-    /// `otherwise`. InputError for unknown components, tiers, dtypes, or ones the tier
-    /// does not have.
+    /// `otherwise`, or the tier's most precise one if it does not have that. InputError
+    /// for unknown components, tiers, dtypes, or ones the tier does not have.
     static ModuleSpec parse(const std::string& text, const ComponentSpec& otherwise);
 
     /// The router works at least in fp32, and at least in moe_router_dtype. A logit
@@ -39,6 +39,12 @@ struct ModuleSpec {
     /// not depend on the experts' precision. Source: router.py, Router.gating; Megatron
     /// leaves fp32 to the user (moe_router_dtype), and recommends it.
     void raise_router_dtype(const MoEConfig& config);
+
+    /// The least precise dtype of all: it decides what errors may be.
+    DType coarsest_dtype() const;
+
+    /// True when kernels of any component run on the CPU executor (Tier::is_emulated).
+    bool is_emulated() const;
 };
 
 /// "router=… dispatcher=… experts=… shared_experts=…", or one supplier when all agree.

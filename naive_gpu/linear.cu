@@ -132,27 +132,21 @@ Tensor linear_backward_weight(const Tensor& dy, const Tensor& x,
 
 namespace {
 
-/// One thread per element of dy (R, out): adds it to its group's sum.
+/// One thread per element of db (G, out), so that every sum has one order.
 template <typename T>
-__global__ void linear_backward_bias_kernel(gpu::Accumulator<T>* sums, const T* dy,
+__global__ void linear_backward_bias_kernel(T* dbias, const T* dy,
                                             const gpu::Accumulator<T>* row_scale,
-                                            const std::int64_t* row_group,
-                                            std::int64_t num_rows, std::int64_t out) {
+                                            const std::int64_t* offsets,
+                                            std::int64_t num_groups, std::int64_t out) {
     const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= num_rows * out) return;
-    const std::int64_t row = i / out, column = i % out;
-    const gpu::Accumulator<T> scale = row_scale != nullptr ? row_scale[row] : 1;
-    // TUTORIAL: many rows add to the same element, so each addition must be atomic. The
-    // order of the rows is the scheduler's, and the last bits differ from run to run.
-    atomicAdd(&sums[row_group[row] * out + column], scale * gpu::widen(dy[i]));
-}
-
-/// One thread per element.
-template <typename T>
-__global__ void narrow_kernel(T* narrowed, const gpu::Accumulator<T>* values,
-                              std::int64_t count) {
-    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < count) narrowed[i] = gpu::narrow<T>(values[i]);
+    if (i >= num_groups * out) return;
+    const std::int64_t group = i / out, column = i % out;
+    gpu::Accumulator<T> sum = 0;
+    for (std::int64_t row = offsets[group]; row < offsets[group + 1]; ++row) {
+        const gpu::Accumulator<T> term = gpu::widen(dy[row * out + column]);
+        sum += row_scale != nullptr ? row_scale[row] * term : term;
+    }
+    dbias[i] = gpu::narrow<T>(sum);
 }
 
 }  // namespace
@@ -161,16 +155,11 @@ template <typename T>
 Tensor linear_backward_bias(const Tensor& dy, const Tensor& row_scale,
                             const RowGroups& groups) {
     const std::int64_t num_groups = groups.num_groups(), out = dy.dim(1);
-    Tensor sums = gpu::device_zeros<gpu::Accumulator<T>>({num_groups, out});
-    gpu::launch("linear_backward_bias_kernel", linear_backward_bias_kernel<T>,
-                gpu::one_thread_per(dy.numel()),
-                gpu::device_data<gpu::Accumulator<T>>(sums), gpu::device_data<T>(dy),
-                gpu::device_data<gpu::Accumulator<T>>(row_scale),
-                gpu::device_data<std::int64_t>(groups.row_group), groups.num_rows(), out);
     Tensor dbias = gpu::device_empty<T>({num_groups, out});
-    gpu::launch("narrow_kernel", narrow_kernel<T>, gpu::one_thread_per(dbias.numel()),
-                gpu::device_data<T>(dbias), gpu::device_data<gpu::Accumulator<T>>(sums),
-                dbias.numel());
+    gpu::launch("linear_backward_bias_kernel", linear_backward_bias_kernel<T>,
+                gpu::one_thread_per(dbias.numel()), gpu::device_data<T>(dbias),
+                gpu::device_data<T>(dy), gpu::device_data<gpu::Accumulator<T>>(row_scale),
+                gpu::device_data<std::int64_t>(groups.device_offsets), num_groups, out);
     return dbias;
 }
 

@@ -140,7 +140,8 @@ TEST_F(CompareTest, NamesWhatCompareCannotUse) {
         EXPECT_TRUE(IsBadInput(std::string("compare --report none --repeats ") + value,
                                {std::string("--repeats = ") + value}));
     EXPECT_TRUE(rejects("--tier warp_gpu" + none, {"--tier = warp_gpu: "}));
-    EXPECT_TRUE(rejects("--dtype bf16" + none, {"--dtype = bf16: "}));
+    EXPECT_TRUE(
+        rejects("--tier reference_cpu --dtype bf16" + none, {"--dtype = bf16: "}));
     EXPECT_TRUE(rejects("--spec gate=x" + none, {"spec = gate=x: "}));
     // Nothing is left behind, not even the folder for the report.
     EXPECT_TRUE(rejects("--text " + path("absent") + " --report " + path("report"), {}));

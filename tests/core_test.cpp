@@ -190,7 +190,7 @@ TEST(ModuleSpec, RaisesTheRouterButNeverLowersIt) {
     EXPECT_EQ(raised(DType::bf16, "fp64"), DType::f64);
     EXPECT_EQ(raised(DType::f32, "fp64"), DType::f64);
     EXPECT_EQ(raised(DType::f64, "fp32"), DType::f64);
-    EXPECT_EQ(raised(DType::bf16, std::nullopt), DType::bf16);
+    EXPECT_EQ(raised(DType::bf16, std::nullopt), DType::f32);
 }
 
 }  // namespace

@@ -98,7 +98,7 @@ TEST_P(ExpertBiasTest, IsUndefinedWhereThereIsNone) {
     EXPECT_FALSE(router_->update_expert_bias().defined());
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, ExpertBiasTest, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, ExpertBiasTest, testing::ValuesIn(router_suppliers()),
                          instance_name);
 
 }  // namespace

@@ -157,8 +157,11 @@ class MlpTest : public testing::TestWithParam<ComponentSpec> {
     /// such weights are exact in every precision and many activations lie exactly on a
     /// bound.
     Tensor random(const Shape& shape, std::uint64_t seed) {
-        return transfer(to_lattice(random_tensor(shape, seed)),
-                        {MemorySpace::host, GetParam().dtype});
+        return transfer(to_lattice(random_tensor(shape, seed)), placement_of(GetParam()));
+    }
+    Tensor random_probs(std::int64_t count, std::uint64_t seed) {
+        return transfer(to_lattice(random_tensor({count}, seed)),
+                        probs_placement(placement_of(GetParam())));
     }
     TensorMap random_weights(const MoEConfig& c) {
         TensorMap parameters = random_parameters(c, 17);
@@ -195,7 +198,7 @@ class ExpertsTest : public MlpTest {
         const TensorMap parameters = random_weights(c);
         const std::int64_t N =
             std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
-        const Tensor rows = random({N, H}, 18), probs = random({N}, 19);
+        const Tensor rows = random({N, H}, 18), probs = random_probs(N, 19);
         const Tensor doutput = random({N, H}, 20);
         auto experts = tier().make_experts(c, GetParam().dtype, parameters);
         const auto forward = experts->forward(rows, Tensor::from({E}, counts), probs, {});

@@ -324,7 +324,7 @@ TEST_P(LossesTest, TakeLogitsThatExpCannotHold) {
     for (double value : to_doubles(backward())) EXPECT_TRUE(std::isfinite(value));
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, LossesTest, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, LossesTest, testing::ValuesIn(router_suppliers()),
                          instance_name);
 
 }  // namespace

@@ -212,7 +212,7 @@ TEST_P(RouterLimits, AddTheirGradientToWhatIsThere) {
     EXPECT_EQ(gradients.size(), 2u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, RouterLimits, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, RouterLimits, testing::ValuesIn(router_suppliers()),
                          instance_name);
 
 }  // namespace

@@ -288,7 +288,7 @@ TEST_P(RouterTest, RoutesAlikeInTrainingAndOutsideItAndBehindAMask) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, RouterTest, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, RouterTest, testing::ValuesIn(router_suppliers()),
                          instance_name);
 
 }  // namespace

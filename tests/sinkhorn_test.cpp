@@ -225,7 +225,7 @@ TEST_P(SinkhornRouter, TakesNoTokens) {
     EXPECT_EQ(route(1, none, false).routing_map.shape(), (Shape{0, 5}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornRouter, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornRouter, testing::ValuesIn(router_suppliers()),
                          instance_name);
 
 }  // namespace

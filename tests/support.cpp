@@ -17,6 +17,29 @@ std::vector<ComponentSpec> available_suppliers() {
     return suppliers;
 }
 
+std::vector<ComponentSpec> precise_suppliers() {
+    std::vector<ComponentSpec> suppliers = available_suppliers();
+    std::erase_if(suppliers, [](const auto& s) { return s.dtype == DType::bf16; });
+    return suppliers;
+}
+
+std::vector<ComponentSpec> router_suppliers() {
+    available_suppliers();  // registers the tiers
+    std::vector<ComponentSpec> suppliers;
+    for (const Tier* tier : tiers())
+        for (DType dtype : {DType::f64, DType::f32})
+            suppliers.push_back({tier->name(), dtype});
+    return suppliers;
+}
+
+Placement placement_of(const ComponentSpec& supplier) {
+    MoEConfig config = small_config();
+    config.finalize();
+    return find_tier("tier", supplier.tier)
+        .make_dispatcher(config, supplier.dtype)
+        ->placement();
+}
+
 std::string instance_name(const testing::TestParamInfo<ComponentSpec>& info) {
     return info.param.tier + "_" + to_string(info.param.dtype);
 }
@@ -58,12 +81,6 @@ Tensor random_tensor(const Shape& shape, std::uint64_t seed, double deviation) {
     return tensor;
 }
 
-Tensor random_tensor_for(const ComponentSpec& supplier, const Shape& shape,
-                         std::uint64_t seed, double deviation) {
-    return transfer(random_tensor(shape, seed, deviation),
-                    {MemorySpace::host, supplier.dtype});
-}
-
 double bound_of(const ComponentSpec& supplier) {
     return tier_bound(supplier.dtype, false);
 }
@@ -82,7 +99,14 @@ testing::AssertionResult Close(const TensorView& got, const TensorView& expected
            << describe_worst(closeness, got, expected);
 }
 
-testing::AssertionResult BitwiseEqual(const TensorView& got, const TensorView& expected) {
+testing::AssertionResult BitwiseEqual(const TensorView& got_anywhere,
+                                      const TensorView& expected_anywhere) {
+    const auto on_host = [](const TensorView& view) {
+        return transfer(view, {MemorySpace::host, view.dtype});
+    };
+    const Tensor got_copy = on_host(got_anywhere);
+    const Tensor expected_copy = on_host(expected_anywhere);
+    const TensorView &got = got_copy.view(), &expected = expected_copy.view();
     if (got.shape == expected.shape && got.dtype == expected.dtype &&
         std::memcmp(got.bytes, expected.bytes, got.size_bytes()) == 0)
         return testing::AssertionSuccess();

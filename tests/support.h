@@ -32,6 +32,15 @@ namespace moe::test {
 /// registers the tiers, so it may be used in INSTANTIATE_TEST_SUITE_P.
 std::vector<ComponentSpec> available_suppliers();
 
+/// The same without bf16, for tests that must tell numbers apart that bf16 cannot.
+std::vector<ComponentSpec> precise_suppliers();
+
+/// fp64 and fp32 of every tier: a router exists in both, and never in bf16.
+std::vector<ComponentSpec> router_suppliers();
+
+/// Where a supplier's components want their tensors.
+Placement placement_of(const ComponentSpec& supplier);
+
 /// "reference_cpu_fp64", for the names of test instances.
 std::string instance_name(const testing::TestParamInfo<ComponentSpec>& info);
 
@@ -49,10 +58,6 @@ Tensor identity_matrix(std::int64_t size);
 
 /// Standard normal values times `deviation`, fp32, exactly representable in bf16.
 Tensor random_tensor(const Shape& shape, std::uint64_t seed, double deviation = 1.0);
-
-/// The same, already in a supplier's placement.
-Tensor random_tensor_for(const ComponentSpec& supplier, const Shape& shape,
-                         std::uint64_t seed, double deviation = 1.0);
 
 /// Relative bound for `supplier` against fp64 (cli/closeness.h, tier_bound).
 double bound_of(const ComponentSpec& supplier);

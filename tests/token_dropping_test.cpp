@@ -235,7 +235,7 @@ TEST_P(RouterDropping, KeepsADroppedChoiceInItsTokensSum) {
     EXPECT_EQ(to_doubles(dhidden), (Values{0.25, -0.25, 0, 0, 0, 0}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, RouterDropping, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, RouterDropping, testing::ValuesIn(router_suppliers()),
                          instance_name);
 
 }  // namespace

@@ -174,7 +174,7 @@ TEST_P(VectorsTest, Permutation) {
     expect(vectors()["drop_probs_cf0.7_padTrue"], vectors()["permute_droppad"]);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, VectorsTest, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, VectorsTest, testing::ValuesIn(precise_suppliers()),
                          instance_name);
 
 // Steps within a component: only the reference has them one by one.
