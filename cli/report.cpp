@@ -244,6 +244,11 @@ std::string time_cells(const Comparison& c, const ColumnOutcome& column, Step st
                        double full_share) {
     const StepCost cost = step_cost(step, c.config, c.sizes, column.spec.experts.dtype);
     if (cost.formula.empty()) return "<td class='opens'></td><td></td>";
+    if (column.emulated)
+        return fmt::format(
+            "<td class='opens soft'>–<small>{}</small></td><td class='soft'>emulated"
+            "</td>",
+            bytes_in_words(cost.bytes));
     const double seconds = column.at(step).seconds,
                  share = seconds / sum_of_steps(column);
     return fmt::format(
@@ -287,14 +292,18 @@ std::string steps_table(const Comparison& c) {
     std::string sum = "<tr class='sum'><td>forward and backward</td><td></td>";
     for (const ColumnOutcome& column : c.columns) {
         const bool first = &column == &c.columns.front();
-        labels +=
-            fmt::format("<th class='column opens' colspan='{}'>{}{}</th>", first ? 2 : 3,
-                        escape(column.label),
-                        first ? "<small>what the others are held against</small>" : "");
+        labels += fmt::format("<th class='column opens' colspan='{}'>{}{}</th>",
+                              first ? 2 : 3, escape(column.label),
+                              first ? "<small>what the others are held against</small>"
+                              : column.emulated
+                                  ? "<small>emulated: kernels ran on this CPU</small>"
+                                  : "");
         heads += "<th class='opens'>ms<small>bytes</small></th><th>share of time</th>";
         heads += first ? "" : "<th>error</th>";
-        sum += fmt::format("<td class='opens'>{:.2f}</td><td></td>{}",
-                           1e3 * column.seconds, first ? "" : "<td></td>");
+        sum += fmt::format(
+            "<td class='opens'>{}</td><td></td>{}",
+            column.emulated ? "–" : fmt::format("{:.2f}", 1e3 * column.seconds),
+            first ? "" : "<td></td>");
     }
     const double full_share = largest_share(c);
     for (int n = 1; n <= kNumSteps; ++n) {
@@ -321,9 +330,10 @@ std::string steps_section(const Comparison& c) {
         longest = std::max({longest, column.seconds, sum_of_steps(column)});
     std::string lines;
     for (const ColumnOutcome& column : c.columns)
-        lines +=
-            fmt::format("<p class='soft'>{}: {:.1f} ms</p>\n{}", escape(column.label),
-                        1e3 * column.seconds, draw_time_line(column, longest));
+        if (!column.emulated)
+            lines +=
+                fmt::format("<p class='soft'>{}: {:.1f} ms</p>\n{}", escape(column.label),
+                            1e3 * column.seconds, draw_time_line(column, longest));
     const std::string key = component_key(Step::gating, "router") +
                             component_key(Step::dispatch, "dispatcher") +
                             component_key(Step::fc1, "experts") +
@@ -335,8 +345,10 @@ precision. Step n is undone by step 21 − n. <b>Elements</b> are the numbers th
 correct implementation must read and write at least once; <b>bytes</b> are these in the
 column’s precision. <b>Errors</b> are relative to fp64 (Frobenius norm); below them you
 see which share of the allowed error they take. 0 means exactly equal.</p>
-<p><b>All times are CPU times of this machine</b>, medians over the timed runs. They say
-nothing about a GPU. A full bar is {} of a column’s time.</p>
+<p>Times are medians over the timed runs on this machine. <b>Emulated</b> columns are GPU
+kernels that ran on its CPU: their values are what a GPU’s threads would compute, but
+their times would say nothing about a GPU, so there are none. A full bar is {} of a
+column’s time.</p>
 <p>{}</p>
 {}<h3>Where the time goes</h3>
 <p>All lines have one scale. The tall mark is where the backward begins.</p>
