@@ -1,6 +1,6 @@
 /// @file
 /// Starting kernels, and the one form of shared memory. The same text serves nvcc and the
-/// CPU executor, so kernels are launched by a function, not by <<<…>>>.
+/// CPU executor, so kernels are launched by a function, not by the three angle brackets.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +13,7 @@
 
 namespace moe::gpu {
 
-/// How a kernel is started; what <<<grid, block, smem, stream>>> would say.
+/// How a kernel is started; what stands between the angle brackets of a launch.
 struct LaunchConfig {
     dim3 grid = 1, block = 1;
     std::size_t smem = 0;  ///< bytes of shared memory per block: sizeof(Smem)
