@@ -101,6 +101,14 @@ TEST_P(DispatcherTest, SumsInTheOrderOfTheExperts) {
     EXPECT_EQ(to_doubles(dispatcher_->combine(rows, {}, *sent.saved, {})), Values{1.0});
 }
 
+TEST_P(DispatcherTest, RoundsATokensSumOnce) {
+    // In bf16 256 + 1 is 256: only a sum in fp32 gets to 258, which bf16 has.
+    const auto sent = dispatch(random({1, 1}, 1), random({1, 3}, 2),
+                               Tensor::from<std::uint8_t>({1, 3}, {1, 1, 1}));
+    const Tensor rows = placed(Tensor::from<double>({3, 1}, {256.0, 1.0, 1.0}));
+    EXPECT_EQ(to_doubles(dispatcher_->combine(rows, {}, *sent.saved, {})), Values{258.0});
+}
+
 TEST_P(DispatcherTest, IsIdentityWithEqualWeights) {
     constexpr std::int64_t T = 129, E = 6, H = 20;
     for (std::int64_t K : {1, 2, 4}) {

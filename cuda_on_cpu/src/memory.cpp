@@ -52,6 +52,13 @@ std::size_t total_memory() {
     return std::size_t(sysconf(_SC_PHYS_PAGES)) * std::size_t(sysconf(_SC_PAGESIZE));
 }
 
+/// Fills fresh memory with what no kernel writes: NaN, and an index beyond everything.
+/// (-1 would pass for the "none" of many index arrays.)
+void poison(unsigned char* memory, std::size_t bytes) {
+    constexpr unsigned char kWord[] = {0xFF, 0xFF, 0xFF, 0x7F};  // 0x7FFFFFFF
+    for (std::size_t i = 0; i < bytes; ++i) memory[i] = kWord[i % 4];
+}
+
 cudaError_t allocate(const char* function, void** pointer, std::size_t bytes,
                      cudaMemoryType type) {
     *pointer = nullptr;
@@ -61,7 +68,7 @@ cudaError_t allocate(const char* function, void** pointer, std::size_t bytes,
         return set_error(cudaErrorMemoryAllocation, std::string(function) + ": " +
                                                         std::to_string(bytes) +
                                                         " bytes: out of memory");
-    if (type == cudaMemoryTypeDevice) std::memset(memory, 0xFF, bytes);
+    if (type == cudaMemoryTypeDevice) poison(static_cast<unsigned char*>(memory), bytes);
     const std::unique_lock lock(allocations_mutex);
     allocations[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, type};
     *pointer = memory;

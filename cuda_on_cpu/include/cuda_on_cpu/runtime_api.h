@@ -31,7 +31,8 @@ cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
 
 // ------------------------------------------------------------------------------- memory
-// Device memory is aligned to 256 bytes and starts as 0xFF: NaN, -1.
+// Device memory is aligned to 256 bytes and starts as words 0x7FFFFFFF: NaN as
+// float, double or bf16, and too large an index as an integer.
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes);
 cudaError_t cudaFree(void* pointer);
 cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stream);
