@@ -143,4 +143,3 @@ CUDA_ON_CPU_REDUCE(__reduce_and_sync, unsigned, bit_and)
 CUDA_ON_CPU_REDUCE(__reduce_or_sync, unsigned, bit_or)
 CUDA_ON_CPU_REDUCE(__reduce_xor_sync, unsigned, bit_xor)
 #undef CUDA_ON_CPU_REDUCE
-#undef CUDA_ON_CPU_SITE
