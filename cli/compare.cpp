@@ -11,6 +11,7 @@
 #include "cli/comparison.h"
 #include "cli/memory.h"
 #include "cli/options.h"
+#include "cli/words.h"
 #include "core/tier.h"
 
 namespace moe {
@@ -23,15 +24,6 @@ struct CompareOptions {
     int repeats = 3;
     std::unique_ptr<LayerOptions> layer;
 };
-
-/// "1.5 MB".
-std::string bytes_in_words(double bytes) {
-    const char* units[] = {"B", "kB", "MB", "GB", "TB"};
-    int unit = 0;
-    for (; bytes >= 999.5 && unit < 4; ++unit) bytes /= 1000.0;
-    return fmt::format("{:.{}f} {}", bytes, unit == 0 || bytes >= 99.5 ? 0 : 1,
-                       units[unit]);
-}
 
 void print_header(const Comparison& c) {
     const MoEConfig& config = c.config;
@@ -123,7 +115,7 @@ void print_steps(const Comparison& c) {
             continue;
         }
         fmt::print("{} {:<26}{:>18}{:>14}", circled(step), title(step), cost.formula,
-                   bytes_in_words(static_cast<double>(cost.bytes)));
+                   bytes_in_words(cost.bytes));
         print_cells(c, [&](const ColumnOutcome& column) {
             return std::pair(fmt::format("{:.2f} ms", 1e3 * column.at(step).seconds),
                              error_cell(column.at(step)));

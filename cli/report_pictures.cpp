@@ -207,6 +207,11 @@ std::string component_hue(Step step) {
     return hue(forward == 6 || forward == 10 ? 1 : 2);  // dispatcher or experts
 }
 
+std::string badge(Step step) {
+    return fmt::format("<span class='step {}'>{}</span>", component_hue(step),
+                       static_cast<int>(step));
+}
+
 std::string draw_routing_map(const Comparison& c) {
     const std::int64_t E = c.config.num_experts(), B = c.text.micro_batch;
     const std::int64_t tokens =

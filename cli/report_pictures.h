@@ -17,6 +17,9 @@ std::vector<std::int64_t> expert_load(const Comparison& comparison);
 /// Colour class of the component whose step it is; step n has that of step 21 - n.
 std::string component_hue(Step step);
 
+/// A step's number as a badge: few fonts have ⑪ to ⑳.
+std::string badge(Step step);
+
 /// The first tokens of the first sequence against the experts, shaded by probability.
 std::string draw_routing_map(const Comparison& comparison);
 

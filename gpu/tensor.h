@@ -52,6 +52,12 @@ const T* device_data(const Tensor& tensor) {
     return device_data<T>(const_cast<Tensor&>(tensor));
 }
 
+/// First element of an i64 tensor of counts, as atomicAdd() and atomicMin() want it: CUDA
+/// has 64-bit atomics for `unsigned long long`.
+inline unsigned long long* device_counts(Tensor& tensor) {
+    return reinterpret_cast<unsigned long long*>(device_data<std::int64_t>(tensor));
+}
+
 /// Copies a host vector to the device, shape (size). Returns when done.
 template <typename T>
 Tensor to_device(const std::vector<T>& values);

@@ -14,6 +14,12 @@
 
 namespace moe::naive {
 
+/// σ(x).
+template <typename Scalar>
+__device__ Scalar sigmoid(Scalar x) {
+    return Scalar(1) / (Scalar(1) + exp(-x));
+}
+
 /// act(x) and act'(x).
 struct ValueAndSlope {
     float value, slope;
@@ -22,7 +28,7 @@ struct ValueAndSlope {
 /// x σ(steepness x): SiLU with 1, quick GELU with 1.702. Source:
 /// fusions/fused_bias_geglu.py, quick_gelu.
 __device__ inline ValueAndSlope silu(float x, float steepness) {
-    const float s = 1.0f / (1.0f + expf(-steepness * x));
+    const float s = sigmoid(steepness * x);
     return {x * s, s * (1.0f + steepness * x * (1.0f - s))};
 }
 

@@ -15,8 +15,6 @@
 namespace moe::naive {
 namespace {
 
-constexpr Placement kFloatOnDevice = {MemorySpace::device, DType::f32};
-
 /// (B, E) or (E) on the host, where the few numbers behind the losses are put together.
 using Values = std::vector<double>;
 
@@ -71,7 +69,7 @@ void compute_aux_scores(AuxiliaryLossesSaved& saved, const Tensor& logits,
     const ScoreFunction function = parse_score_function(config.moe_router_score_function);
     saved.raw_scores = gpu::device_empty<float>(logits.shape());
     saved.scores = saved.raw_scores;
-    compute_scores(saved.raw_scores, function, transfer(logits, kFloatOnDevice));
+    compute_scores(saved.raw_scores, function, transfer(logits, kScorePlacement));
     if (function == ScoreFunction::softmax) return;
     saved.scores = saved.raw_scores.clone();
     normalize(saved.scores);
@@ -250,7 +248,7 @@ Tensor auxiliary_losses_backward(const AuxiliaryLossesSaved& saved, const Tensor
                 gpu::one_thread_per(T * E), gpu::device_data<float>(ds),
                 gpu::device_data<float>(saved.dscores), scale, grid, T * E, E);
     if (function != ScoreFunction::softmax) normalize_backward(ds, saved.raw_scores);
-    compute_scores_backward(dx, function, transfer(logits, kFloatOnDevice),
+    compute_scores_backward(dx, function, transfer(logits, kScorePlacement),
                             saved.raw_scores, ds);
     add_to<Scalar>(dlogits, transfer(dx, {MemorySpace::device, dtype_of<Scalar>}));
     return dlogits;
@@ -319,7 +317,7 @@ Tensor sinkhorn(const Tensor& logits) {
     constexpr int kMaxRounds = 10'000;
     const std::int64_t T = logits.dim(0), E = logits.dim(1);
     if (T == 0) return gpu::device_empty<float>({T, E});
-    Tensor cost = sinkhorn_cost(transfer(logits, kFloatOnDevice));
+    Tensor cost = sinkhorn_cost(transfer(logits, kScorePlacement));
 
     // Scale rows, then columns, until the column factors rest
     Tensor d0 = gpu::device_empty<float>({T}), moved = gpu::device_empty<float>({E});

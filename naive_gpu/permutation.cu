@@ -48,10 +48,9 @@ RowMap make_row_map(const Tensor& routing_map) {
     // TUTORIAL: how many rows there are is known only on the device, and the host needs
     // it to allocate them: the one place in the layer where the host must wait.
     Tensor counts = gpu::device_zeros<std::int64_t>({E});
-    gpu::launch(
-        "count_rows_kernel", count_rows_kernel, gpu::one_thread_per(T * E),
-        reinterpret_cast<unsigned long long*>(gpu::device_data<std::int64_t>(counts)),
-        gpu::device_data<std::uint8_t>(routing_map), T * E, E);
+    gpu::launch("count_rows_kernel", count_rows_kernel, gpu::one_thread_per(T * E),
+                gpu::device_counts(counts), gpu::device_data<std::uint8_t>(routing_map),
+                T * E, E);
     map.tokens_per_expert = gpu::to_host<std::int64_t>(counts);
 
     // Where the rows of each expert begin

@@ -5,14 +5,13 @@
 #include "core/transfer.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
+#include "naive_gpu/activation.h"
 #include "naive_gpu/linear.h"
 #include "naive_gpu/load_balancing.h"
 #include "naive_gpu/scores.h"
 
 namespace moe::naive {
 namespace {
-
-constexpr Placement kFloatOnDevice = {MemorySpace::device, DType::f32};
 
 template <typename Key>
 Tensor select_experts(const Tensor& keys, const MoEConfig& config) {
@@ -96,7 +95,7 @@ template <typename Scalar>
 Tensor route_tokens(Routing& routing, const Tensor& logits, const Tensor& expert_bias,
                     const MoEConfig& config) {
     const ScoreFunction function = parse_score_function(config.moe_router_score_function);
-    const Tensor x = transfer(logits, kFloatOnDevice);
+    const Tensor x = transfer(logits, kScorePlacement);
 
     // Softmax after top-k: the logits choose, and only the chosen share the softmax
     if (function == ScoreFunction::softmax && !config.moe_router_pre_softmax) {
@@ -171,12 +170,6 @@ void add_gradient(Tensor& dlogits, const Tensor& dx) {
     add_to<Scalar>(dlogits, transfer(dx, {MemorySpace::device, dtype_of<Scalar>}));
 }
 
-/// σ(x).
-template <typename Scalar>
-__device__ Scalar sigmoid(Scalar x) {
-    return Scalar(1) / (Scalar(1) + exp(-x));
-}
-
 /// One thread per token and expert.
 template <typename Scalar>
 __global__ void sigmoid_kernel(Scalar* s, const Scalar* x, std::int64_t count) {
@@ -200,7 +193,7 @@ Routing route_sinkhorn(const Tensor& logits, const MoEConfig& config, bool train
                     gpu::device_data<Scalar>(logits), logits.numel());
     } else {
         compute_scores(routing.scores, ScoreFunction::softmax,
-                       transfer(logits, kFloatOnDevice));
+                       transfer(logits, kScorePlacement));
         activation = transfer(routing.scores, {MemorySpace::device, dtype_of<Scalar>});
     }
     routing.topk_idx = training ? top_k<float>(sinkhorn<Scalar>(logits), K)
@@ -242,7 +235,7 @@ void route_sinkhorn_backward(Tensor& dlogits, const Tensor& dprobs, const Tensor
     }
     const Tensor ds = scatter(gather<float, Scalar>(dprobs, chosen), chosen, E);
     Tensor dx = gpu::device_empty<float>(logits.shape());
-    compute_scores_backward(dx, ScoreFunction::softmax, transfer(logits, kFloatOnDevice),
+    compute_scores_backward(dx, ScoreFunction::softmax, transfer(logits, kScorePlacement),
                             routing.scores, ds);
     add_gradient<Scalar>(dlogits, dx);
 }
@@ -260,7 +253,7 @@ Routing route(const Tensor& logits, const Tensor& expert_bias, const MoEConfig& 
 template <typename Scalar>
 void route_backward(Tensor& dlogits, const Tensor& dprobs, const Tensor& logits,
                     const Routing& routing, const MoEConfig& config) {
-    const Tensor x = transfer(logits, kFloatOnDevice);
+    const Tensor x = transfer(logits, kScorePlacement);
     const Tensor dp =
         gather<float, Scalar>(dprobs, routing.topk_idx, scaling_factor(config));
     add_gradient<Scalar>(dlogits, route_tokens_backward(x, routing, dp, config));

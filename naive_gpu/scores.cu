@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
+#include "naive_gpu/activation.h"
 
 namespace moe::naive {
 
@@ -18,10 +19,6 @@ ScoreFunction parse_score_function(const std::string& name) {
 namespace {
 
 constexpr float kNormalizeEpsilon = 1e-20f;
-
-__device__ float sigmoid(float x) {
-    return 1.0f / (1.0f + exp(-x));
-}
 
 /// log(1 + eˣ); above 20 it equals x in fp32, as PyTorch's softplus has it.
 __device__ float softplus(float x) {

@@ -11,6 +11,9 @@
 
 namespace moe::naive {
 
+/// Where logits go to become scores.
+inline constexpr Placement kScorePlacement = {MemorySpace::device, DType::f32};
+
 /// moe_router_score_function.
 enum class ScoreFunction { softmax, sigmoid, sqrtsoftplus };
 

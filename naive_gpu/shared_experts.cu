@@ -34,7 +34,7 @@ __global__ void gate_kernel(T* output, float* q, const T* x, const T* u, const T
     float score = 0.0f;
     for (std::int64_t i = 0; i < H; ++i)
         score += gpu::widen(x[t * H + i]) * gpu::widen(g[i]);
-    const float gate = 1.0f / (1.0f + expf(-score));
+    const float gate = sigmoid(score);
     q[t] = gate;
     for (std::int64_t i = t * H; i < (t + 1) * H; ++i)
         output[i] = gpu::narrow<T>(gate * gpu::widen(u[i]));

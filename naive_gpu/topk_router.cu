@@ -25,11 +25,6 @@ struct RouterSaved : Saved {
     AuxiliaryLossesSaved losses;
 };
 
-/// A count or index as atomics want it.
-unsigned long long* as_unsigned(std::int64_t* pointer) {
-    return reinterpret_cast<unsigned long long*>(pointer);
-}
-
 /// One thread per logit; notes the first that is not finite.
 template <typename Scalar>
 __global__ void require_finite_kernel(unsigned long long* first, const Scalar* logits,
@@ -45,8 +40,7 @@ void require_finite(const Tensor& logits) {
     const std::int64_t E = logits.dim(1), count = logits.numel();
     Tensor first = gpu::to_device(std::vector<std::int64_t>{count});
     gpu::launch("require_finite_kernel", require_finite_kernel<Scalar>,
-                gpu::one_thread_per(count),
-                as_unsigned(gpu::device_data<std::int64_t>(first)),
+                gpu::one_thread_per(count), gpu::device_counts(first),
                 gpu::device_data<Scalar>(logits), count);
     const std::int64_t i = gpu::to_host<std::int64_t>(first)[0];
     if (i < count)
@@ -67,8 +61,7 @@ __global__ void count_tokens_kernel(unsigned long long* counts, const std::uint8
 /// @param counts (E) i64 @param map (T, E) u8
 void count_tokens(Tensor& counts, const Tensor& map, const TokenGrid& grid) {
     gpu::launch("count_tokens_kernel", count_tokens_kernel,
-                gpu::one_thread_per(map.numel()),
-                as_unsigned(gpu::device_data<std::int64_t>(counts)),
+                gpu::one_thread_per(map.numel()), gpu::device_counts(counts),
                 gpu::device_data<std::uint8_t>(map), grid, map.numel(), map.dim(1));
 }
 

@@ -6,15 +6,12 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "reference_cpu/activation.h"
 
 namespace moe::cpu {
 namespace {
 
 constexpr float kNormalizeEpsilon = 1e-20f;
-
-float sigmoid(float x) {
-    return 1.0f / (1.0f + std::exp(-x));
-}
 
 /// log(1 + eˣ); above 20 it equals x in fp32, as PyTorch's softplus has it.
 float softplus(float x) {
