@@ -29,15 +29,17 @@ double largest_share(const Comparison& c) {
     return largest;
 }
 
+/// What an emulated column has instead: bytes, and no time.
+std::string bytes_cell(const Comparison& c, const ColumnOutcome& column, Step step) {
+    const StepCost cost = step_cost(step, c.config, c.sizes, column.spec.experts.dtype);
+    return fmt::format("<td class='opens'>{}</td>",
+                       cost.formula.empty() ? "" : bytes_in_words(cost.bytes));
+}
+
 std::string time_cells(const Comparison& c, const ColumnOutcome& column, Step step,
                        double full_share) {
     const StepCost cost = step_cost(step, c.config, c.sizes, column.spec.experts.dtype);
     if (cost.formula.empty()) return "<td class='opens'></td><td></td>";
-    if (column.emulated)
-        return fmt::format(
-            "<td class='opens soft'>–<small>{}</small></td><td class='soft'>emulated"
-            "</td>",
-            bytes_in_words(cost.bytes));
     const double seconds = column.at(step).seconds,
                  share = seconds / sum_of_steps(column);
     return fmt::format(
@@ -70,7 +72,8 @@ std::string step_row(const Comparison& c, Step step, double full_share) {
         title(step), kStepMeanings[static_cast<std::size_t>(step) - 1],
         cost.formula.empty() ? "<span class='soft'>off</span>" : cost.formula);
     for (const ColumnOutcome& column : c.columns) {
-        row += time_cells(c, column, step, full_share);
+        row += column.emulated ? bytes_cell(c, column, step)
+                               : time_cells(c, column, step, full_share);
         if (&column != &c.columns.front()) row += error_cell(step, column.at(step));
     }
     return row + "</tr>\n";
@@ -81,18 +84,20 @@ std::string steps_table(const Comparison& c) {
     std::string sum = "<tr class='sum'><td>forward and backward</td><td></td>";
     for (const ColumnOutcome& column : c.columns) {
         const bool first = &column == &c.columns.front();
-        labels += fmt::format("<th class='column opens' colspan='{}'>{}{}</th>",
-                              first ? 2 : 3, escape(column.label),
-                              first ? "<small>what the others are held against</small>"
-                              : column.emulated
-                                  ? "<small>emulated: kernels ran on this CPU</small>"
-                                  : "");
-        heads += "<th class='opens'>ms<small>bytes</small></th><th>share of time</th>";
+        labels +=
+            fmt::format("<th class='column opens' colspan='{}'>{}<small>{}</small></th>",
+                        first || column.emulated ? 2 : 3, escape(column.label),
+                        first             ? "what the others are held against"
+                        : column.emulated ? "emulated on this CPU"
+                                          : "");
+        heads += column.emulated ? "<th class='opens'>bytes</th>"
+                                 : "<th class='opens'>ms<small>bytes</small></th>"
+                                   "<th>share of time</th>";
         heads += first ? "" : "<th>error</th>";
-        sum += fmt::format(
-            "<td class='opens'>{}</td><td></td>{}",
-            column.emulated ? "–" : fmt::format("{:.2f}", 1e3 * column.seconds),
-            first ? "" : "<td></td>");
+        sum += column.emulated ? std::string("<td class='opens soft'>–</td>")
+                               : fmt::format("<td class='opens'>{:.2f}</td><td></td>",
+                                             1e3 * column.seconds);
+        sum += first ? "" : "<td></td>";
     }
     const double full_share = largest_share(c);
     for (int n = 1; n <= kNumSteps; ++n) {
@@ -137,8 +142,8 @@ correct implementation must read and write at least once; <b>bytes</b> are these
 column’s precision. <b>Errors</b> are relative to fp64 (Frobenius norm); below them you
 see which share of the allowed error they take. 0 means exactly equal.</p>
 <p>Times are medians over the timed runs on this machine. <b>Emulated</b> columns are GPU
-kernels that ran on its CPU: their values are what a GPU’s threads would compute, but
-their times would say nothing about a GPU, so there are none. A full bar is {} of a
+kernels that ran on its CPU, thread by thread: their values count, but their times would
+say nothing about a GPU, so there are none. A full bar is {} of a
 column’s time.</p>
 <p>{}</p>
 {}<h3>Where the time goes</h3>

@@ -90,6 +90,33 @@ TEST_F(CompareTest, ComparesAndWritesAReport) {
     EXPECT_EQ(std::distance(fs::directory_iterator(path("a/report")), {}), 1);
 }
 
+// What the CPU executor ran has no time and no speed-up, neither printed nor drawn.
+TEST_F(CompareTest, ShowsNoTimesOfWhatIsEmulated) {
+    available_suppliers();  // registers the tiers
+    if (!find_tier("tier", "naive_gpu").is_emulated())
+        GTEST_SKIP() << "this build runs kernels on a GPU";
+    const std::string text = write("text.txt", std::string(300, 'e'));
+    const Output output =
+        moe("compare --text " + text +
+            " --scale 256 --seq-length 33 --micro-batch-size 3 --tier naive_gpu "
+            "--spec experts=naive_gpu --report " +
+            path("report"));
+    EXPECT_EQ(output.code, kExitOk) << output.err;
+    EXPECT_TRUE(has(output, "naive_gpu:bf16  (emulated"));
+    const std::string html = read(path("report/index.html"));
+    // fp64 has the only times: one a step that is on, one for all, and none elsewhere.
+    std::istringstream lines(output.out);
+    for (std::string line; std::getline(lines, line);) {
+        const std::size_t first = line.find(" ms ");
+        if (first == std::string::npos) continue;
+        EXPECT_EQ(line.find(" ms", first + 1), std::string::npos) << line;
+    }
+    EXPECT_FALSE(has(output, "speed-up"));
+    EXPECT_NE(html.find("emulated on this CPU"), std::string::npos);
+    EXPECT_NE(html.find("<p class='soft'>reference_cpu:fp64: "), std::string::npos);
+    EXPECT_EQ(html.find("<p class='soft'>naive_gpu"), std::string::npos);
+}
+
 TEST_F(CompareTest, ComparesWithoutAReport) {
     const std::string text = write("text.txt", std::string(300, 'e'));
     const Output output = moe(kSmall + text + " --dtype fp32 --num-experts 32");
