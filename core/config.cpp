@@ -26,19 +26,43 @@ void require_finite(const std::string& field, double value) {
     if (!std::isfinite(value)) reject(field, value, "must be finite");
 }
 
+/// Source: arguments.py, transformer_config.py, moe_layer.py; what must divide the number
+/// of ranks is checked where that is known (distributed/rank_generator.h).
 void check_ranks(const MoEConfig& c) {
-    const auto only_one = [](const std::string& field, std::int64_t size) {
-        if (size != 1) reject(field, size, "only 1 is built so far (a single rank)");
+    require_positive("tensor_model_parallel_size", c.tensor_model_parallel_size);
+    require_positive("context_parallel_size", c.context_parallel_size);
+    require_positive("expert_model_parallel_size", c.expert_model_parallel_size);
+    require_positive("expert_tensor_parallel_size", *c.expert_tensor_parallel_size);
+    const auto require_divides = [](const std::string& field, std::int64_t size,
+                                    const std::string& what, std::int64_t whole) {
+        if (whole % size != 0)
+            reject(field, size, fmt::format("must divide {} ({})", what, whole));
     };
-    only_one("tensor_model_parallel_size", c.tensor_model_parallel_size);
-    only_one("context_parallel_size", c.context_parallel_size);
-    only_one("expert_model_parallel_size", c.expert_model_parallel_size);
-    only_one("expert_tensor_parallel_size", *c.expert_tensor_parallel_size);
+    require_divides("expert_model_parallel_size", c.expert_model_parallel_size,
+                    "num_moe_experts", c.num_experts());
+    require_divides("expert_tensor_parallel_size", *c.expert_tensor_parallel_size,
+                    "moe_ffn_hidden_size", c.ffn());
+    require_divides("tensor_model_parallel_size", c.tensor_model_parallel_size,
+                    "moe_shared_expert_intermediate_size", c.shared_ffn());
+    if (c.tensor_model_parallel_size > 1 && !c.sequence_parallel)
+        reject("sequence_parallel", false,
+               "must be true with tensor_model_parallel_size above 1");
+    if (c.add_bias_linear && *c.expert_tensor_parallel_size > 1)
+        reject("expert_tensor_parallel_size", *c.expert_tensor_parallel_size,
+               "must be 1 with add_bias_linear");
+}
+
+void check_dispatcher(const MoEConfig& c) {
     require_one_of("moe_token_dispatcher_type", c.moe_token_dispatcher_type,
                    {"allgather", "alltoall", "flex"});
-    if (c.moe_token_dispatcher_type != "alltoall")
-        reject("moe_token_dispatcher_type", c.moe_token_dispatcher_type,
-               "only alltoall is built so far");
+    if (c.moe_token_dispatcher_type != "flex") return;
+    if (*c.expert_tensor_parallel_size * c.expert_model_parallel_size == 1)
+        reject("moe_token_dispatcher_type", "flex",
+               "needs expert_tensor_parallel_size * expert_model_parallel_size above 1");
+    if (c.moe_pad_expert_input_to_capacity)
+        reject("moe_pad_expert_input_to_capacity", true,
+               "must be false with the flex dispatcher (its DeepEP back-end has no "
+               "padding)");
 }
 
 void check_shape(const MoEConfig& c) {
@@ -198,6 +222,7 @@ void MoEConfig::finalize() {
     check_losses(*this);
     check_capacity(*this);
     check_ranks(*this);
+    check_dispatcher(*this);
 }
 
 std::vector<std::string> MoEConfig::warnings() const {

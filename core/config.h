@@ -86,6 +86,16 @@ struct MoEConfig {
     std::int64_t shared_ffn() const {
         return moe_shared_expert_intermediate_size.value_or(0);
     }
+    /// L, experts of one rank: E / EP.
+    std::int64_t num_local_experts() const {
+        return num_experts() / expert_model_parallel_size;
+    }
+    /// F / ETP, the width of one rank's shard of an expert.
+    std::int64_t local_ffn() const { return ffn() / *expert_tensor_parallel_size; }
+    /// F_s / TP, the width of one rank's shard of the shared expert.
+    std::int64_t local_shared_ffn() const {
+        return shared_ffn() / tensor_model_parallel_size;
+    }
     /// Rows of an FC1 weight of FFN width `ffn`: gate rows then up rows, or only one set.
     std::int64_t fc1_rows(std::int64_t ffn) const {
         return gated_linear_unit ? 2 * ffn : ffn;

@@ -1,7 +1,6 @@
 #include "core/moe_layer.h"
 
 #include "core/parameters.h"
-#include "core/tier.h"
 #include "core/transfer.h"
 
 namespace moe {
@@ -24,6 +23,16 @@ Tensor transpose_mask(const Tensor& mask, std::int64_t seq_len,
     return result;
 }
 
+void require_one_rank(const MoEConfig& config) {
+    const auto only_one = [](const std::string& field, std::int64_t size) {
+        if (size != 1) reject(field, size, "must be 1 without ranks (see --ranks)");
+    };
+    only_one("tensor_model_parallel_size", config.tensor_model_parallel_size);
+    only_one("context_parallel_size", config.context_parallel_size);
+    only_one("expert_model_parallel_size", config.expert_model_parallel_size);
+    only_one("expert_tensor_parallel_size", *config.expert_tensor_parallel_size);
+}
+
 void check_hidden(const std::string& field, const Tensor& tensor, const Shape& expected) {
     if (!is_floating(tensor.dtype()) || tensor.shape() != expected)
         reject(field, to_string(tensor.dtype()) + " " + to_string(tensor.shape()),
@@ -32,20 +41,24 @@ void check_hidden(const std::string& field, const Tensor& tensor, const Shape& e
 
 }  // namespace
 
-MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters)
+MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters,
+                   const GroupsPtr& groups)
     : config_(config), spec_(std::move(spec)) {
+    if (groups == nullptr) require_one_rank(config_);
     check_parameters(config_, parameters, "");
     spec_.raise_router_dtype(config_);
     const auto tier = [](const ComponentSpec& supplier) -> const Tier& {
         return find_tier("spec", supplier.tier);
     };
-    router_ = tier(spec_.router).make_router(config_, spec_.router.dtype, parameters);
-    dispatcher_ = tier(spec_.dispatcher).make_dispatcher(config_, spec_.dispatcher.dtype);
+    router_ =
+        tier(spec_.router).make_router(config_, spec_.router.dtype, parameters, groups);
+    dispatcher_ =
+        tier(spec_.dispatcher).make_dispatcher(config_, spec_.dispatcher.dtype, groups);
     experts_ = tier(spec_.experts).make_experts(config_, spec_.experts.dtype, parameters);
     if (config_.shared_ffn() > 0)
-        shared_experts_ =
-            tier(spec_.shared_experts)
-                .make_shared_experts(config_, spec_.shared_experts.dtype, parameters);
+        shared_experts_ = tier(spec_.shared_experts)
+                              .make_shared_experts(config_, spec_.shared_experts.dtype,
+                                                   parameters, groups);
 }
 
 MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_mask,

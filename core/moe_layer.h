@@ -8,6 +8,7 @@
 #include "core/config.h"
 #include "core/module_spec.h"
 #include "core/tensor.h"
+#include "core/tier.h"
 
 namespace moe {
 
@@ -19,8 +20,11 @@ class MoELayer {
     /// @param config      finalized
     /// @param spec        who supplies which component; the router is raised to
     ///                    moe_router_dtype
-    /// @param parameters  see core/parameters.h; checked here
-    MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters);
+    /// @param parameters  this rank's, see core/parameters.h; checked here
+    /// @param groups      of this rank; null for a layer on one rank (InputError when the
+    ///                    config needs more)
+    MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters,
+             const GroupsPtr& groups = nullptr);
 
     /// What one forward leaves for its backward.
     struct SavedForward {

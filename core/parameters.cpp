@@ -7,19 +7,20 @@
 namespace moe {
 
 std::map<std::string, Shape> parameter_shapes(const MoEConfig& c) {
-    const std::int64_t E = c.num_experts(), H = c.hidden_size, F = c.ffn();
+    const std::int64_t E = c.num_experts(), L = c.num_local_experts();
+    const std::int64_t H = c.hidden_size, F = c.local_ffn();
     std::map<std::string, Shape> shapes = {
         {"router.weight", {E, H}},
-        {"experts.linear_fc1.weight", {E, c.fc1_rows(F), H}},
-        {"experts.linear_fc2.weight", {E, H, F}},
+        {"experts.linear_fc1.weight", {L, c.fc1_rows(F), H}},
+        {"experts.linear_fc2.weight", {L, H, F}},
     };
     if (c.moe_router_enable_expert_bias) shapes["router.expert_bias"] = {E};
     if (c.add_bias_linear) {
         shapes["router.bias"] = {E};
-        shapes["experts.linear_fc1.bias"] = {E, c.fc1_rows(F)};
-        shapes["experts.linear_fc2.bias"] = {E, H};
+        shapes["experts.linear_fc1.bias"] = {L, c.fc1_rows(F)};
+        shapes["experts.linear_fc2.bias"] = {L, H};
     }
-    if (const std::int64_t shared = c.shared_ffn(); shared > 0) {
+    if (const std::int64_t shared = c.local_shared_ffn(); shared > 0) {
         shapes["shared_experts.linear_fc1.weight"] = {c.fc1_rows(shared), H};
         shapes["shared_experts.linear_fc2.weight"] = {H, shared};
         if (c.moe_shared_expert_gate) shapes["shared_experts.gate_weight"] = {1, H};

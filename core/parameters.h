@@ -10,17 +10,19 @@
 
 namespace moe {
 
-/// Name and shape of every parameter a layer of this config has. "router.expert_bias" is
-/// a buffer without gradient; all others are trained.
+/// Name and shape of every parameter that one rank of a layer of this config has: L = E /
+/// EP experts, F / ETP and F_s / TP wide. "router.expert_bias" is a buffer without
+/// gradient; all others are trained.
 ///
 /// | name | shape |
 /// |---|---|
 /// | router.weight | (E, H) |
 /// | router.bias, router.expert_bias | (E) |
-/// | experts.linear_fc1.weight, .bias | (E, 2F or F, H), (E, 2F or F): gate rows, then up
-/// rows | | experts.linear_fc2.weight, .bias | (E, H, F), (E, H) | |
-/// shared_experts.linear_fc1.weight | (2F_s or F_s, H) | |
-/// shared_experts.linear_fc2.weight | (H, F_s) | | shared_experts.gate_weight | (1, H) |
+/// | experts.linear_fc1.weight, .bias | (L, 2F or F, H), (L, 2F or F): gate, then up |
+/// | experts.linear_fc2.weight, .bias | (L, H, F), (L, H) |
+/// | shared_experts.linear_fc1.weight | (2F_s or F_s, H) |
+/// | shared_experts.linear_fc2.weight | (H, F_s) |
+/// | shared_experts.gate_weight | (1, H) |
 std::map<std::string, Shape> parameter_shapes(const MoEConfig& config);
 
 /// Throws InputError unless `parameters` holds exactly these shapes; tensors of other

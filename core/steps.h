@@ -72,6 +72,10 @@ class Observer {
     virtual void on_value(Step, const std::string& /*name*/, const TensorView&) {}
     /// A stretch of a step took that long; a step may come in several stretches.
     virtual void on_time(Step, double /*seconds*/) {}
+    /// The host waits for the device before it can go on; `where` is Megatron's name of
+    /// the sync point, e.g. "before_ep_alltoall". Reported where a dispatcher has such a
+    /// point, in every tier, also in those where host and device are one.
+    virtual void on_host_wait(Step, const std::string& /*where*/) {}
 };
 
 /// How one call of the layer runs.
@@ -86,6 +90,9 @@ struct RunContext {
 
     void value(Step step, const std::string& name, const TensorView& view) const {
         if (observer != nullptr) observer->on_value(step, name, view);
+    }
+    void host_wait(Step step, const std::string& where) const {
+        if (observer != nullptr) observer->on_host_wait(step, where);
     }
 };
 

@@ -1,22 +1,23 @@
 /// @file
-/// The all-to-all dispatcher, at world size 1.
+/// The all-to-all dispatcher.
 #pragma once
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/tier.h"
 #include "gpu/tensor.h"
 
 namespace moe::naive {
 
-/// Dispatch: rows into expert order. Combine: back, summed per token. With a single rank
-/// there is nobody to exchange with, and the chunks that arrive are already in expert
-/// order, so permutation is all that is left of Megatron's steps. T is float or
+/// Every row travels to the ranks that hold its experts, and back: one exchange over ep,
+/// with one copy of a token per expert that it chose. With ETP above 1 the shards of an
+/// expert share what they got. T is float or
 /// __nv_bfloat16; probabilities are fp32. Source: token_dispatcher.py,
 /// MoEAlltoAllTokenDispatcher.
 template <typename T>
 class AlltoAllDispatcher : public TokenDispatcher {
   public:
-    AlltoAllDispatcher() : TokenDispatcher({MemorySpace::device, gpu::device_dtype<T>}) {}
+    AlltoAllDispatcher(const MoEConfig& config, const GroupsPtr& groups);
 
     Dispatched dispatch(const Tensor& hidden, const Tensor& probs,
                         const Tensor& routing_map, const RunContext& context) override;
@@ -26,6 +27,10 @@ class AlltoAllDispatcher : public TokenDispatcher {
                             const RunContext& context) override;
     Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
                                 const Saved& saved, const RunContext& context) override;
+
+  private:
+    MoEConfig config_;
+    GroupsPtr groups_;
 };
 
 }  // namespace moe::naive

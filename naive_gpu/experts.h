@@ -23,8 +23,8 @@ class GroupedMLP : public Experts {
 
   private:
     MoEConfig config_;
-    Tensor fc1_weight_, fc1_bias_;  // (E, 2F or F, H), (E, 2F or F)
-    Tensor fc2_weight_, fc2_bias_;  // (E, H, F), (E, H)
+    Tensor fc1_weight_, fc1_bias_;  // (L, 2F or F, H), (L, 2F or F)
+    Tensor fc2_weight_, fc2_bias_;  // (L, H, F), (L, H)
 };
 
 }  // namespace moe::naive

@@ -217,7 +217,7 @@ Tensor sort_chunks_by_idxs(const Tensor& rows, const std::vector<std::int64_t>& 
     for (std::int64_t size : sizes) starts.push_back(starts.back() + size);
     MOE_CHECK_EQ(starts.back(), rows.dim(0));
 
-    const std::int64_t H = rows.dim(1);
+    const std::int64_t H = rows.shape().size() == 1 ? 1 : rows.dim(1);
     Tensor sorted = gpu::device_empty<T>(rows.shape());
     std::int64_t next = 0;
     for (std::int64_t chunk : order) {

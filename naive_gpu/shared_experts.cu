@@ -62,9 +62,11 @@ __global__ void gate_backward_kernel(T* du, T* dx, float* dscores, const T* dout
 }  // namespace
 
 template <typename T>
-SharedExpertMLP<T>::SharedExpertMLP(const MoEConfig& config, const TensorMap& parameters)
+SharedExpertMLP<T>::SharedExpertMLP(const MoEConfig& config, const TensorMap& parameters,
+                                    const GroupsPtr& groups)
     : SharedExperts({MemorySpace::device, gpu::device_dtype<T>}),
       config_(config),
+      groups_(groups),
       fc1_weight_(single_group(parameters, "shared_experts.linear_fc1.weight",
                                gpu::device_dtype<T>)),
       fc2_weight_(single_group(parameters, "shared_experts.linear_fc2.weight",
@@ -88,7 +90,8 @@ SharedExperts::Output SharedExpertMLP<T>::forward(const Tensor& hidden,
         StepTimer timer(context, Step::shared_experts);
         saved->h =
             linear_forward<T, float>(hidden, fc1_weight_, {}, {}, saved->all_tokens);
-        saved->a = activation_forward<T>({config_, config_.shared_ffn()}, saved->h, {});
+        saved->a =
+            activation_forward<T>({config_, config_.local_shared_ffn()}, saved->h, {});
         saved->u = linear_forward<T>(saved->a, fc2_weight_, {}, {}, saved->all_tokens);
         output = saved->u;
         if (gate_weight_.defined()) {
@@ -135,7 +138,8 @@ void SharedExpertMLP<T>::backward(Tensor& dhidden, TensorMap& gradients,
         const Tensor da = linear_backward_input<T>(du, fc2_weight_, saved.all_tokens);
         const Tensor dw2 = linear_backward_weight<T>(du, saved.a, saved.all_tokens);
         const Tensor dh =
-            activation_backward<T>({config_, config_.shared_ffn()}, saved.h, da, {}).dh;
+            activation_backward<T>({config_, config_.local_shared_ffn()}, saved.h, da, {})
+                .dh;
         const Tensor dx = linear_backward_input<T>(dh, fc1_weight_, saved.all_tokens);
         const Tensor dw1 = linear_backward_weight<T>(dh, saved.hidden, saved.all_tokens);
 

@@ -4,6 +4,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/tier.h"
 #include "gpu/tensor.h"
 
 namespace moe::naive {
@@ -14,7 +15,8 @@ namespace moe::naive {
 template <typename T>
 class SharedExpertMLP : public SharedExperts {
   public:
-    SharedExpertMLP(const MoEConfig& config, const TensorMap& parameters);
+    SharedExpertMLP(const MoEConfig& config, const TensorMap& parameters,
+                    const GroupsPtr& groups);
 
     Output forward(const Tensor& hidden, const RunContext& context) override;
     void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& doutput,
@@ -22,6 +24,7 @@ class SharedExpertMLP : public SharedExperts {
 
   private:
     MoEConfig config_;
+    GroupsPtr groups_;
     Tensor fc1_weight_, fc2_weight_;  // (1, 2F_s or F_s, H), (1, H, F_s)
     Tensor gate_weight_;              // (1, H), undefined without a gate
 };

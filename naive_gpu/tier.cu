@@ -1,7 +1,9 @@
 #include "naive_gpu/tier.h"
 
 #include "core/tier.h"
+#include "distributed/process_groups.h"
 #include "gpu/tensor.h"
+#include "naive_gpu/allgather_dispatcher.h"
 #include "naive_gpu/alltoall_dispatcher.h"
 #include "naive_gpu/experts.h"
 #include "naive_gpu/shared_experts.h"
@@ -9,6 +11,11 @@
 
 namespace moe::naive {
 namespace {
+
+/// The groups given, or those of a layer on one rank.
+GroupsPtr or_single(const GroupsPtr& groups) {
+    return groups != nullptr ? groups : distributed::single_rank_groups();
+}
 
 /// A component in the dtype asked for, as its interface.
 template <typename Interface, template <typename> class Component, typename... Arguments>
@@ -27,25 +34,31 @@ class NaiveGpu : public Tier {
     std::vector<DType> dtypes() const override { return {DType::f32, DType::bf16}; }
 
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
-                                        const TensorMap& parameters) const override {
+                                        const TensorMap& parameters,
+                                        const GroupsPtr& groups) const override {
         // The router works in fp32 or, if moe_router_dtype says so, in fp64
         if (dtype == DType::f64)
-            return std::make_unique<TopKRouter<double>>(config, parameters);
+            return std::make_unique<TopKRouter<double>>(config, parameters,
+                                                        or_single(groups));
         MOE_CHECK(dtype == DType::f32);
-        return std::make_unique<TopKRouter<float>>(config, parameters);
+        return std::make_unique<TopKRouter<float>>(config, parameters, or_single(groups));
     }
-    std::unique_ptr<TokenDispatcher> make_dispatcher(const MoEConfig&,
-                                                     DType dtype) const override {
-        return make<TokenDispatcher, AlltoAllDispatcher>(dtype);
+    std::unique_ptr<TokenDispatcher> make_dispatcher(
+        const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
+        const GroupsPtr mine = or_single(groups);
+        if (config.moe_token_dispatcher_type == "allgather")
+            return make<TokenDispatcher, AllGatherDispatcher>(dtype, config, mine);
+        return make<TokenDispatcher, AlltoAllDispatcher>(dtype, config, mine);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                           const TensorMap& parameters) const override {
         return make<Experts, GroupedMLP>(dtype, config, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
-        const MoEConfig& config, DType dtype,
-        const TensorMap& parameters) const override {
-        return make<SharedExperts, SharedExpertMLP>(dtype, config, parameters);
+        const MoEConfig& config, DType dtype, const TensorMap& parameters,
+        const GroupsPtr& groups) const override {
+        return make<SharedExperts, SharedExpertMLP>(dtype, config, parameters,
+                                                    or_single(groups));
     }
 };
 

@@ -68,9 +68,11 @@ void count_tokens(Tensor& counts, const Tensor& map, const TokenGrid& grid) {
 }  // namespace
 
 template <typename Scalar>
-TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& parameters)
+TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& parameters,
+                               const GroupsPtr& groups)
     : Router({MemorySpace::device, dtype_of<Scalar>}),
       config_(config),
+      groups_(groups),
       local_tokens_per_expert_(gpu::device_zeros<std::int64_t>({config.num_experts()})) {
     const std::int64_t E = config.num_experts();
     weight_ = transfer(parameters.at("router.weight"), placement())

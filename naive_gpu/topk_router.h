@@ -4,6 +4,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/tier.h"
 #include "naive_gpu/load_balancing.h"
 
 namespace moe::naive {
@@ -14,7 +15,8 @@ namespace moe::naive {
 template <typename Scalar>
 class TopKRouter : public Router {
   public:
-    TopKRouter(const MoEConfig& config, const TensorMap& parameters);
+    TopKRouter(const MoEConfig& config, const TensorMap& parameters,
+               const GroupsPtr& groups);
 
     Output forward(const Tensor& hidden, const Tensor& padding_mask,
                    const RunContext& context) override;
@@ -25,6 +27,7 @@ class TopKRouter : public Router {
 
   private:
     MoEConfig config_;
+    GroupsPtr groups_;
     Tensor weight_;                   // (1, E, H)
     Tensor bias_;                     // (1, E), undefined without add_bias_linear
     Tensor expert_bias_;              // (E) f32, undefined without

@@ -1,20 +1,20 @@
 /// @file
-/// The all-to-all dispatcher, at world size 1.
+/// The all-to-all dispatcher.
 #pragma once
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/tier.h"
 
 namespace moe::cpu {
 
-/// Dispatch: rows into expert order. Combine: back, summed per token. With a single rank
-/// there is nobody to exchange with, and the chunks that arrive are already in expert
-/// order, so permutation is all that is left of Megatron's steps. Source:
-/// token_dispatcher.py, MoEAlltoAllTokenDispatcher.
+/// Every row travels to the ranks that hold its experts, and back: one exchange over ep,
+/// with one copy of a token per expert that it chose. With ETP above 1 the shards of an
+/// expert share what they got. Source: token_dispatcher.py, MoEAlltoAllTokenDispatcher.
 template <typename Scalar>
 class AlltoAllDispatcher : public TokenDispatcher {
   public:
-    AlltoAllDispatcher() : TokenDispatcher({MemorySpace::host, dtype_of<Scalar>}) {}
+    AlltoAllDispatcher(const MoEConfig& config, const GroupsPtr& groups);
 
     Dispatched dispatch(const Tensor& hidden, const Tensor& probs,
                         const Tensor& routing_map, const RunContext& context) override;
@@ -24,6 +24,10 @@ class AlltoAllDispatcher : public TokenDispatcher {
                             const RunContext& context) override;
     Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
                                 const Saved& saved, const RunContext& context) override;
+
+  private:
+    MoEConfig config_;
+    GroupsPtr groups_;
 };
 
 }  // namespace moe::cpu

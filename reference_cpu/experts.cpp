@@ -97,8 +97,8 @@ Experts::Output GroupedMLP<Scalar>::forward(const Tensor& rows,
     // ⑧ a = act(h) p
     {
         StepTimer timer(context, Step::activation);
-        const ExpertActivation<Scalar> activation(config_, config_.ffn());
-        saved->a = Tensor::empty({num_rows, config_.ffn()}, dtype_of<Scalar>);
+        const ExpertActivation<Scalar> activation(config_, config_.local_ffn());
+        saved->a = Tensor::empty({num_rows, config_.local_ffn()}, dtype_of<Scalar>);
 #pragma omp parallel for schedule(static)
         for (std::int64_t row = 0; row < num_rows; ++row)
             activation.forward(row_at<Scalar>(saved->a, row).array(),
@@ -147,7 +147,7 @@ Experts::Gradients GroupedMLP<Scalar>::backward(TensorMap& gradients,
     Tensor dp = Tensor::empty({num_rows}, dtype_of<Scalar>);
     {
         StepTimer timer(context, Step::activation_backward);
-        const ExpertActivation<Scalar> activation(config_, config_.ffn());
+        const ExpertActivation<Scalar> activation(config_, config_.local_ffn());
 #pragma omp parallel for schedule(dynamic)
         for (const RowBlock& block : saved.groups.blocks) {
             for (std::int64_t row = block.begin; row < block.end; ++row) {

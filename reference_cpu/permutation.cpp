@@ -118,16 +118,18 @@ Tensor sort_chunks_by_idxs(const Tensor& rows, const std::vector<std::int64_t>& 
     for (std::int64_t size : sizes) starts.push_back(starts.back() + size);
     MOE_CHECK_EQ(starts.back(), rows.dim(0));
 
-    Tensor sorted = Tensor::empty(rows.shape(), dtype_of<Scalar>);
-    auto target = as_matrix<Scalar>(sorted);      // (N, H)
-    const auto source = as_matrix<Scalar>(rows);  // (N, H)
+    const std::int64_t N = rows.dim(0), H = rows.shape().size() == 1 ? 1 : rows.dim(1);
+    Tensor sorted = Tensor::empty({N, H}, dtype_of<Scalar>);
+    auto target = as_matrix<Scalar>(sorted);
+    const Tensor matrix = rows.reshaped({N, H});
+    const auto source = as_matrix<Scalar>(matrix);
     std::int64_t next = 0;
     for (std::int64_t chunk : order) {
         target.middleRows(next, sizes[chunk]) =
             source.middleRows(starts[chunk], sizes[chunk]);
         next += sizes[chunk];
     }
-    return sorted;
+    return sorted.reshaped(rows.shape());
 }
 
 #define INSTANTIATE(Scalar)                                                       \

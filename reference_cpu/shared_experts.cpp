@@ -29,9 +29,11 @@ Tensor single_group(const TensorMap& parameters, const std::string& name, DType 
 
 template <typename Scalar>
 SharedExpertMLP<Scalar>::SharedExpertMLP(const MoEConfig& config,
-                                         const TensorMap& parameters)
+                                         const TensorMap& parameters,
+                                         const GroupsPtr& groups)
     : SharedExperts({MemorySpace::host, dtype_of<Scalar>}),
       config_(config),
+      groups_(groups),
       fc1_weight_(
           single_group(parameters, "shared_experts.linear_fc1.weight", dtype_of<Scalar>)),
       fc2_weight_(single_group(parameters, "shared_experts.linear_fc2.weight",
@@ -44,7 +46,7 @@ SharedExpertMLP<Scalar>::SharedExpertMLP(const MoEConfig& config,
 template <typename Scalar>
 SharedExperts::Output SharedExpertMLP<Scalar>::forward(const Tensor& hidden,
                                                        const RunContext& context) {
-    const std::int64_t num_tokens = hidden.dim(0), ffn = config_.shared_ffn();
+    const std::int64_t num_tokens = hidden.dim(0), ffn = config_.local_shared_ffn();
     auto saved = std::make_unique<SharedExpertsSaved>();
     saved->all_tokens = make_row_groups({num_tokens});
     saved->hidden = hidden;
@@ -113,7 +115,7 @@ void SharedExpertMLP<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
     const Tensor da = linear_backward_input<Scalar>(du, fc2_weight_, saved.all_tokens);
     const Tensor dw2 = linear_backward_weight<Scalar>(du, saved.a, saved.all_tokens);
     Tensor dh = Tensor::empty(saved.h.shape(), dtype_of<Scalar>);
-    const ExpertActivation<Scalar> activation(config_, config_.shared_ffn());
+    const ExpertActivation<Scalar> activation(config_, config_.local_shared_ffn());
 #pragma omp parallel for schedule(static)
     for (std::int64_t t = 0; t < num_tokens; ++t)
         activation.backward(row_at<Scalar>(dh, t).array(),

@@ -5,6 +5,8 @@
 #endif
 
 #include "core/tier.h"
+#include "distributed/process_groups.h"
+#include "reference_cpu/allgather_dispatcher.h"
 #include "reference_cpu/alltoall_dispatcher.h"
 #include "reference_cpu/eigen.h"
 #include "reference_cpu/experts.h"
@@ -13,6 +15,11 @@
 
 namespace moe::cpu {
 namespace {
+
+/// The groups given, or those of a layer on one rank.
+GroupsPtr or_single(const GroupsPtr& groups) {
+    return groups != nullptr ? groups : distributed::single_rank_groups();
+}
 
 /// A component in the dtype asked for, as its interface.
 template <typename Interface, template <typename> class Component, typename... Arguments>
@@ -40,21 +47,26 @@ class ReferenceCpu : public Tier {
     }
 
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
-                                        const TensorMap& parameters) const override {
-        return make<Router, TopKRouter>(dtype, config, parameters);
+                                        const TensorMap& parameters,
+                                        const GroupsPtr& groups) const override {
+        return make<Router, TopKRouter>(dtype, config, parameters, or_single(groups));
     }
-    std::unique_ptr<TokenDispatcher> make_dispatcher(const MoEConfig&,
-                                                     DType dtype) const override {
-        return make<TokenDispatcher, AlltoAllDispatcher>(dtype);
+    std::unique_ptr<TokenDispatcher> make_dispatcher(
+        const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
+        const GroupsPtr mine = or_single(groups);
+        if (config.moe_token_dispatcher_type == "allgather")
+            return make<TokenDispatcher, AllGatherDispatcher>(dtype, config, mine);
+        return make<TokenDispatcher, AlltoAllDispatcher>(dtype, config, mine);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                           const TensorMap& parameters) const override {
         return make<Experts, GroupedMLP>(dtype, config, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
-        const MoEConfig& config, DType dtype,
-        const TensorMap& parameters) const override {
-        return make<SharedExperts, SharedExpertMLP>(dtype, config, parameters);
+        const MoEConfig& config, DType dtype, const TensorMap& parameters,
+        const GroupsPtr& groups) const override {
+        return make<SharedExperts, SharedExpertMLP>(dtype, config, parameters,
+                                                    or_single(groups));
     }
 };
 

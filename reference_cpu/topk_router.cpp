@@ -46,9 +46,11 @@ void count_tokens(std::vector<std::int64_t>& counts, const Tensor& map,
 }  // namespace
 
 template <typename Scalar>
-TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& parameters)
+TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& parameters,
+                               const GroupsPtr& groups)
     : Router({MemorySpace::host, dtype_of<Scalar>}),
       config_(config),
+      groups_(groups),
       local_tokens_per_expert_(config.num_experts(), 0) {
     const std::int64_t E = config.num_experts();
     weight_ = transfer(parameters.at("router.weight"), placement())

@@ -6,6 +6,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/tier.h"
 #include "reference_cpu/load_balancing.h"
 
 namespace moe::cpu {
@@ -16,7 +17,8 @@ namespace moe::cpu {
 template <typename Scalar>
 class TopKRouter : public Router {
   public:
-    TopKRouter(const MoEConfig& config, const TensorMap& parameters);
+    TopKRouter(const MoEConfig& config, const TensorMap& parameters,
+               const GroupsPtr& groups);
 
     Output forward(const Tensor& hidden, const Tensor& padding_mask,
                    const RunContext& context) override;
@@ -27,6 +29,7 @@ class TopKRouter : public Router {
 
   private:
     MoEConfig config_;
+    GroupsPtr groups_;
     Tensor weight_;       // (1, E, H)
     Tensor bias_;         // (1, E), undefined without add_bias_linear
     Tensor expert_bias_;  // (E) f32, undefined without moe_router_enable_expert_bias

@@ -98,7 +98,7 @@ class CliTest : public testing::Test {
     }
 
     static std::string golden(const std::string& name) {
-        return std::string(MOE_GOLDEN_DIR) + "/" + name + ".safetensors";
+        return golden_folder() + "/" + name + ".safetensors";
     }
 
     /// For death tests: runs the program and leaves with its code, and without the

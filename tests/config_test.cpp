@@ -207,24 +207,47 @@ TEST(ConfigRules, CapacityComesWithPlainBalancing) {
     });
 }
 
-TEST(ConfigRules, OneRankBehindTheAllToAll) {
-    expect_accepted(
-        {R"({"expert_tensor_parallel_size": 1})", R"({"sequence_parallel": true})"});
+TEST(ConfigRules, RankGridsFitTheLayer) {
+    expect_accepted({R"({"expert_tensor_parallel_size": 1})",
+                     R"({"moe_token_dispatcher_type": "allgather"})",
+                     R"({"context_parallel_size": 3})",
+                     R"({"num_moe_experts": 6, "expert_model_parallel_size": 3})",
+                     R"({"tensor_model_parallel_size": 2, "sequence_parallel": true,
+                         "moe_ffn_hidden_size": 6, "add_bias_linear": false,
+                         "num_moe_experts": 4, "expert_model_parallel_size": 2,
+                         "moe_token_dispatcher_type": "flex"})"});
     expect_rejected({
-        {R"({"moe_token_dispatcher_type": "allgather"})",
-         "moe_token_dispatcher_type = allgather: ", "only alltoall is built"},
         {R"({"moe_token_dispatcher_type": "flex"})",
-         "moe_token_dispatcher_type = flex: ", "only alltoall is built"},
+         "moe_token_dispatcher_type = flex: ", "above 1"},
         {R"({"moe_token_dispatcher_type": "mail"})",
          "moe_token_dispatcher_type = mail: ", "allgather, alltoall, flex"},
+        {R"({"num_moe_experts": 6, "expert_model_parallel_size": 4})",
+         "expert_model_parallel_size = 4: ", "must divide num_moe_experts (6)"},
+        {R"({"moe_ffn_hidden_size": 7, "expert_tensor_parallel_size": 2,
+             "add_bias_linear": false})",
+         "expert_tensor_parallel_size = 2: ", "must divide moe_ffn_hidden_size (7)"},
+        {R"({"moe_ffn_hidden_size": 6, "expert_tensor_parallel_size": 2,
+             "add_bias_linear": true})",
+         "expert_tensor_parallel_size = 2: ", "must be 1 with add_bias_linear"},
+        {R"({"tensor_model_parallel_size": 2, "expert_tensor_parallel_size": 1})",
+         "sequence_parallel = false: ", "tensor_model_parallel_size above 1"},
+        {R"({"tensor_model_parallel_size": 2, "sequence_parallel": true,
+             "expert_tensor_parallel_size": 1, "add_bias_linear": false,
+             "moe_shared_expert_intermediate_size": 5})",
+         "tensor_model_parallel_size = 2: ",
+         "must divide moe_shared_expert_intermediate_size (5)"},
+        {R"({"num_moe_experts": 4, "expert_model_parallel_size": 2,
+             "moe_token_dispatcher_type": "flex", "moe_expert_capacity_factor": 1.0,
+             "moe_pad_expert_input_to_capacity": true})",
+         "moe_pad_expert_input_to_capacity = true: ", "flex"},
     });
     for (const char* field :
          {"tensor_model_parallel_size", "context_parallel_size",
           "expert_model_parallel_size", "expert_tensor_parallel_size"})
-        for (const char* size : {"2", "0", "-1"})
+        for (const char* size : {"0", "-1"})
             expect_rejected(
                 {{std::string("{\"") + field + "\": " + size + "}",
-                  std::string(field) + " = " + size + ": ", "only 1 is built"}});
+                  std::string(field) + " = " + size + ": ", "must be positive"}});
 }
 
 // JSON cannot hold them, but a caller's arithmetic can.

@@ -14,12 +14,12 @@ namespace moe::test {
 namespace {
 
 std::string golden_file(const std::string& name) {
-    return std::string(MOE_GOLDEN_DIR) + "/" + name + ".safetensors";
+    return golden_folder() + "/" + name + ".safetensors";
 }
 
 std::vector<std::string> golden_names() {
     std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(MOE_GOLDEN_DIR))
+    for (const auto& entry : std::filesystem::directory_iterator(golden_folder()))
         if (entry.path().extension() == ".safetensors")
             names.push_back(entry.path().stem());
     std::sort(names.begin(), names.end());

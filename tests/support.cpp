@@ -9,6 +9,10 @@
 
 namespace moe::test {
 
+std::string golden_folder() {
+    return MOE_GOLDEN_DIR;
+}
+
 std::vector<ComponentSpec> available_suppliers() {
     if (tiers().empty()) register_all_tiers();
     std::vector<ComponentSpec> suppliers;

@@ -28,6 +28,9 @@ inline void PrintTo(const ComponentSpec& supplier, std::ostream* out) {
 
 namespace moe::test {
 
+/// Where the golden cases lie.
+std::string golden_folder();
+
 /// Every dtype of every available tier: what TEST_P suites run over. The first call
 /// registers the tiers, so it may be used in INSTANTIATE_TEST_SUITE_P.
 std::vector<ComponentSpec> available_suppliers();

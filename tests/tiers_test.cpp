@@ -17,7 +17,7 @@ namespace moe::test {
 namespace {
 
 GoldenCase golden_case(const std::string& name) {
-    return load_golden(std::string(MOE_GOLDEN_DIR) + "/" + name + ".safetensors");
+    return load_golden(golden_folder() + "/" + name + ".safetensors");
 }
 
 // Between them: biases, both kinds of dropping, groups, every loss, a gated shared

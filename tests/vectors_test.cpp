@@ -21,7 +21,7 @@ constexpr double kBound = 1e-6;
 const json& vectors() {
     static const json all = [] {
         json read;
-        std::ifstream(MOE_GOLDEN_DIR "/vectors.json") >> read;
+        std::ifstream(golden_folder() + "/vectors.json") >> read;
         return read;
     }();
     return all;

@@ -1,0 +1,57 @@
+/// @file
+/// The books of one rank: which operation it is in, for watchdogs and messages, and what
+/// it has sent to whom.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+
+namespace moe::distributed {
+
+/// One collective as one rank sees it.
+struct Operation {
+    std::string name;           ///< "all_to_all"
+    std::string group;          ///< "ep"
+    std::int64_t sequence = 0;  ///< counts this rank's operations, from 1
+    std::int64_t bytes = 0;     ///< that this rank puts in
+};
+
+/// "all_to_all #7 on group ep, 1280 bytes".
+std::string to_string(const Operation& operation);
+
+/// Bytes that a rank sent, by the world rank that got them. What stays on the rank is not
+/// counted.
+using BytesByPeer = std::map<int, std::int64_t>;
+
+/// Thread-safe: a watchdog reads while the rank works.
+class OpLedger {
+  public:
+    struct Running {
+        Operation operation;
+        std::chrono::steady_clock::time_point start;
+    };
+
+    /// Opens an operation, and gives it the next sequence number.
+    Operation begin(std::string name, std::string group, std::int64_t bytes);
+    void end();
+    /// The operation this rank is in, if any.
+    std::optional<Running> running() const;
+
+    /// Books `bytes` to the world rank `peer` under `name` ("all_to_all", …).
+    void count_sent(const std::string& name, int peer, std::int64_t bytes);
+    /// Everything sent since the last reset, by operation.
+    std::map<std::string, BytesByPeer> sent() const;
+    void reset_sent();
+
+  private:
+    mutable std::mutex mutex_;
+    std::optional<Running> running_;
+    std::int64_t sequence_ = 0;
+    std::map<std::string, BytesByPeer> sent_;
+};
+
+}  // namespace moe::distributed

@@ -1,0 +1,35 @@
+/// @file
+/// The all-gather dispatcher.
+#pragma once
+
+#include "core/components.h"
+#include "core/config.h"
+#include "core/tier.h"
+#include "gpu/tensor.h"
+
+namespace moe::naive {
+
+/// Every rank gets every token of tp_ep, keeps what its own experts were chosen for, and
+/// hands back partial sums. Volume does not depend on K; all ranks must have equally many
+/// tokens. T is float or __nv_bfloat16; probabilities are fp32. Source:
+/// token_dispatcher.py, MoEAllGatherTokenDispatcher.
+template <typename T>
+class AllGatherDispatcher : public TokenDispatcher {
+  public:
+    AllGatherDispatcher(const MoEConfig& config, const GroupsPtr& groups);
+
+    Dispatched dispatch(const Tensor& hidden, const Tensor& probs,
+                        const Tensor& routing_map, const RunContext& context) override;
+    Tensor combine(const Tensor& rows, const Tensor& shared_output, const Saved& saved,
+                   const RunContext& context) override;
+    Tensor combine_backward(const Tensor& doutput, const Saved& saved,
+                            const RunContext& context) override;
+    Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
+                                const Saved& saved, const RunContext& context) override;
+
+  private:
+    MoEConfig config_;
+    GroupsPtr groups_;
+};
+
+}  // namespace moe::naive
