@@ -35,18 +35,19 @@ class Tier {
 
     /// Factories. `parameters` holds the layer's weights under the names of
     /// core/parameters.h, in any dtype and memory space; a component takes its own.
-    /// `groups` is who a component talks to.
-    virtual std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
-                                                const TensorMap& parameters,
-                                                const GroupsPtr& groups) const = 0;
+    /// `groups` is who a component talks to; null: nobody, it is alone.
+    virtual std::unique_ptr<Router> make_router(
+        const MoEConfig& config, DType dtype, const TensorMap& parameters,
+        const GroupsPtr& groups = nullptr) const = 0;
     /// By config.moe_token_dispatcher_type.
     virtual std::unique_ptr<TokenDispatcher> make_dispatcher(
-        const MoEConfig& config, DType dtype, const GroupsPtr& groups) const = 0;
+        const MoEConfig& config, DType dtype,
+        const GroupsPtr& groups = nullptr) const = 0;
     virtual std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                                   const TensorMap& parameters) const = 0;
     virtual std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,
-        const GroupsPtr& groups) const = 0;
+        const GroupsPtr& groups = nullptr) const = 0;
 };
 
 /// Adds a tier; each tier has a function register_<name>() that calls this.

@@ -207,13 +207,14 @@ class SpoiltTier : public Tier {
     std::string device() const override { return "CPU"; }
     std::vector<DType> dtypes() const override { return {DType::f32}; }
     std::unique_ptr<moe::Router> make_router(const MoEConfig& config, DType dtype,
-                                             const TensorMap& parameters) const override {
-        return std::make_unique<Router>(good().make_router(config, dtype, parameters),
-                                        spoiler_);
+                                             const TensorMap& parameters,
+                                             const GroupsPtr& groups) const override {
+        return std::make_unique<Router>(
+            good().make_router(config, dtype, parameters, groups), spoiler_);
     }
-    std::unique_ptr<TokenDispatcher> make_dispatcher(const MoEConfig& config,
-                                                     DType dtype) const override {
-        return std::make_unique<Dispatcher>(good().make_dispatcher(config, dtype),
+    std::unique_ptr<TokenDispatcher> make_dispatcher(
+        const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
+        return std::make_unique<Dispatcher>(good().make_dispatcher(config, dtype, groups),
                                             spoiler_);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
@@ -221,9 +222,9 @@ class SpoiltTier : public Tier {
         return good().make_experts(config, dtype, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
-        const MoEConfig& config, DType dtype,
-        const TensorMap& parameters) const override {
-        return good().make_shared_experts(config, dtype, parameters);
+        const MoEConfig& config, DType dtype, const TensorMap& parameters,
+        const GroupsPtr& groups) const override {
+        return good().make_shared_experts(config, dtype, parameters, groups);
     }
 
   private:
