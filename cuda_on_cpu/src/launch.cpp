@@ -1,5 +1,6 @@
 // launch.cpp: check a launch, then run its blocks on all CPU threads.
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -256,6 +257,11 @@ void* shared_arena(std::size_t bytes, Site site) {
 
 void yield_thread() {
     if (Block* block = Block::running()) block->yield();
+}
+
+std::uint64_t nanoseconds() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::uint64_t(std::chrono::nanoseconds(now).count());
 }
 
 void trap(const char* what, Site site) {

@@ -87,6 +87,9 @@ std::uint64_t warp_op(WarpOp op, unsigned mask, std::uint64_t value, int argumen
 /// Lets another thread of the block run; for loops that wait for one.
 void yield_thread();
 
+/// What the global timer reads: a steady clock.
+std::uint64_t nanoseconds();
+
 /// Ends the launch with an error that names kernel, block, thread and `site`.
 [[noreturn]] void trap(const char* what, Site site);
 
