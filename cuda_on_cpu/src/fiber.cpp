@@ -8,8 +8,8 @@
 namespace cuda_on_cpu {
 namespace {
 
-// AddressSanitizer's frames and those without optimisation are several times as large.
-#ifdef CUDA_ON_CPU_ASAN
+// The sanitizers' frames and those without optimisation are several times as large.
+#if defined(CUDA_ON_CPU_ASAN) || defined(CUDA_ON_CPU_TSAN)
 constexpr std::size_t kStackBytes = 512 * 1024;
 #else
 constexpr std::size_t kStackBytes = 128 * 1024;
@@ -22,7 +22,12 @@ thread_local void (*starting_body)() = nullptr;
 }  // namespace
 
 FiberPool::~FiberPool() {
-    for (const auto& fiber : all_) munmap(fiber->stack - kPage, kStackBytes + kPage);
+    for (const auto& fiber : all_) {
+#ifdef CUDA_ON_CPU_TSAN
+        __tsan_destroy_fiber(fiber->tsan_fiber);
+#endif
+        munmap(fiber->stack - kPage, kStackBytes + kPage);
+    }
 }
 
 Fiber& FiberPool::take() {
@@ -53,6 +58,10 @@ void FiberPool::start(Fiber& fiber, std::size_t index) {
     fiber.context = boost::context::detail::make_fcontext(
         fiber.stack + kStackBytes - stagger, kStackBytes - stagger, entry);
     fiber.fake_stack = nullptr;
+#ifdef CUDA_ON_CPU_TSAN
+    if (fiber.tsan_fiber != nullptr) __tsan_destroy_fiber(fiber.tsan_fiber);
+    fiber.tsan_fiber = __tsan_create_fiber(0);
+#endif
     starting_body = body_;
 }
 

@@ -1,6 +1,7 @@
 /// @file
 /// Fibers: stacks that take turns on one CPU thread. Switching is Boost.Context's; this
-/// adds stacks with guard pages, clean ends for debuggers, and word to AddressSanitizer.
+/// adds stacks with guard pages, clean ends for debuggers, and word to AddressSanitizer
+/// and ThreadSanitizer.
 #pragma once
 
 #include <boost/context/detail/fcontext.hpp>
@@ -14,6 +15,11 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+#if defined(__SANITIZE_THREAD__)
+#define CUDA_ON_CPU_TSAN 1
+#include <sanitizer/tsan_interface.h>
+#endif
+
 namespace cuda_on_cpu {
 
 /// One stack and where it stopped.
@@ -22,12 +28,19 @@ struct Fiber {
     std::byte* stack = nullptr;  ///< lowest usable byte
     std::size_t size = 0;
     void* fake_stack = nullptr;  ///< AddressSanitizer's
+    void* tsan_fiber = nullptr;  ///< ThreadSanitizer's; of the CPU thread itself too
 };
 
 /// Leaves `from` and goes on with `to`. Returns when somebody switches back.
 inline void switch_fiber(Fiber& from, Fiber& to) {
 #ifdef CUDA_ON_CPU_ASAN
     __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.size);
+#endif
+#ifdef CUDA_ON_CPU_TSAN
+    // Fibers of a CPU thread run one at a time: each switch orders what came before it.
+    // Races between CPU threads stay visible, races inside a block do not.
+    if (from.tsan_fiber == nullptr) from.tsan_fiber = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(to.tsan_fiber, 0);
 #endif
     const auto back = boost::context::detail::jump_fcontext(to.context, &from);
     static_cast<Fiber*>(back.data)->context = back.fctx;
