@@ -1,7 +1,7 @@
 // The expert bias: which tokens count, and where it moves.
 
 #include "core/transfer.h"
-#include "reference_cpu/load_balancing.h"
+#include "tests/ops.h"
 #include "tests/support.h"
 
 namespace moe::test {
@@ -9,18 +9,25 @@ namespace {
 
 using Values = std::vector<double>;
 
-TEST(ExpertBias, MovesTowardsBalance) {
+/// The update alone, fp32 in every supplier.
+class ExpertBiasUpdate : public testing::TestWithParam<ComponentSpec> {};
+
+TEST_P(ExpertBiasUpdate, MovesTowardsBalance) {
+    const auto ops = make_router_ops(GetParam());
     const Tensor bias = Tensor::from<float>({2}, {0.5f, -0.5f});
-    EXPECT_EQ(to_doubles(cpu::get_updated_expert_bias(bias, {3, 1}, 0.25)),
+    EXPECT_EQ(to_doubles(ops->get_updated_expert_bias(bias, {3, 1}, 0.25)),
               (Values{0.25, -0.25}));
-    EXPECT_TRUE(BitwiseEqual(cpu::get_updated_expert_bias(bias, {2, 2}, 0.25), bias));
-    EXPECT_TRUE(BitwiseEqual(cpu::get_updated_expert_bias(bias, {0, 0}, 0.25), bias));
+    EXPECT_TRUE(BitwiseEqual(ops->get_updated_expert_bias(bias, {2, 2}, 0.25), bias));
+    EXPECT_TRUE(BitwiseEqual(ops->get_updated_expert_bias(bias, {0, 0}, 0.25), bias));
     EXPECT_EQ(to_doubles(bias), (Values{0.5, -0.5})) << "the old one stays as it was";
     // The step is as long however far off an expert is; on the mean itself there is none.
-    EXPECT_EQ(to_doubles(cpu::get_updated_expert_bias(Tensor::zeros({3}, DType::f32),
+    EXPECT_EQ(to_doubles(ops->get_updated_expert_bias(Tensor::zeros({3}, DType::f32),
                                                       {1000, 2, 501}, 0.5)),
               (Values{-0.5, 0.5, 0.0}));
 }
+
+INSTANTIATE_TEST_SUITE_P(Tiers, ExpertBiasUpdate, testing::ValuesIn(fp32_suppliers()),
+                         instance_name);
 
 /// Three experts, K = 1; the hidden states are the logits.
 class ExpertBiasTest : public testing::TestWithParam<ComponentSpec> {

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/transfer.h"
+#include "tests/ops.h"
 #include "tests/support.h"
 
 namespace moe::test {
@@ -322,6 +323,30 @@ TEST_P(LossesTest, TakeLogitsThatExpCannotHold) {
         squares += std::pow(*std::max_element(&x[t * 6], &x[t * 6] + 6), 2);
     EXPECT_NEAR(losses.at("z_loss"), squares / kTokens, 1e-3 * squares / kTokens);
     for (double value : to_doubles(backward())) EXPECT_TRUE(std::isfinite(value));
+}
+
+/// The operations alone, on given logits, without a router around them.
+TEST_P(LossesTest, NeedNoRouter) {
+    const auto ops = make_router_ops(GetParam());
+    const auto reference = make_router_ops({"reference_cpu", DType::f64});
+    const Tensor logits = random_tensor({kTokens, kExperts}, 6, 1.5);
+    for (const std::string& function : kFunctions)
+        for (const Padding& padding : {Padding{}, some_padding()}) {
+            MoEConfig c = all_losses();
+            c.moe_router_score_function = function;
+            c.finalize();
+            Tensor mask;
+            if (!padding.empty())
+                mask = Tensor::from<std::uint8_t>({kSeq, kBatch},
+                                                  {padding.begin(), padding.end()});
+            const auto got = ops->auxiliary_losses(logits, kSeq, kBatch, mask, c, 3.0);
+            expect_losses(got.losses, brute_force(to_doubles(logits), function, padding),
+                          score_bound_of(GetParam()));
+            const auto expected =
+                reference->auxiliary_losses(logits, kSeq, kBatch, mask, c, 3.0);
+            EXPECT_TRUE(Close(got.dlogits, expected.dlogits, score_bound_of(GetParam())))
+                << function;
+        }
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, LossesTest, testing::ValuesIn(router_suppliers()),

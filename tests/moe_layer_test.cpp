@@ -1,6 +1,6 @@
-// The layer as a whole: mixed precisions, threads, dropping, padding, and what must not
+// The layer as a whole: mixed precisions, threads, padding, evaluation, and what must not
 // change the result. That it is the sum of its experts is in experts_test.cpp, its losses
-// are in load_balancing_test.cpp.
+// are in load_balancing_test.cpp, dropping is in moe_layer_capacity_test.cpp.
 
 #include "core/moe_layer.h"
 
@@ -10,109 +10,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
-#include "cli/closeness.h"
 #include "core/parameters.h"
 #include "core/transfer.h"
-#include "tests/support.h"
+#include "tests/layer_support.h"
 
 namespace moe::test {
 namespace {
-
-using Values = std::vector<double>;
-
-constexpr std::int64_t kHidden = 20;
-const Shape kShape = {43, 3, kHidden};  // (S, B, H)
-
-/// Everything one forward and backward give.
-struct LayerRun {
-    Tensor output;
-    Losses losses;
-    MoELayer::Gradients gradients;
-    ValueRecorder values;
-
-    Values value(const std::string& name) const { return to_doubles(values.at(name)); }
-};
-
-class LayerTest : public testing::TestWithParam<ComponentSpec> {
-  protected:
-    static TensorMap parameters_of(MoEConfig config) {
-        config.finalize();
-        return random_parameters(config, 7);
-    }
-    static MoELayer layer(MoEConfig config, const TensorMap& parameters) {
-        config.finalize();
-        return MoELayer(config, ModuleSpec::uniform(GetParam()), parameters);
-    }
-    static LayerRun run(MoELayer& layer, const Tensor& hidden, const Tensor& doutput,
-                        const Tensor& mask = {}, bool training = true) {
-        LayerRun result;
-        const RunContext context{.training = training, .observer = &result.values};
-        auto forward = layer.forward(hidden, mask, context);
-        result.output = forward.output;
-        result.losses = forward.losses;
-        result.gradients = layer.backward(doutput, forward.saved, context);
-        return result;
-    }
-    static LayerRun run(const MoEConfig& config, const TensorMap& parameters,
-                        const Tensor& hidden, const Tensor& doutput,
-                        const Tensor& mask = {}) {
-        MoELayer subject = layer(config, parameters);
-        return run(subject, hidden, doutput, mask);
-    }
-    static double bound() { return bound_of(GetParam()); }
-    static void expect_close(const TensorMap& got, const TensorMap& expected) {
-        EXPECT_EQ(got.size(), expected.size());
-        for (const auto& [name, gradient] : expected)
-            EXPECT_TRUE(Close(got.at(name), gradient, tier_bound(GetParam().dtype, true)))
-                << name;
-    }
-    static void expect_close(const LayerRun& got, const LayerRun& expected) {
-        EXPECT_TRUE(Close(got.output, expected.output, bound()));
-        expect_close({{"hidden_states", got.gradients.hidden_states}},
-                     {{"hidden_states", expected.gradients.hidden_states}});
-        expect_close(got.gradients.parameters, expected.gradients.parameters);
-    }
-};
-
-/// Tokens [begin, end) of (S, B, H), or rows of (T, E).
-Tensor tokens(const Tensor& all, std::int64_t begin, std::int64_t end) {
-    const std::int64_t width = all.shape().back();
-    const Values values = to_doubles(all);
-    return Tensor::from<double>({end - begin, 1, width}, {values.begin() + begin * width,
-                                                          values.begin() + end * width});
-}
-
-void expect_zero(const TensorView& tensor, const std::string& name) {
-    for (double value : to_doubles(tensor)) ASSERT_EQ(value, 0.0) << name;
-}
-
-double total(const Values& values) {
-    return std::accumulate(values.begin(), values.end(), 0.0);
-}
-
-/// Everything on. The router has fp32 or more, so that all tiers choose the same experts.
-MoEConfig rich_config() {
-    MoEConfig c = small_config(kHidden, 10, 3, 13);
-    c.moe_router_dtype = "fp32";
-    c.moe_router_score_function = "sigmoid";
-    c.moe_router_enable_expert_bias = true;
-    c.moe_router_num_groups = 5;
-    c.moe_router_group_topk = 2;
-    c.moe_router_load_balancing_type = {"aux_loss", "seq_aux_loss", "global_aux_loss"};
-    c.moe_aux_loss_coeff = {0.1, 0.2, 0.3};
-    c.moe_z_loss_coeff = 0.01;
-    c.moe_shared_expert_intermediate_size = 9;
-    c.moe_shared_expert_gate = true;
-    c.moe_expert_capacity_factor = 1.1;
-    return c;
-}
-
-MoEConfig dropless(MoEConfig c) {
-    c.moe_expert_capacity_factor.reset();
-    return c;
-}
 
 // ------------------------------------------------------------------- precisions, threads
 
@@ -283,59 +187,6 @@ TEST_P(LayerTest, TreatsMaskedTokensAsAbsentInLossesOnly) {
         EXPECT_GT(std::abs(loss - masked.losses.at(name)), 1e-3) << name;
 }
 
-// --------------------------------------------------------------------- capacity
-
-TEST_P(LayerTest, DropsDownToTheCapacityAndPadsUpToIt) {
-    const Tensor hidden = random_tensor(kShape, 1), doutput = random_tensor(kShape, 2);
-    const double routed = 43 * 3 * 3, capacity = std::ceil(routed / 10 * 0.9);
-    for (const char* policy : {"probs", "position"})
-        for (bool bias : {false, true}) {
-            MoEConfig config = dropless(rich_config());
-            config.add_bias_linear = bias;
-            if (bias) config.moe_shared_expert_intermediate_size.reset();
-            const TensorMap parameters = parameters_of(config);
-            const LayerRun all = run(config, parameters, hidden, doutput);
-            EXPECT_EQ(total(all.value("tokens_per_expert")), routed);
-
-            config.moe_expert_capacity_factor = 0.9;
-            config.moe_token_drop_policy = policy;
-            const LayerRun dropped = run(config, parameters, hidden, doutput);
-            const Values counts = dropped.value("tokens_per_expert");
-            EXPECT_EQ(*std::max_element(counts.begin(), counts.end()), capacity);
-            EXPECT_LT(total(counts), 10 * capacity);
-
-            // Padding fills the rest, and changes nothing.
-            config.moe_pad_expert_input_to_capacity = true;
-            const LayerRun padded = run(config, parameters, hidden, doutput);
-            EXPECT_EQ(padded.value("tokens_per_expert"), Values(10, capacity));
-            expect_close(padded, dropped);
-            EXPECT_EQ(padded.losses, dropped.losses);
-        }
-}
-
-TEST_P(LayerTest, GivesExactlyZeroForATokenThatEveryExpertDrops) {
-    MoEConfig config = small_config(kHidden, 5, 2, 6);
-    config.moe_expert_capacity_factor = 0.4;
-    const Tensor hidden = random_tensor(kShape, 1), doutput = random_tensor(kShape, 2);
-    const LayerRun got = run(config, parameters_of(config), hidden, doutput);
-    const Tensor& map = got.values.at("routing_map");
-    std::int64_t dropped = 0;
-    for (std::int64_t t = 0; t < 43 * 3; ++t) {
-        const bool stays = total(to_doubles(tokens(map, t, t + 1))) > 0.0;
-        dropped += !stays;
-        for (const Tensor& tensor : {got.output, got.gradients.hidden_states})
-            for (double value : to_doubles(tokens(tensor, t, t + 1)))
-                ASSERT_EQ(value != 0.0, stays) << "token " << t;
-    }
-    EXPECT_GT(dropped, 10);
-    EXPECT_LT(dropped, 100);
-
-    config.moe_expert_capacity_factor = 0.0;
-    const LayerRun nothing = run(config, parameters_of(config), hidden, doutput);
-    expect_zero(nothing.output, "output");
-    expect_zero(nothing.gradients.hidden_states, "hidden_states");
-}
-
 // ------------------------------------------------------- evaluation, counts for the bias
 
 TEST_P(LayerTest, LeavesNoTraceOfEvaluation) {
@@ -390,35 +241,6 @@ TEST_P(LayerTest, UpdatesTheExpertBiasFromAllMicroBatches) {
     EXPECT_EQ(to_doubles(subject.update_expert_bias()), (Values{-0.125, 0.125}));
     subject.forward(second, {}, {});
     EXPECT_EQ(to_doubles(subject.update_expert_bias()), (Values{0, 0}));
-}
-
-TEST_P(LayerTest, CountsForTheExpertBiasWhatIsLeftAfterDropping) {
-    MoEConfig config = rich_config();
-    config.moe_expert_capacity_factor = 0.8;
-    const TensorMap parameters = parameters_of(config);
-    const Tensor hidden = random_tensor(kShape, 1);
-    MoELayer dropping = layer(config, parameters);
-    const LayerRun got = run(dropping, hidden, hidden);
-    const auto signs_of = [](const Values& counts) {
-        Values signs;
-        for (double n : counts)
-            signs.push_back((total(counts) > 10 * n) - (total(counts) < 10 * n));
-        return signs;
-    };
-    const Values signs = signs_of(got.value("tokens_per_expert"));
-    Values before_dropping(10),
-        expected = to_doubles(parameters.at("router.expert_bias"));
-    for (double e : got.value("topk_idx")) before_dropping[std::size_t(e)] += 1.0;
-    EXPECT_NE(signs, signs_of(before_dropping)) << "the same either way: tests nothing";
-    for (std::size_t e = 0; e < 10; ++e) expected[e] += 1e-3 * signs[e];
-    EXPECT_TRUE(Close(dropping.update_expert_bias(), Tensor::from({10}, expected), 1e-6));
-
-    // Padded to capacity, every expert has as many as any other.
-    config.moe_pad_expert_input_to_capacity = true;
-    MoELayer padding = layer(config, parameters);
-    run(padding, hidden, hidden);
-    EXPECT_TRUE(
-        BitwiseEqual(padding.update_expert_bias(), parameters.at("router.expert_bias")));
 }
 
 // ------------------------------------------------------------------- odd and bad input

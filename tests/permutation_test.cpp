@@ -1,11 +1,11 @@
 // Permutation: row order, round trips, adjoints, chunk sorting.
 
-#include "reference_cpu/permutation.h"
-
+#include <cmath>
 #include <numeric>
 
 #include "core/rng.h"
 #include "core/transfer.h"
+#include "tests/ops.h"
 #include "tests/support.h"
 
 namespace moe::test {
@@ -35,10 +35,27 @@ double inner_product(const Tensor& a, const Tensor& b) {
     return std::inner_product(x.begin(), x.end(), y.begin(), 0.0);
 }
 
-TEST(RowMap, OrdersRowsByExpertThenToken) {
+class PermutationTest : public testing::TestWithParam<ComponentSpec> {
+  protected:
+    static Tensor in_dtype(const Tensor& tensor) {
+        return transfer(tensor, {MemorySpace::host, GetParam().dtype});
+    }
+    static Tensor random(const Shape& shape, std::uint64_t seed) {
+        return in_dtype(random_tensor(shape, seed));
+    }
+    /// Small integers, of which every sum is exact in every dtype.
+    static Tensor random_integers(const Shape& shape, std::uint64_t seed) {
+        std::vector<double> values = to_doubles(random_tensor(shape, seed, 4.0));
+        for (double& value : values) value = std::round(value);
+        return in_dtype(Tensor::from(shape, values));
+    }
+    const std::unique_ptr<RowOps> ops_ = make_row_ops(GetParam());
+};
+
+TEST_P(PermutationTest, OrdersRowsByExpertThenToken) {
     for (auto [T, E] : {std::pair<std::int64_t, std::int64_t>{257, 7}, {1, 3}, {31, 2}}) {
         const Tensor routing = random_map(T, E, 1);
-        const cpu::RowMap map = cpu::make_row_map(routing);
+        const RowMap map = ops_->make_row_map(routing);
         std::int64_t routed = 0;
         for (double entry : to_doubles(routing)) routed += entry != 0.0;
         ASSERT_EQ(map.num_rows(), routed);
@@ -56,8 +73,9 @@ TEST(RowMap, OrdersRowsByExpertThenToken) {
     }
 }
 
-TEST(RowMap, FindsEveryRowOfATokenInOrder) {
-    const cpu::RowMap map = cpu::make_row_map(random_map(65, 6, 2));
+TEST_P(PermutationTest, FindsEveryRowOfATokenInOrder) {
+    const RowMap map = ops_->make_row_map(random_map(65, 6, 2));
+    ASSERT_EQ(map.token_rows.size(), map.row_token.size());
     ASSERT_EQ(map.token_offsets.size(), 66u);
     EXPECT_EQ(map.token_offsets.front(), 0);
     EXPECT_EQ(map.token_offsets.back(), map.num_rows());
@@ -71,22 +89,14 @@ TEST(RowMap, FindsEveryRowOfATokenInOrder) {
             }
 }
 
-template <typename Scalar>
-class PermutationTest : public testing::Test {
-  protected:
-    static Tensor random(const Shape& shape, std::uint64_t seed) {
-        return transfer(random_tensor(shape, seed),
-                        {MemorySpace::host, dtype_of<Scalar>});
-    }
-};
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(PermutationTest, Scalars);
-
-TYPED_TEST(PermutationTest, CopiesEachTokenToItsRows) {
-    const cpu::RowMap map = cpu::make_row_map(random_map(37, 5, 3));
-    const Tensor x = this->random({37, 11}, 4), p = this->random({37, 5}, 5);
-    const auto rows = to_doubles(cpu::permute<TypeParam>(x, map));
-    const auto row_probs = to_doubles(cpu::permute_probs<TypeParam>(p, map));
+TEST_P(PermutationTest, CopiesEachTokenToItsRows) {
+    const Tensor routing = random_map(37, 5, 3);
+    const RowMap map = ops_->make_row_map(routing);
+    const Tensor x = random({37, 11}, 4), p = random({37, 5}, 5);
+    const auto rows = to_doubles(ops_->permute(x, routing));
+    const auto row_probs = to_doubles(ops_->permute_probs(p, routing));
+    ASSERT_EQ(std::int64_t(rows.size()), map.num_rows() * 11);
+    ASSERT_EQ(std::int64_t(row_probs.size()), map.num_rows());
     for (std::int64_t r = 0; r < map.num_rows(); ++r) {
         const std::int64_t t = map.row_token[r];
         EXPECT_EQ(row_probs[r], to_doubles(p)[t * 5 + map.row_expert[r]]);
@@ -95,54 +105,50 @@ TYPED_TEST(PermutationTest, CopiesEachTokenToItsRows) {
     }
 }
 
-TYPED_TEST(PermutationTest, IsIdentityOnTheWayBackWithEqualWeights) {
+TEST_P(PermutationTest, IsIdentityOnTheWayBackWithEqualWeights) {
     for (std::int64_t K : {1, 2, 4}) {
-        const cpu::RowMap map = cpu::make_row_map(regular_map(33, 6, K));
-        const Tensor x = this->random({33, 20}, 2);
-        Tensor rows = cpu::permute<TypeParam>(x, map);
-        for (std::int64_t i = 0; i < rows.numel(); ++i)
-            rows.template data<TypeParam>()[i] /= TypeParam(K);  // exact: powers of two
-        EXPECT_TRUE(BitwiseEqual(cpu::unpermute<TypeParam>(rows, map), x));
-        EXPECT_TRUE(BitwiseEqual(cpu::permute_backward<TypeParam>(rows, map), x));
+        const Tensor routing = regular_map(33, 6, K), x = random({33, 20}, 2);
+        std::vector<double> shares = to_doubles(ops_->permute(x, routing));
+        for (double& share : shares) share /= double(K);  // exact: powers of two
+        const Tensor rows = in_dtype(Tensor::from({33 * K, 20}, shares));
+        EXPECT_TRUE(BitwiseEqual(ops_->unpermute(rows, routing), x));
+        EXPECT_TRUE(BitwiseEqual(ops_->permute_backward(rows, routing), x));
     }
 }
 
-TYPED_TEST(PermutationTest, BackwardsAreAdjoint) {
-    const cpu::RowMap map = cpu::make_row_map(random_map(37, 5, 3));
-    const std::int64_t N = map.num_rows();
-    const Tensor x = this->random({37, 11}, 4), y = this->random({N, 11}, 5);
-    EXPECT_NEAR(inner_product(cpu::permute<TypeParam>(x, map), y),
-                inner_product(x, cpu::permute_backward<TypeParam>(y, map)), 1e-4);
-    EXPECT_NEAR(inner_product(cpu::unpermute<TypeParam>(y, map), x),
-                inner_product(y, cpu::unpermute_backward<TypeParam>(x, map)), 1e-4);
-    const Tensor p = this->random({37, 5}, 6), dp = this->random({N}, 7);
-    EXPECT_NEAR(inner_product(cpu::permute_probs<TypeParam>(p, map), dp),
-                inner_product(p, cpu::permute_probs_backward<TypeParam>(dp, map)), 1e-4);
+TEST_P(PermutationTest, BackwardsAreAdjoint) {
+    const Tensor map = random_map(37, 5, 3);
+    const std::int64_t N = ops_->make_row_map(map).num_rows();
+    const Tensor x = random_integers({37, 11}, 4), y = random_integers({N, 11}, 5);
+    EXPECT_EQ(inner_product(ops_->permute(x, map), y),
+              inner_product(x, ops_->permute_backward(y, map)));
+    EXPECT_EQ(inner_product(ops_->unpermute(y, map), x),
+              inner_product(y, ops_->unpermute_backward(x, map)));
+    const Tensor p = random_integers({37, 5}, 6), dp = random_integers({N}, 7);
+    EXPECT_EQ(inner_product(ops_->permute_probs(p, map), dp),
+              inner_product(p, ops_->permute_probs_backward(dp, map)));
 }
 
-TYPED_TEST(PermutationTest, TakesNoTokensAndNoRows) {
-    const cpu::RowMap none = cpu::make_row_map(Tensor::zeros({0, 4}, DType::u8));
-    EXPECT_EQ(cpu::permute<TypeParam>(this->random({0, 3}, 1), none).shape(),
-              (Shape{0, 3}));
-    EXPECT_EQ(cpu::unpermute<TypeParam>(this->random({0, 3}, 1), none).shape(),
-              (Shape{0, 3}));
-    EXPECT_EQ(none.tokens_per_expert, std::vector<std::int64_t>(4));
-    const cpu::RowMap unrouted = cpu::make_row_map(Tensor::zeros({5, 4}, DType::u8));
-    const Tensor sums = cpu::unpermute<TypeParam>(this->random({0, 3}, 1), unrouted);
+TEST_P(PermutationTest, TakesNoTokensAndNoRows) {
+    const Tensor none = Tensor::zeros({0, 4}, DType::u8);
+    EXPECT_EQ(ops_->permute(random({0, 3}, 1), none).shape(), (Shape{0, 3}));
+    EXPECT_EQ(ops_->unpermute(random({0, 3}, 1), none).shape(), (Shape{0, 3}));
+    EXPECT_EQ(ops_->make_row_map(none).tokens_per_expert, std::vector<std::int64_t>(4));
+    const Tensor unrouted = Tensor::zeros({5, 4}, DType::u8);
+    const Tensor sums = ops_->unpermute(random({0, 3}, 1), unrouted);
     EXPECT_EQ(sums.shape(), (Shape{5, 3}));
     for (double value : to_doubles(sums)) EXPECT_EQ(value, 0.0);
-    const Tensor dprobs =
-        cpu::permute_probs_backward<TypeParam>(this->random({0}, 1), unrouted);
+    const Tensor dprobs = ops_->permute_probs_backward(random({0}, 1), unrouted);
     EXPECT_EQ(to_doubles(dprobs), std::vector<double>(20));
 }
 
 // The orders that Megatron's dispatcher uses for ETP = 2, EP = 2, two local experts.
-TYPED_TEST(PermutationTest, SortsChunksThereAndBack) {
+TEST_P(PermutationTest, SortsChunksThereAndBack) {
     const std::vector<std::int64_t> sizes = {3, 0, 1, 4, 2, 5, 0, 1};
     const std::vector<std::int64_t> there = {0, 2, 4, 6, 1, 3, 5, 7};
     const std::vector<std::int64_t> back = {0, 4, 1, 5, 2, 6, 3, 7};
-    const Tensor rows = this->random({16, 3}, 8);
-    const Tensor sorted = cpu::sort_chunks_by_idxs<TypeParam>(rows, sizes, there);
+    const Tensor rows = random({16, 3}, 8);
+    const Tensor sorted = ops_->sort_chunks_by_idxs(rows, sizes, there);
 
     // Row by row: chunks begin at 0, 3, 3, 4, 8, 10, 15 and 15.
     const std::vector<std::int64_t> expected = {0, 1, 2, 3, 8,  9,  // 0, 2, 4 (6: none)
@@ -154,11 +160,11 @@ TYPED_TEST(PermutationTest, SortsChunksThereAndBack) {
 
     std::vector<std::int64_t> sorted_sizes;
     for (std::int64_t chunk : there) sorted_sizes.push_back(sizes[chunk]);
-    EXPECT_TRUE(BitwiseEqual(
-        cpu::sort_chunks_by_idxs<TypeParam>(sorted, sorted_sizes, back), rows));
+    EXPECT_TRUE(
+        BitwiseEqual(ops_->sort_chunks_by_idxs(sorted, sorted_sizes, back), rows));
 }
 
-TYPED_TEST(PermutationTest, UndoesAnyOrderOfChunks) {
+TEST_P(PermutationTest, UndoesAnyOrderOfChunks) {
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
         const Rng rng(seed);
         const std::int64_t count = 1 + rng.below(0, 9);
@@ -173,17 +179,19 @@ TYPED_TEST(PermutationTest, UndoesAnyOrderOfChunks) {
             sorted_sizes.push_back(sizes[order[i]]);
             inverse[order[i]] = i;
         }
-        const Tensor rows = this->random(
+        const Tensor rows = random(
             {std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0}), 3}, seed);
-        const Tensor sorted = cpu::sort_chunks_by_idxs<TypeParam>(rows, sizes, order);
-        EXPECT_TRUE(BitwiseEqual(
-            cpu::sort_chunks_by_idxs<TypeParam>(sorted, sorted_sizes, inverse), rows));
+        const Tensor sorted = ops_->sort_chunks_by_idxs(rows, sizes, order);
+        EXPECT_TRUE(
+            BitwiseEqual(ops_->sort_chunks_by_idxs(sorted, sorted_sizes, inverse), rows));
     }
-    const Tensor rows = this->random({4, 3}, 1);
-    EXPECT_THROW(cpu::sort_chunks_by_idxs<TypeParam>(rows, {2, 1}, {0, 1}),
-                 InternalError);
-    EXPECT_THROW(cpu::sort_chunks_by_idxs<TypeParam>(rows, {2, 2}, {0}), InternalError);
+    const Tensor rows = random({4, 3}, 1);
+    EXPECT_THROW(ops_->sort_chunks_by_idxs(rows, {2, 1}, {0, 1}), InternalError);
+    EXPECT_THROW(ops_->sort_chunks_by_idxs(rows, {2, 2}, {0}), InternalError);
 }
+
+INSTANTIATE_TEST_SUITE_P(Tiers, PermutationTest, testing::ValuesIn(available_suppliers()),
+                         instance_name);
 
 }  // namespace
 }  // namespace moe::test

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "core/transfer.h"
-#include "reference_cpu/load_balancing.h"
+#include "tests/ops.h"
 #include "tests/support.h"
 
 namespace moe::test {
@@ -37,69 +37,66 @@ std::vector<double> sinkhorn_loop(const std::vector<double>& x, std::int64_t T,
     return {};
 }
 
-template <typename Scalar>
-class SinkhornTest : public testing::Test {
+class SinkhornTest : public testing::TestWithParam<ComponentSpec> {
   protected:
-    static Tensor sinkhorn(const Tensor& logits) {
-        return cpu::sinkhorn<Scalar>(
-            transfer(logits, {MemorySpace::host, dtype_of<Scalar>}));
-    }
+    Tensor sinkhorn(const Tensor& logits) const { return ops_->sinkhorn(logits); }
     static Tensor matrix(const Shape& shape, const std::vector<float>& values) {
         return Tensor::from<float>(shape, values);
     }
+    const std::unique_ptr<RouterOps> ops_ = make_router_ops(GetParam());
 };
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(SinkhornTest, Scalars);
 
-TYPED_TEST(SinkhornTest, BalancesRowsAndColumns) {
+TEST_P(SinkhornTest, BalancesRowsAndColumns) {
     for (auto [T, E] : {std::pair<std::int64_t, std::int64_t>{21, 5}, {5, 21}, {1, 3}}) {
-        const auto d = to_doubles(this->sinkhorn(random_tensor({T, E}, 1)));
+        const auto d = to_doubles(sinkhorn(random_tensor({T, E}, 1)));
         std::vector<double> rows(T), columns(E);
         for (std::int64_t i = 0; i < T * E; ++i)
             rows[i / E] += d[i], columns[i % E] += d[i];
         for (double row : rows) EXPECT_NEAR(row, 1.0 / double(T), 1e-3 / double(T));
         for (double column : columns) EXPECT_NEAR(column, 1.0 / double(E), 1e-5);
     }
-    EXPECT_EQ(this->sinkhorn(Tensor::zeros({0, 3}, DType::f32)).shape(), (Shape{0, 3}));
+    EXPECT_EQ(sinkhorn(Tensor::zeros({0, 3}, DType::f32)).shape(), (Shape{0, 3}));
 }
 
-TYPED_TEST(SinkhornTest, FollowsTheLoop) {
+TEST_P(SinkhornTest, FollowsTheLoop) {
     const auto follows = [&](const Tensor& logits, double bound) {
         const auto expected =
             sinkhorn_loop(to_doubles(logits), logits.dim(0), logits.dim(1));
-        return Close(this->sinkhorn(logits), Tensor::from(logits.shape(), expected),
-                     bound);
+        return Close(sinkhorn(logits), Tensor::from(logits.shape(), expected), bound);
     };
     EXPECT_TRUE(follows(random_tensor({33, 7}, 2), 1e-5));
     EXPECT_TRUE(follows(random_tensor({7, 33}, 3, 2.0), 1e-4));
     // So small that the loop's epsilon shows.
-    EXPECT_TRUE(follows(this->matrix({2, 2}, {-30, -30, -30, -30}), 1e-4));
+    EXPECT_TRUE(follows(matrix({2, 2}, {-30, -30, -30, -30}), 1e-4));
     // Hundreds of rounds, not only a few.
-    EXPECT_TRUE(follows(this->matrix({2, 2}, {9, 0, 0, 0}), 1e-2));
+    EXPECT_TRUE(follows(matrix({2, 2}, {9, 0, 0, 0}), 1e-2));
 }
 
-TYPED_TEST(SinkhornTest, RejectsWhatExpCannotHold) {
-    EXPECT_NO_THROW(this->sinkhorn(this->matrix({2, 2}, {88, 88, 88, 88})));
+TEST_P(SinkhornTest, RejectsWhatExpCannotHold) {
+    EXPECT_NO_THROW(sinkhorn(matrix({2, 2}, {88, 88, 88, 88})));
     EXPECT_TRUE(Rejects(
         [&] {
-            this->sinkhorn(this->matrix({2, 2}, {0, 0, 90, 0}));
+            sinkhorn(matrix({2, 2}, {0, 0, 90, 0}));
         },
         {"logits = 90", "at most 88"}));
 }
 
-TYPED_TEST(SinkhornTest, RejectsWhatNeverSettles) {
+TEST_P(SinkhornTest, RejectsWhatNeverSettles) {
     for (const Tensor& logits :
-         {random_tensor({9, 64}, 4, 5.0), this->matrix({2, 2}, {0, 0, -100, 0}),
-          this->matrix({2, 2}, {88, 0, 0, 0})}) {
+         {random_tensor({9, 64}, 4, 5.0), matrix({2, 2}, {0, 0, -100, 0}),
+          matrix({2, 2}, {88, 0, 0, 0})}) {
         ASSERT_TRUE(
             sinkhorn_loop(to_doubles(logits), logits.dim(0), logits.dim(1)).empty())
             << "the loop itself must not settle on this";
         const auto start = std::chrono::steady_clock::now();
         EXPECT_TRUE(
-            Rejects([&] { this->sinkhorn(logits); }, {"rounds of sinkhorn", "converge"}));
+            Rejects([&] { sinkhorn(logits); }, {"rounds of sinkhorn", "converge"}));
         EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
     }
 }
+
+INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornTest, testing::ValuesIn(router_suppliers()),
+                         instance_name);
 
 /// Sinkhorn behind the router; the weight is the identity, so logits are what is given.
 class SinkhornRouter : public testing::TestWithParam<ComponentSpec> {

@@ -36,6 +36,12 @@ std::vector<ComponentSpec> router_suppliers() {
     return suppliers;
 }
 
+std::vector<ComponentSpec> fp32_suppliers() {
+    std::vector<ComponentSpec> suppliers = router_suppliers();
+    std::erase_if(suppliers, [](const auto& s) { return s.dtype != DType::f32; });
+    return suppliers;
+}
+
 Placement placement_of(const ComponentSpec& supplier) {
     MoEConfig config = small_config();
     config.finalize();

@@ -41,6 +41,9 @@ std::vector<ComponentSpec> precise_suppliers();
 /// fp64 and fp32 of every tier: a router exists in both, and never in bf16.
 std::vector<ComponentSpec> router_suppliers();
 
+/// fp32 of every tier, for what is fp32 whatever the supplier's dtype.
+std::vector<ComponentSpec> fp32_suppliers();
+
 /// Where a supplier's components want their tensors.
 Placement placement_of(const ComponentSpec& supplier);
 

@@ -1,9 +1,8 @@
 // Token dropping: who stays, by policy; ties; padding to capacity.
 
-#include "reference_cpu/token_dropping.h"
-
 #include "core/rng.h"
 #include "core/transfer.h"
+#include "tests/ops.h"
 #include "tests/support.h"
 
 namespace moe::test {
@@ -39,26 +38,24 @@ MoEConfig dropping_config(std::int64_t experts, double factor, const std::string
     return config;
 }
 
-template <typename Scalar>
-class DroppingTest : public testing::Test {
+class DroppingTest : public testing::TestWithParam<ComponentSpec> {
   protected:
     /// Probabilities with their map: routed where the probability was given as >= 0.
-    cpu::DroppedRouting drop(const Values& entries, std::int64_t experts, double factor,
-                             const std::string& policy, bool pad) {
+    DroppedRouting drop(const Values& entries, std::int64_t experts, double factor,
+                        const std::string& policy, bool pad) {
         const auto T = static_cast<std::int64_t>(entries.size()) / experts;
-        Tensor probs = Tensor::zeros({T, experts}, dtype_of<Scalar>);
-        Tensor map = Tensor::zeros({T, experts}, DType::u8);
+        Values probs(entries.size());
+        std::vector<std::uint8_t> map(entries.size());
         for (std::size_t i = 0; i < entries.size(); ++i) {
-            if (entries[i] < 0.0) continue;
-            probs.data<Scalar>()[i] = static_cast<Scalar>(entries[i]);
-            map.data<std::uint8_t>()[i] = 1;
+            probs[i] = std::max(entries[i], 0.0);
+            map[i] = entries[i] >= 0.0;
         }
-        return cpu::apply_token_dropping<Scalar>(
-            probs, map, dropping_config(experts, factor, policy, pad));
+        return ops_->apply_token_dropping(Tensor::from({T, experts}, probs),
+                                          Tensor::from({T, experts}, map),
+                                          dropping_config(experts, factor, policy, pad));
     }
+    const std::unique_ptr<RouterOps> ops_ = make_router_ops(GetParam());
 };
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(DroppingTest, Scalars);
 
 constexpr double kNot = -1.0;  // not routed
 
@@ -66,37 +63,37 @@ constexpr double kNot = -1.0;  // not routed
 const Values kEntries = {0.5,  kNot, 0.75, kNot, 0.25, kNot,
                          0.75, kNot, 0.5,  kNot, kNot, 0.125};
 
-TYPED_TEST(DroppingTest, KeepsTheLargestProbabilities) {
-    const auto kept = this->drop(kEntries, 2, 2.0 / 3.0, "probs", false);
+TEST_P(DroppingTest, KeepsTheLargestProbabilities) {
+    const auto kept = drop(kEntries, 2, 2.0 / 3.0, "probs", false);
     EXPECT_EQ(to_doubles(kept.routing_map), (Values{0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
     EXPECT_EQ(to_doubles(kept.probs),
               (Values{0, 0, 0.75, 0, 0, 0, 0.75, 0, 0, 0, 0, 0.125}));
 }
 
-TYPED_TEST(DroppingTest, KeepsTheFirstTokens) {
-    const auto kept = this->drop(kEntries, 2, 2.0 / 3.0, "position", false);
+TEST_P(DroppingTest, KeepsTheFirstTokens) {
+    const auto kept = drop(kEntries, 2, 2.0 / 3.0, "position", false);
     EXPECT_EQ(to_doubles(kept.routing_map), (Values{1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1}));
 }
 
-TYPED_TEST(DroppingTest, GivesTiesToTheEarlierToken) {
+TEST_P(DroppingTest, GivesTiesToTheEarlierToken) {
     // C = 3: of the two with 0.5, token 0 stays and token 4 goes.
-    const auto kept = this->drop(kEntries, 2, 1.0, "probs", false);
+    const auto kept = drop(kEntries, 2, 1.0, "probs", false);
     EXPECT_EQ(to_doubles(kept.routing_map), (Values{1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1}));
 }
 
-TYPED_TEST(DroppingTest, LetsAZeroProbabilityCompeteWithUnroutedTokens) {
+TEST_P(DroppingTest, LetsAZeroProbabilityCompeteWithUnroutedTokens) {
     // Token 3 is routed with probability 0; tokens 0 and 1 tie with it and come first.
     const Values entries = {kNot, kNot, 0.5, 0.0};
-    auto kept = this->drop(entries, 1, 0.5, "probs", false);
+    auto kept = drop(entries, 1, 0.5, "probs", false);
     EXPECT_EQ(to_doubles(kept.routing_map), (Values{0, 0, 1, 0}));
     // By position it is the second of its expert, whatever its probability.
-    kept = this->drop(entries, 1, 0.5, "position", false);
+    kept = drop(entries, 1, 0.5, "position", false);
     EXPECT_EQ(to_doubles(kept.routing_map), (Values{0, 0, 1, 1}));
 }
 
-TYPED_TEST(DroppingTest, FillsUpWithTheLowestUnroutedTokens) {
+TEST_P(DroppingTest, FillsUpWithTheLowestUnroutedTokens) {
     for (const char* policy : {"probs", "position"}) {
-        const auto kept = this->drop(kEntries, 2, 1.0, policy, true);
+        const auto kept = drop(kEntries, 2, 1.0, policy, true);
         // Expert 1 has one token of its own, 5; tokens 0 and 1 fill up with probability
         // 0.
         const auto map = to_doubles(kept.routing_map), p = to_doubles(kept.probs);
@@ -107,7 +104,7 @@ TYPED_TEST(DroppingTest, FillsUpWithTheLowestUnroutedTokens) {
     }
 }
 
-TYPED_TEST(DroppingTest, AgreesWithBruteForce) {
+TEST_P(DroppingTest, AgreesWithBruteForce) {
     // Probabilities in eighths and zeros: many ties.
     const Rng rng(1);
     std::uint64_t draw = 0;
@@ -124,7 +121,7 @@ TYPED_TEST(DroppingTest, AgreesWithBruteForce) {
                     const std::string policy = by_probs ? "probs" : "position";
                     const std::int64_t C =
                         get_capacity(dropping_config(E, factor, policy, pad), T);
-                    const auto kept = this->drop(entries, E, factor, policy, pad);
+                    const auto kept = drop(entries, E, factor, policy, pad);
                     const Values expected =
                         brute_force(probs, routed, E, C, by_probs, pad);
                     ASSERT_EQ(to_doubles(kept.routing_map), expected);
@@ -133,40 +130,43 @@ TYPED_TEST(DroppingTest, AgreesWithBruteForce) {
                 }
 }
 
-TYPED_TEST(DroppingTest, KeepsAllOrNothingAtTheEnds) {
+TEST_P(DroppingTest, KeepsAllOrNothingAtTheEnds) {
     for (const char* policy : {"probs", "position"}) {
         // An even share is 3: from twice that on, everybody stays.
         for (double factor : {2.0, 2.1, 100.0, 1e300}) {
             const auto all =
-                to_doubles(this->drop(kEntries, 2, factor, policy, false).routing_map);
+                to_doubles(drop(kEntries, 2, factor, policy, false).routing_map);
             for (std::size_t i = 0; i < all.size(); ++i)
                 EXPECT_EQ(all[i], kEntries[i] >= 0.0) << policy << factor;
         }
         for (bool pad : {false, true})
             for (double entry :
-                 to_doubles(this->drop(kEntries, 2, 0.0, policy, pad).routing_map))
+                 to_doubles(drop(kEntries, 2, 0.0, policy, pad).routing_map))
                 EXPECT_EQ(entry, 0.0);
-        EXPECT_EQ(this->drop({}, 2, 1.0, policy, true).probs.shape(), (Shape{0, 2}));
+        EXPECT_EQ(drop({}, 2, 1.0, policy, true).probs.shape(), (Shape{0, 2}));
     }
 }
 
-TYPED_TEST(DroppingTest, RejectsPaddingBeyondTheTokens) {
-    EXPECT_TRUE(Rejects([&] { this->drop(kEntries, 2, 2.5, "probs", true); },
+TEST_P(DroppingTest, RejectsPaddingBeyondTheTokens) {
+    EXPECT_TRUE(Rejects([&] { drop(kEntries, 2, 2.5, "probs", true); },
                         {"moe_expert_capacity_factor = 2.5", "capacity (8)", "(6)"}));
-    const auto full = this->drop(kEntries, 2, 2.0, "probs", true);
+    const auto full = drop(kEntries, 2, 2.0, "probs", true);
     for (double entry : to_doubles(full.routing_map)) EXPECT_EQ(entry, 1.0);
 }
 
-TYPED_TEST(DroppingTest, BackwardKeepsTheGradientOfWhatWasKept) {
-    const auto kept = this->drop(kEntries, 2, 2.0 / 3.0, "probs", false);
+TEST_P(DroppingTest, BackwardKeepsTheGradientOfWhatWasKept) {
+    const auto kept = drop(kEntries, 2, 2.0 / 3.0, "probs", false);
     const Tensor dprobs =
-        transfer(random_tensor({6, 2}, 3), {MemorySpace::host, dtype_of<TypeParam>});
+        transfer(random_tensor({6, 2}, 3), {MemorySpace::host, GetParam().dtype});
     const auto map = to_doubles(kept.routing_map), all = to_doubles(dprobs);
-    const auto got = to_doubles(
-        cpu::apply_token_dropping_backward<TypeParam>(dprobs, kept.routing_map));
+    const auto got =
+        to_doubles(ops_->apply_token_dropping_backward(dprobs, kept.routing_map));
     for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], all[i] * map[i]);
     EXPECT_EQ(to_doubles(dprobs), all) << "what came in stays as it was";
 }
+
+INSTANTIATE_TEST_SUITE_P(Tiers, DroppingTest, testing::ValuesIn(router_suppliers()),
+                         instance_name);
 
 /// Dropping within the router; the hidden states are the logits.
 class RouterDropping : public testing::TestWithParam<ComponentSpec> {};

@@ -6,8 +6,7 @@
 #include <set>
 
 #include "core/transfer.h"
-#include "reference_cpu/activation.h"
-#include "reference_cpu/load_balancing.h"
+#include "tests/ops.h"
 #include "tests/support.h"
 
 namespace moe::test {
@@ -177,41 +176,43 @@ TEST_P(VectorsTest, Permutation) {
 INSTANTIATE_TEST_SUITE_P(Tiers, VectorsTest, testing::ValuesIn(precise_suppliers()),
                          instance_name);
 
-// Steps within a component: only the reference has them one by one.
-template <typename Scalar>
-class ReferenceVectors : public testing::Test {};
-using Scalars = testing::Types<float, double>;
-TYPED_TEST_SUITE(ReferenceVectors, Scalars);
+// Steps within a component, one by one.
+class SinkhornVector : public testing::TestWithParam<ComponentSpec> {};
 
-TYPED_TEST(ReferenceVectors, Sinkhorn) {
-    const Tensor logits =
-        transfer(matrix(vectors()["logits"]), {MemorySpace::host, dtype_of<TypeParam>});
-    EXPECT_TRUE(
-        Close(cpu::sinkhorn<TypeParam>(logits), matrix(vectors()["sinkhorn"]), 1e-5));
+TEST_P(SinkhornVector, IsMegatrons) {
+    const auto ops = make_router_ops(GetParam());
+    EXPECT_TRUE(Close(ops->sinkhorn(matrix(vectors()["logits"])),
+                      matrix(vectors()["sinkhorn"]), 1e-5));
 }
 
-TYPED_TEST(ReferenceVectors, Activations) {
-    using Row = cpu::RowArray<TypeParam>;
+INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornVector, testing::ValuesIn(router_suppliers()),
+                         instance_name);
+
+class ActivationVectors : public testing::TestWithParam<ComponentSpec> {};
+
+TEST_P(ActivationVectors, AreMegatrons) {
+    const auto ops = make_row_ops(GetParam());
+    const double bound = GetParam().dtype == DType::bf16 ? bound_of(GetParam()) : kBound;
     MoEConfig c = small_config();
-    const auto p = TypeParam(0.7f);
-    const auto expect = [&](const std::string& name, const Row& z) {
-        const std::int64_t ffn = c.gated_linear_unit ? z.size() / 2 : z.size();
-        const cpu::ExpertActivation<TypeParam> activation(c, ffn);
-        const json& v = vectors()[name];
-        Row a(ffn), dz(z.size()), g(2);
-        g << 1, -2;
-        activation.forward(a, z, p);
-        for (std::int64_t f = 0; f < ffn; ++f)
-            EXPECT_NEAR(a[f], v["fwd"][0][f].get<double>(), kBound) << name;
-        if (!v.contains("dx")) return;
-        EXPECT_NEAR(activation.backward(dz, z, g, p), v["dw"][0][0].get<double>(),
-                    kBound);
-        for (std::int64_t i = 0; i < z.size(); ++i)
-            EXPECT_NEAR(dz[i], v["dx"][0][i].get<double>(), kBound) << name;
+    const Tensor p = Tensor::from<float>({1}, {0.7f});
+    const Tensor g = Tensor::from<float>({1, 2}, {1, -2});
+    const auto expect_row = [&](const Tensor& got, const json& row,
+                                const std::string& name) {
+        const Values values = to_doubles(got);
+        ASSERT_EQ(values.size(), row.size()) << name;
+        for (std::size_t i = 0; i < values.size(); ++i)
+            EXPECT_NEAR(values[i], row[i].get<double>(), bound) << name << i;
     };
-    Row z(4), short_z(2);
-    z << 0.5, -1, 2, 0.25;
-    short_z << 0.5, -1;
+    const auto expect = [&](const std::string& name, const Tensor& z) {
+        const json& v = vectors()[name];
+        expect_row(ops->activation_forward(c, z, p), v["fwd"][0], name);
+        if (!v.contains("dx")) return;
+        const auto gradients = ops->activation_backward(c, z, g, p);
+        expect_row(gradients.dp, v["dw"][0], name);
+        expect_row(gradients.dh, v["dx"][0], name);
+    };
+    const Tensor z = Tensor::from<float>({1, 4}, {0.5f, -1, 2, 0.25f});
+    const Tensor short_z = Tensor::from<float>({1, 2}, {0.5f, -1});
     expect("wswiglu", z);
     c.activation_func_clamp_value = 0.4;
     expect("wswiglu_clamp0.4", z);
@@ -223,13 +224,14 @@ TYPED_TEST(ReferenceVectors, Activations) {
     c.gated_linear_unit = false;
     expect("wsqrelu", short_z);
     // Its backward by hand: a_f = p max(z, 0)², so dz = 2 p g max(z, 0).
-    Row dz(2), g(2);
-    g << 1, -2;
-    EXPECT_NEAR(cpu::ExpertActivation<TypeParam>(c, 2).backward(dz, short_z, g, p), 0.25,
-                kBound);
-    EXPECT_NEAR(dz[0], 0.7, kBound);
-    EXPECT_EQ(dz[1], 0.0);
+    const auto gradients = ops->activation_backward(c, short_z, g, p);
+    EXPECT_NEAR(to_doubles(gradients.dp)[0], 0.25, bound);
+    EXPECT_NEAR(to_doubles(gradients.dh)[0], 0.7, bound);
+    EXPECT_EQ(to_doubles(gradients.dh)[1], 0.0);
 }
+
+INSTANTIATE_TEST_SUITE_P(Tiers, ActivationVectors,
+                         testing::ValuesIn(available_suppliers()), instance_name);
 
 }  // namespace
 }  // namespace moe::test
