@@ -11,14 +11,17 @@ using Values = std::vector<double>;
 
 TEST(ExpertBias, MovesTowardsBalance) {
     const Tensor bias = Tensor::from<float>({2}, {0.5f, -0.5f});
-    EXPECT_EQ(to_doubles(cpu::get_updated_expert_bias(bias, {3, 1}, 0.25)),
-              (Values{0.25, -0.25}));
-    EXPECT_TRUE(BitwiseEqual(cpu::get_updated_expert_bias(bias, {2, 2}, 0.25), bias));
-    EXPECT_TRUE(BitwiseEqual(cpu::get_updated_expert_bias(bias, {0, 0}, 0.25), bias));
+    const auto updated = [](const Tensor& bias, const std::vector<std::int64_t>& counts,
+                            double rate) {
+        return cpu::get_updated_expert_bias(bias, Tensor::from(bias.shape(), counts),
+                                            rate);
+    };
+    EXPECT_EQ(to_doubles(updated(bias, {3, 1}, 0.25)), (Values{0.25, -0.25}));
+    EXPECT_TRUE(BitwiseEqual(updated(bias, {2, 2}, 0.25), bias));
+    EXPECT_TRUE(BitwiseEqual(updated(bias, {0, 0}, 0.25), bias));
     EXPECT_EQ(to_doubles(bias), (Values{0.5, -0.5})) << "the old one stays as it was";
     // The step is as long however far off an expert is; on the mean itself there is none.
-    EXPECT_EQ(to_doubles(cpu::get_updated_expert_bias(Tensor::zeros({3}, DType::f32),
-                                                      {1000, 2, 501}, 0.5)),
+    EXPECT_EQ(to_doubles(updated(Tensor::zeros({3}, DType::f32), {1000, 2, 501}, 0.5)),
               (Values{-0.5, 0.5, 0.0}));
 }
 
