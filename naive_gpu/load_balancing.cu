@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "core/transfer.h"
+#include "distributed/process_groups.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
 #include "naive_gpu/linear.h"
@@ -15,8 +16,14 @@
 namespace moe::naive {
 namespace {
 
+using distributed::Communicator;
+
 /// (B, E) or (E) on the host, where the few numbers behind the losses are put together.
 using Values = std::vector<double>;
+
+double sum(const Values& values) {
+    return std::accumulate(values.begin(), values.end(), 0.0);
+}
 
 /// One thread per token and choice.
 __global__ void count_assignments_kernel(double* counts, const std::int64_t* chosen,
@@ -63,6 +70,13 @@ Values sum_scores(const Tensor& scores, const TokenGrid& grid) {
     return gpu::to_host<double>(sums);
 }
 
+/// The sum of everybody's counts. Source: moe_utils.py,
+/// get_tokens_per_expert_and_token_count.
+Values reduce_counts(Communicator& group, Values counts) {
+    group.all_reduce({counts.data(), DType::f64, {std::int64_t(counts.size())}});
+    return counts;
+}
+
 /// The softmax or normalised scores of every token over all experts.
 void compute_aux_scores(AuxiliaryLossesSaved& saved, const Tensor& logits,
                         const MoEConfig& config) {
@@ -100,15 +114,15 @@ double sum_of_squares(Tensor& log_sum_exp, const Tensor& logits, const TokenGrid
     gpu::launch("log_sum_exp_kernel", log_sum_exp_kernel<Scalar>, gpu::one_thread_per(T),
                 gpu::device_data<Scalar>(log_sum_exp), gpu::device_data<double>(squares),
                 gpu::device_data<Scalar>(logits), grid, T, E);
-    const Values values = gpu::to_host<double>(squares);
-    return std::accumulate(values.begin(), values.end(), 0.0);
+    return sum(gpu::to_host<double>(squares));
 }
 
 /// The factor by which an attached loss grows when losses are summed over tokens instead
 /// of averaged over micro-batches. Source: router.py,
 /// TopKRouter.attach_and_log_load_balancing_loss.
-double attach_factor(const MoEConfig& config, const TokenGrid& grid) {
-    return config.calculate_per_token_loss ? double(grid.num_valid) : 1.0;
+double attach_factor(const MoEConfig& config, const TokenGrid& grid,
+                     const Communicator& tp_cp) {
+    return config.calculate_per_token_loss ? double(grid.num_valid) * tp_cp.size() : 1.0;
 }
 
 }  // namespace
@@ -128,19 +142,20 @@ template <typename Scalar>
 AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts& global,
                                               const Tensor& logits, const TokenGrid& grid,
                                               const MoEConfig& config,
+                                              const distributed::ProcessGroups& groups,
                                               const RunContext& context) {
     AuxiliaryLossesSaved saved;
     const std::int64_t B = grid.micro_batch, E = config.num_experts();
     const double K = config.moe_router_topk;
     const double valid = grid.num_valid;
-    const double attach = attach_factor(config, grid);
+    const double attach = attach_factor(config, grid, *groups.tp_cp);
 
     // ⑤ z-loss: keeps the logits small
     if (config.moe_z_loss_coeff) {
         const double count = std::max(1.0, valid);
         losses["z_loss"] =
             sum_of_squares<Scalar>(saved.log_sum_exp, logits, grid) / count;
-        saved.z_scale = *config.moe_z_loss_coeff * attach / count;
+        saved.z_scale = *config.moe_z_loss_coeff / groups.tp_cp->size() * attach / count;
     }
 
     // ⑤ load-balancing losses: only where a coefficient asks for them
@@ -169,25 +184,30 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
             dscores[i] += coeff * attach * factor;
         }
     };
-    // n_e and N of an empty population are 0; its loss is 0 as well.
-    const auto per_square = [&](double tokens) {
+    // E / (K N²), where every one of the N tokens was counted K times. n_e and N of an
+    // empty population are 0; its loss is 0 as well.
+    const auto per_square = [&](double count) {
+        const double tokens = count / K;
         return tokens > 0.0 ? double(E) / (K * tokens * tokens) : 0.0;
     };
 
-    if (aux > 0.0)
-        attach_loss("load_balancing_loss", aux, per_square(valid), batch_counts);
+    if (aux > 0.0) {
+        const Values n = reduce_counts(*groups.tp_cp, batch_counts);
+        attach_loss("load_balancing_loss", aux, per_square(sum(n)), n);
+    }
     if (seq_aux > 0.0) {
+        const Values n = reduce_counts(*groups.tp_cp, counts);
         const double num_sequences = std::max<double>(B, 1);
         attach_loss("seq_load_balancing_loss", seq_aux,
-                    per_square(valid / num_sequences) / num_sequences, counts);
+                    per_square(sum(n) / num_sequences) / num_sequences, n);
     }
     if (global_aux > 0.0) {
+        const Values n = reduce_counts(*groups.tp_dp_cp, batch_counts);
         global.tokens_per_expert.resize(E, 0.0);
-        for (std::int64_t e = 0; e < E; ++e)
-            global.tokens_per_expert[e] += batch_counts[e];
+        for (std::int64_t e = 0; e < E; ++e) global.tokens_per_expert[e] += n[e];
         ++global.num_steps;
         attach_loss("global_load_balancing_loss", global_aux,
-                    per_square(valid) / global.num_steps, global.tokens_per_expert);
+                    per_square(sum(n)) / global.num_steps, global.tokens_per_expert);
     }
     saved.dscores = gpu::to_device(std::vector<float>(dscores.begin(), dscores.end()))
                         .reshaped({B, E});
@@ -376,7 +396,7 @@ Tensor get_updated_expert_bias(const Tensor& expert_bias, const Tensor& tokens_p
 #define INSTANTIATE(Scalar)                                                             \
     template AuxiliaryLossesSaved auxiliary_losses_forward<Scalar>(                     \
         Losses&, GlobalTokenCounts&, const Tensor&, const TokenGrid&, const MoEConfig&, \
-        const RunContext&);                                                             \
+        const distributed::ProcessGroups&, const RunContext&);                          \
     template Tensor auxiliary_losses_backward<Scalar>(const AuxiliaryLossesSaved&,      \
                                                       const Tensor&, const TokenGrid&,  \
                                                       const MoEConfig&, double);        \

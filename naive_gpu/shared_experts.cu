@@ -3,6 +3,8 @@
 #include "naive_gpu/shared_experts.h"
 
 #include "core/transfer.h"
+#include "distributed/mappings.h"
+#include "distributed/process_groups.h"
 #include "gpu/launch.h"
 #include "naive_gpu/activation.h"
 #include "naive_gpu/linear.h"
@@ -10,11 +12,15 @@
 namespace moe::naive {
 namespace {
 
+using distributed::gather_from_sequence_parallel_region;
+using distributed::reduce_scatter_to_sequence_parallel_region;
+
 struct SharedExpertsSaved : Saved {
-    RowGroups all_tokens;  // a single group
     Tensor hidden;         // (T, H)
-    Tensor h;              // (T, 2F_s or F_s) f32
-    Tensor a;              // (T, F_s)
+    Tensor gathered;       // (R, H), the tokens of all tp ranks
+    RowGroups all_tokens;  // gathered as a single group
+    Tensor h;              // (R, 2F_s or F_s) f32
+    Tensor a;              // (R, F_s)
     Tensor u;              // (T, H) before the gate
     Tensor q;              // (T) f32 the gate, undefined without one
 };
@@ -81,18 +87,24 @@ SharedExperts::Output SharedExpertMLP<T>::forward(const Tensor& hidden,
                                                   const RunContext& context) {
     const std::int64_t num_tokens = hidden.dim(0);
     auto saved = std::make_unique<SharedExpertsSaved>();
-    saved->all_tokens = make_row_groups({num_tokens});
     saved->hidden = hidden;
 
     // ① u = W2 act(W1 x), then q u
     Tensor output;
     {
         StepTimer timer(context, Step::shared_experts);
-        saved->h =
-            linear_forward<T, float>(hidden, fc1_weight_, {}, {}, saved->all_tokens);
+        // ① every rank has some columns of the MLP, for the tokens of all tp ranks …
+        saved->gathered = gather_from_sequence_parallel_region(*groups_->tp, hidden);
+        saved->all_tokens = make_row_groups({saved->gathered.dim(0)});
+        saved->h = linear_forward<T, float>(saved->gathered, fc1_weight_, {}, {},
+                                            saved->all_tokens);
         saved->a =
             activation_forward<T>({config_, config_.local_shared_ffn()}, saved->h, {});
-        saved->u = linear_forward<T>(saved->a, fc2_weight_, {}, {}, saved->all_tokens);
+        const Tensor partial =
+            linear_forward<T>(saved->a, fc2_weight_, {}, {}, saved->all_tokens);
+
+        // ① … so that a token's output is a sum over the ranks
+        saved->u = reduce_scatter_to_sequence_parallel_region(*groups_->tp, partial);
         output = saved->u;
         if (gate_weight_.defined()) {
             saved->q = gpu::device_empty<float>({num_tokens});
@@ -130,18 +142,22 @@ void SharedExpertMLP<T>::backward(Tensor& dhidden, TensorMap& gradients,
                         gpu::device_data<T>(doutput), gpu::device_data<T>(saved.u),
                         gpu::device_data<float>(saved.q),
                         gpu::device_data<T>(gate_weight_), num_tokens, H);
-            gradients["shared_experts.gate_weight"] =
-                linear_backward_bias<T>(saved.hidden, dscores, saved.all_tokens);
+            gradients["shared_experts.gate_weight"] = linear_backward_bias<T>(
+                saved.hidden, dscores, make_row_groups({num_tokens}));
         }
 
-        // ⑳ the MLP: FC2, activation, FC1
-        const Tensor da = linear_backward_input<T>(du, fc2_weight_, saved.all_tokens);
-        const Tensor dw2 = linear_backward_weight<T>(du, saved.a, saved.all_tokens);
+        // ⑳ the MLP: FC2, activation, FC1, for the tokens of all tp ranks
+        const Tensor dpartial = gather_from_sequence_parallel_region(*groups_->tp, du);
+        const Tensor da =
+            linear_backward_input<T>(dpartial, fc2_weight_, saved.all_tokens);
+        const Tensor dw2 = linear_backward_weight<T>(dpartial, saved.a, saved.all_tokens);
         const Tensor dh =
             activation_backward<T>({config_, config_.local_shared_ffn()}, saved.h, da, {})
                 .dh;
-        const Tensor dx = linear_backward_input<T>(dh, fc1_weight_, saved.all_tokens);
-        const Tensor dw1 = linear_backward_weight<T>(dh, saved.hidden, saved.all_tokens);
+        const Tensor dx = reduce_scatter_to_sequence_parallel_region(
+            *groups_->tp, linear_backward_input<T>(dh, fc1_weight_, saved.all_tokens));
+        const Tensor dw1 =
+            linear_backward_weight<T>(dh, saved.gathered, saved.all_tokens);
 
         add_to<T>(dhidden, dx);
         gradients["shared_experts.linear_fc1.weight"] =

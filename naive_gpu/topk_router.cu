@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "core/transfer.h"
+#include "distributed/mappings.h"
+#include "distributed/process_groups.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
 #include "naive_gpu/linear.h"
@@ -138,8 +140,9 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     // ⑤ losses that keep the experts evenly used, and the counts behind the expert bias
     if (context.training) {
         StepTimer timer(context, Step::auxiliary_losses);
-        saved->losses = auxiliary_losses_forward<Scalar>(
-            result.losses, global_counts_, saved->logits, saved->grid, config_, context);
+        saved->losses =
+            auxiliary_losses_forward<Scalar>(result.losses, global_counts_, saved->logits,
+                                             saved->grid, config_, *groups_, context);
         if (expert_bias_.defined())
             count_tokens(local_tokens_per_expert_, result.routing_map, saved->grid);
         gpu::synchronize();
@@ -208,7 +211,10 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
 template <typename Scalar>
 Tensor TopKRouter<Scalar>::update_expert_bias() {
     if (!expert_bias_.defined()) return {};
-    expert_bias_ = get_updated_expert_bias(expert_bias_, local_tokens_per_expert_,
+    const Tensor tokens_per_expert =
+        distributed::reduce_from_tensor_model_parallel_region(*groups_->tp_dp_cp,
+                                                              local_tokens_per_expert_);
+    expert_bias_ = get_updated_expert_bias(expert_bias_, tokens_per_expert,
                                            config_.moe_router_bias_update_rate);
     local_tokens_per_expert_ = gpu::device_zeros<std::int64_t>({config_.num_experts()});
     return expert_bias_;

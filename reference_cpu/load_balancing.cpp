@@ -7,12 +7,15 @@
 #include <numeric>
 
 #include "core/transfer.h"
+#include "distributed/process_groups.h"
 #include "reference_cpu/eigen.h"
 #include "reference_cpu/rows.h"
 #include "reference_cpu/scores.h"
 
 namespace moe::cpu {
 namespace {
+
+using distributed::Communicator;
 
 /// Number of tokens per sequence and expert by the losses' own top-K. @return (B, E)
 Matrix<double> count_assignments(const Tensor& scores, const TokenGrid& grid,
@@ -36,6 +39,13 @@ Matrix<double> sum_scores(const Tensor& scores, const TokenGrid& grid) {
     return sums;
 }
 
+/// The sum of everybody's counts. Source: moe_utils.py,
+/// get_tokens_per_expert_and_token_count.
+Matrix<double> reduce_counts(Communicator& group, Matrix<double> counts) {
+    group.all_reduce({counts.data(), DType::f64, {counts.rows(), counts.cols()}});
+    return counts;
+}
+
 /// The softmax or normalised scores of every token over all experts.
 template <typename Scalar>
 void compute_aux_scores(AuxiliaryLossesSaved& saved, const Tensor& logits,
@@ -57,8 +67,10 @@ void compute_aux_scores(AuxiliaryLossesSaved& saved, const Tensor& logits,
 /// The factor by which an attached loss grows when losses are summed over tokens instead
 /// of averaged over micro-batches. Source: router.py,
 /// TopKRouter.attach_and_log_load_balancing_loss.
-double attach_factor(const MoEConfig& config, const TokenGrid& grid) {
-    return config.calculate_per_token_loss ? double(grid.num_valid()) : 1.0;
+double attach_factor(const MoEConfig& config, const TokenGrid& grid,
+                     const Communicator& tp_cp) {
+    return config.calculate_per_token_loss ? double(grid.num_valid()) * tp_cp.size()
+                                           : 1.0;
 }
 
 }  // namespace
@@ -74,12 +86,13 @@ template <typename Scalar>
 AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts& global,
                                               const Tensor& logits, const TokenGrid& grid,
                                               const MoEConfig& config,
+                                              const distributed::ProcessGroups& groups,
                                               const RunContext& context) {
     AuxiliaryLossesSaved saved;
     const std::int64_t T = grid.num_tokens(), B = grid.micro_batch;
     const double E = config.num_experts(), K = config.moe_router_topk;
     const double valid = grid.num_valid();
-    const double attach = attach_factor(config, grid);
+    const double attach = attach_factor(config, grid, *groups.tp_cp);
 
     // ⑤ z-loss: keeps the logits small
     if (config.moe_z_loss_coeff) {
@@ -94,7 +107,7 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
         }
         const double count = std::max(1.0, valid);
         losses["z_loss"] = sum_of_squares / count;
-        saved.z_scale = *config.moe_z_loss_coeff * attach / count;
+        saved.z_scale = *config.moe_z_loss_coeff / groups.tp_cp->size() * attach / count;
     }
 
     // ⑤ load-balancing losses: only where a coefficient asks for them
@@ -117,30 +130,36 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
         losses[name] = factor.cwiseProduct(sums).sum();
         dscores += coeff * attach * factor;
     };
-    const auto all_sequences = [&](const Eigen::RowVectorXd& factor) {
+    const auto all_sequences = [&](const Matrix<double>& factor) {
         return Matrix<double>(factor.replicate(B, 1));
     };
-    // n_e and N of an empty population are 0; its loss is 0 as well.
-    const auto per_square = [&](double tokens) {
+    // E / (K N²), where every one of the N tokens was counted K times. n_e and N of an
+    // empty population are 0; its loss is 0 as well.
+    const auto per_square = [&](double count) {
+        const double tokens = count / K;
         return tokens > 0.0 ? E / (K * tokens * tokens) : 0.0;
     };
 
-    const Eigen::RowVectorXd batch_counts = counts.colwise().sum();
-    if (aux > 0.0)
-        attach_loss("load_balancing_loss", aux,
-                    all_sequences(per_square(valid) * batch_counts));
-    if (seq_aux > 0.0)
-        attach_loss(
-            "seq_load_balancing_loss", seq_aux,
-            per_square(valid / std::max<double>(B, 1)) / std::max<double>(B, 1) * counts);
+    const Matrix<double> batch_counts = counts.colwise().sum();  // (1, E)
+    if (aux > 0.0) {
+        const Matrix<double> n = reduce_counts(*groups.tp_cp, batch_counts);
+        attach_loss("load_balancing_loss", aux, all_sequences(per_square(n.sum()) * n));
+    }
+    if (seq_aux > 0.0) {
+        const Matrix<double> n = reduce_counts(*groups.tp_cp, counts);
+        const double num_sequences = std::max<double>(B, 1);
+        attach_loss("seq_load_balancing_loss", seq_aux,
+                    per_square(n.sum() / num_sequences) / num_sequences * n);
+    }
     if (global_aux > 0.0) {
+        const Matrix<double> n = reduce_counts(*groups.tp_dp_cp, batch_counts);
         global.tokens_per_expert.resize(config.num_experts(), 0.0);
-        Eigen::Map<Eigen::RowVectorXd> total(global.tokens_per_expert.data(),
-                                             config.num_experts());
-        total += batch_counts;
+        Eigen::Map<Matrix<double>> total(global.tokens_per_expert.data(), 1,
+                                         config.num_experts());
+        total += n;
         ++global.num_steps;
         attach_loss("global_load_balancing_loss", global_aux,
-                    all_sequences(per_square(valid) / global.num_steps * total));
+                    all_sequences(per_square(n.sum()) / global.num_steps * total));
     }
     saved.dscores = Tensor::empty({B, config.num_experts()}, DType::f32);
     as_matrix<float>(saved.dscores) = dscores.template cast<float>();
@@ -219,15 +238,15 @@ Tensor sinkhorn(const Tensor& logits) {
 }
 //! [sinkhorn]
 
-Tensor get_updated_expert_bias(const Tensor& expert_bias,
-                               const std::vector<std::int64_t>& tokens_per_expert,
+Tensor get_updated_expert_bias(const Tensor& expert_bias, const Tensor& tokens_per_expert,
                                double update_rate) {
-    const std::int64_t total = std::accumulate(tokens_per_expert.begin(),
-                                               tokens_per_expert.end(), std::int64_t{0});
-    const float mean = float(total) / float(tokens_per_expert.size());
+    const std::int64_t E = expert_bias.dim(0);
+    const auto* count = tokens_per_expert.data<std::int64_t>();
+    const std::int64_t total = std::accumulate(count, count + E, std::int64_t{0});
+    const float mean = float(total) / float(E);
     Tensor updated = expert_bias.clone();
-    for (std::size_t e = 0; e < tokens_per_expert.size(); ++e) {
-        const float missing = mean - float(tokens_per_expert[e]);
+    for (std::int64_t e = 0; e < E; ++e) {
+        const float missing = mean - float(count[e]);
         const float sign = missing > 0.0f ? 1.0f : missing < 0.0f ? -1.0f : 0.0f;
         updated.data<float>()[e] += static_cast<float>(update_rate) * sign;
     }
@@ -237,7 +256,7 @@ Tensor get_updated_expert_bias(const Tensor& expert_bias,
 #define INSTANTIATE(Scalar)                                                             \
     template AuxiliaryLossesSaved auxiliary_losses_forward<Scalar>(                     \
         Losses&, GlobalTokenCounts&, const Tensor&, const TokenGrid&, const MoEConfig&, \
-        const RunContext&);                                                             \
+        const distributed::ProcessGroups&, const RunContext&);                          \
     template Tensor auxiliary_losses_backward<Scalar>(const AuxiliaryLossesSaved&,      \
                                                       const Tensor&, const TokenGrid&,  \
                                                       const MoEConfig&, double);        \

@@ -9,6 +9,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/tier.h"
 
 namespace moe::cpu {
 
@@ -51,11 +52,20 @@ struct AuxiliaryLossesSaved {
 /// global_aux_loss: n_e is the mean over the micro-batches since the last optimizer step.
 /// z-loss: coeff * mean_t (log Σ_e exp logits[t, e])². A population without a valid token
 /// has loss 0.
-/// @param logits (T, E)
+///
+/// With ranks a population spans a group: tp_cp, which holds the micro-batch's sequences,
+/// or tp_dp_cp for global_aux_loss. n_e and N are the group's, the scores this rank's, so
+/// that the ranks' losses add up to the population's. z-loss is this rank's mean, with
+/// coeff / |tp_cp|. `losses` gets this rank's share, not summed over any group.
+/// As in Megatron, DDP afterwards averages the gradients over data-parallel replicas,
+/// and leaves global_aux_loss, whose population spans them already, with coeff / DP.
+/// @param logits (T, E) @param groups every rank of them calls this, also one without
+/// tokens
 template <typename Scalar>
 AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts& counts,
                                               const Tensor& logits, const TokenGrid& grid,
                                               const MoEConfig& config,
+                                              const distributed::ProcessGroups& groups,
                                               const RunContext& context);
 
 /// dlogits (T, E) of the losses alone, times the context's main_loss_backward_scale. The
@@ -73,9 +83,8 @@ template <typename Scalar>
 Tensor sinkhorn(const Tensor& logits);
 
 /// bias_e += rate * sign(mean(n) - n_e), in fp32.
-/// @param expert_bias (E) f32 @param tokens_per_expert (E)
-Tensor get_updated_expert_bias(const Tensor& expert_bias,
-                               const std::vector<std::int64_t>& tokens_per_expert,
+/// @param expert_bias (E) f32 @param tokens_per_expert (E) i64, of all ranks of tp_dp_cp
+Tensor get_updated_expert_bias(const Tensor& expert_bias, const Tensor& tokens_per_expert,
                                double update_rate);
 
 }  // namespace moe::cpu

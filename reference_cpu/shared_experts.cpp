@@ -3,6 +3,8 @@
 #include "reference_cpu/shared_experts.h"
 
 #include "core/transfer.h"
+#include "distributed/mappings.h"
+#include "distributed/process_groups.h"
 #include "reference_cpu/activation.h"
 #include "reference_cpu/eigen.h"
 #include "reference_cpu/linear.h"
@@ -10,11 +12,15 @@
 namespace moe::cpu {
 namespace {
 
+using distributed::gather_from_sequence_parallel_region;
+using distributed::reduce_scatter_to_sequence_parallel_region;
+
 struct SharedExpertsSaved : Saved {
-    RowGroups all_tokens;  // a single group
     Tensor hidden;         // (T, H)
-    Tensor h;              // (T, 2F_s or F_s)
-    Tensor a;              // (T, F_s)
+    Tensor gathered;       // (R, H), the tokens of all tp ranks
+    RowGroups all_tokens;  // gathered as a single group
+    Tensor h;              // (R, 2F_s or F_s)
+    Tensor a;              // (R, F_s)
     Tensor u;              // (T, H) before the gate
     Tensor q;              // (T) the gate, undefined without one
 };
@@ -48,22 +54,29 @@ SharedExperts::Output SharedExpertMLP<Scalar>::forward(const Tensor& hidden,
                                                        const RunContext& context) {
     const std::int64_t num_tokens = hidden.dim(0), ffn = config_.local_shared_ffn();
     auto saved = std::make_unique<SharedExpertsSaved>();
-    saved->all_tokens = make_row_groups({num_tokens});
     saved->hidden = hidden;
 
     // ① u = W2 act(W1 x), then q u
     Tensor output;
     {
         StepTimer timer(context, Step::shared_experts);
-        saved->h = linear_forward<Scalar>(hidden, fc1_weight_, {}, {}, saved->all_tokens);
-        saved->a = Tensor::empty({num_tokens, ffn}, dtype_of<Scalar>);
+        // ① every rank has some columns of the MLP, for the tokens of all tp ranks …
+        saved->gathered = gather_from_sequence_parallel_region(*groups_->tp, hidden);
+        const std::int64_t num_rows = saved->gathered.dim(0);
+        saved->all_tokens = make_row_groups({num_rows});
+        saved->h = linear_forward<Scalar>(saved->gathered, fc1_weight_, {}, {},
+                                          saved->all_tokens);
+        saved->a = Tensor::empty({num_rows, ffn}, dtype_of<Scalar>);
         const ExpertActivation<Scalar> activation(config_, ffn);
 #pragma omp parallel for schedule(static)
-        for (std::int64_t t = 0; t < num_tokens; ++t)
-            activation.forward(row_at<Scalar>(saved->a, t).array(),
-                               row_at<Scalar>(saved->h, t).array(), Scalar(1));
-        saved->u =
+        for (std::int64_t r = 0; r < num_rows; ++r)
+            activation.forward(row_at<Scalar>(saved->a, r).array(),
+                               row_at<Scalar>(saved->h, r).array(), Scalar(1));
+        const Tensor partial =
             linear_forward<Scalar>(saved->a, fc2_weight_, {}, {}, saved->all_tokens);
+
+        // ① … so that a token's output is a sum over the ranks
+        saved->u = reduce_scatter_to_sequence_parallel_region(*groups_->tp, partial);
         output = saved->u;
         if (gate_weight_.defined()) {
             saved->q = Tensor::empty({num_tokens}, dtype_of<Scalar>);
@@ -108,21 +121,26 @@ void SharedExpertMLP<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
             row_at<Scalar>(dhidden, t) += dscore * g;
         }
         gradients["shared_experts.gate_weight"] =
-            linear_backward_bias<Scalar>(saved.hidden, dq, saved.all_tokens);
+            linear_backward_bias<Scalar>(saved.hidden, dq, make_row_groups({num_tokens}));
     }
 
-    // ⑳ the MLP: FC2, activation, FC1
-    const Tensor da = linear_backward_input<Scalar>(du, fc2_weight_, saved.all_tokens);
-    const Tensor dw2 = linear_backward_weight<Scalar>(du, saved.a, saved.all_tokens);
+    // ⑳ the MLP: FC2, activation, FC1, for the tokens of all tp ranks
+    const Tensor dpartial = gather_from_sequence_parallel_region(*groups_->tp, du);
+    const Tensor da =
+        linear_backward_input<Scalar>(dpartial, fc2_weight_, saved.all_tokens);
+    const Tensor dw2 =
+        linear_backward_weight<Scalar>(dpartial, saved.a, saved.all_tokens);
     Tensor dh = Tensor::empty(saved.h.shape(), dtype_of<Scalar>);
     const ExpertActivation<Scalar> activation(config_, config_.local_shared_ffn());
 #pragma omp parallel for schedule(static)
-    for (std::int64_t t = 0; t < num_tokens; ++t)
-        activation.backward(row_at<Scalar>(dh, t).array(),
-                            row_at<Scalar>(saved.h, t).array(),
-                            row_at<Scalar>(da, t).array(), Scalar(1));
-    const Tensor dx = linear_backward_input<Scalar>(dh, fc1_weight_, saved.all_tokens);
-    const Tensor dw1 = linear_backward_weight<Scalar>(dh, saved.hidden, saved.all_tokens);
+    for (std::int64_t r = 0; r < dh.dim(0); ++r)
+        activation.backward(row_at<Scalar>(dh, r).array(),
+                            row_at<Scalar>(saved.h, r).array(),
+                            row_at<Scalar>(da, r).array(), Scalar(1));
+    const Tensor dx = reduce_scatter_to_sequence_parallel_region(
+        *groups_->tp, linear_backward_input<Scalar>(dh, fc1_weight_, saved.all_tokens));
+    const Tensor dw1 =
+        linear_backward_weight<Scalar>(dh, saved.gathered, saved.all_tokens);
 
     as_matrix<Scalar>(dhidden) += as_matrix<Scalar>(dx);
     gradients["shared_experts.linear_fc1.weight"] =

@@ -8,8 +8,11 @@
 
 namespace moe::cpu {
 
-/// An MLP over all tokens, u = W2 act(W1 x), optionally times a gate q = σ(<x, g>).
-/// Source: shared_experts.py, SharedExpertMLP.
+/// An MLP over all tokens, u = W2 act(W1 x), optionally times a gate q = σ(<x, g>). With
+/// TP above 1 a rank holds F_s / TP of its columns and T tokens of the R = TP T that they
+/// work on: tokens are gathered over tp, partial outputs reduce-scattered, in the dtype
+/// of the activations. The gate works on the rank's own tokens. Source:
+/// shared_experts.py, SharedExpertMLP.
 template <typename Scalar>
 class SharedExpertMLP : public SharedExperts {
   public:

@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "core/transfer.h"
+#include "distributed/mappings.h"
+#include "distributed/process_groups.h"
 #include "reference_cpu/eigen.h"
 #include "reference_cpu/linear.h"
 #include "reference_cpu/routing.h"
@@ -34,13 +36,13 @@ void require_finite(const Tensor& logits) {
 }
 
 /// Adds the tokens that `map` sends to each expert, padding left out.
-void count_tokens(std::vector<std::int64_t>& counts, const Tensor& map,
-                  const TokenGrid& grid) {
+/// @param counts (E) i64 @param map (T, E) u8
+void count_tokens(Tensor& counts, const Tensor& map, const TokenGrid& grid) {
     const std::int64_t E = map.dim(1);
     for (std::int64_t t = 0; t < grid.num_tokens(); ++t)
         if (!grid.is_padding(t))
             for (std::int64_t e = 0; e < E; ++e)
-                counts[e] += map.data<std::uint8_t>()[t * E + e];
+                counts.data<std::int64_t>()[e] += map.data<std::uint8_t>()[t * E + e];
 }
 
 }  // namespace
@@ -51,7 +53,7 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
     : Router({MemorySpace::host, dtype_of<Scalar>}),
       config_(config),
       groups_(groups),
-      local_tokens_per_expert_(config.num_experts(), 0) {
+      local_tokens_per_expert_(Tensor::zeros({config.num_experts()}, DType::i64)) {
     const std::int64_t E = config.num_experts();
     weight_ = transfer(parameters.at("router.weight"), placement())
                   .reshaped({1, E, config.hidden_size});
@@ -115,8 +117,9 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     // ⑤ losses that keep the experts evenly used, and the counts behind the expert bias
     if (context.training) {
         StepTimer timer(context, Step::auxiliary_losses);
-        saved->losses = auxiliary_losses_forward<Scalar>(
-            result.losses, global_counts_, saved->logits, saved->grid, config_, context);
+        saved->losses =
+            auxiliary_losses_forward<Scalar>(result.losses, global_counts_, saved->logits,
+                                             saved->grid, config_, *groups_, context);
         if (expert_bias_.defined())
             count_tokens(local_tokens_per_expert_, result.routing_map, saved->grid);
     }
@@ -180,9 +183,12 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
 template <typename Scalar>
 Tensor TopKRouter<Scalar>::update_expert_bias() {
     if (!expert_bias_.defined()) return {};
-    expert_bias_ = get_updated_expert_bias(expert_bias_, local_tokens_per_expert_,
+    const Tensor tokens_per_expert =
+        distributed::reduce_from_tensor_model_parallel_region(*groups_->tp_dp_cp,
+                                                              local_tokens_per_expert_);
+    expert_bias_ = get_updated_expert_bias(expert_bias_, tokens_per_expert,
                                            config_.moe_router_bias_update_rate);
-    local_tokens_per_expert_.assign(config_.num_experts(), 0);
+    local_tokens_per_expert_ = Tensor::zeros({config_.num_experts()}, DType::i64);
     return expert_bias_;
 }
 

@@ -2,8 +2,6 @@
 /// The top-k router.
 #pragma once
 
-#include <vector>
-
 #include "core/components.h"
 #include "core/config.h"
 #include "core/tier.h"
@@ -33,7 +31,7 @@ class TopKRouter : public Router {
     Tensor weight_;       // (1, E, H)
     Tensor bias_;         // (1, E), undefined without add_bias_linear
     Tensor expert_bias_;  // (E) f32, undefined without moe_router_enable_expert_bias
-    std::vector<std::int64_t> local_tokens_per_expert_;  // (E) since the last update
+    Tensor local_tokens_per_expert_;  // (E) i64 since the last update
     GlobalTokenCounts global_counts_;
 };
 

@@ -1,6 +1,7 @@
 // ops_naive_gpu.cu: the operations of naive_gpu, to the device and back.
 
 #include "core/transfer.h"
+#include "distributed/process_groups.h"
 #include "gpu/tensor.h"
 #include "naive_gpu/activation.h"
 #include "naive_gpu/load_balancing.h"
@@ -163,8 +164,9 @@ class NaiveRouterOps : public RouterOps {
         const auto grid = naive::make_token_grid(seq_len, micro_batch, mask);
         AuxiliaryLosses result;
         naive::GlobalTokenCounts counts;
-        const auto saved = naive::auxiliary_losses_forward<Scalar>(result.losses, counts,
-                                                                   x, grid, config, {});
+        const auto saved = naive::auxiliary_losses_forward<Scalar>(
+            result.losses, counts, x, grid, config, *distributed::single_rank_groups(),
+            {});
         result.dlogits = on_host(naive::auxiliary_losses_backward<Scalar>(
             saved, x, grid, config, main_loss_backward_scale));
         return result;

@@ -1,6 +1,7 @@
 // ops_reference_cpu.cpp: the operations of reference_cpu.
 
 #include "core/transfer.h"
+#include "distributed/process_groups.h"
 #include "reference_cpu/activation.h"
 #include "reference_cpu/load_balancing.h"
 #include "reference_cpu/permutation.h"
@@ -182,8 +183,9 @@ class CpuRouterOps : public RouterOps {
         if (mask.defined()) grid.padding_mask = mask.data<std::uint8_t>();
         AuxiliaryLosses result;
         cpu::GlobalTokenCounts counts;
-        const auto saved = cpu::auxiliary_losses_forward<Scalar>(result.losses, counts, x,
-                                                                 grid, config, {});
+        const auto saved =
+            cpu::auxiliary_losses_forward<Scalar>(result.losses, counts, x, grid, config,
+                                                  *distributed::single_rank_groups(), {});
         result.dlogits = cpu::auxiliary_losses_backward<Scalar>(saved, x, grid, config,
                                                                 main_loss_backward_scale);
         return result;
@@ -196,8 +198,9 @@ class CpuRouterOps : public RouterOps {
                                    const std::vector<std::int64_t>& tokens_per_expert,
                                    double update_rate) const override {
         Inputs in;
-        return cpu::get_updated_expert_bias(in(expert_bias, kScores), tokens_per_expert,
-                                            update_rate);
+        return cpu::get_updated_expert_bias(
+            in(expert_bias, kScores),
+            Tensor::from(expert_bias.shape(), tokens_per_expert), update_rate);
     }
 
   private:
