@@ -26,6 +26,9 @@ struct ExchangePlan {
     /// … and what brings them back, with their sizes as they then lie.
     std::vector<std::int64_t> sorted_sizes, restored_order;
 
+    std::int64_t num_local_experts() const {
+        return std::int64_t(tokens_per_expert.size());
+    }
     /// True with one source or one local expert: there is nothing to reorder.
     bool arrives_sorted() const {
         return tokens_per_expert.size() == 1 ||

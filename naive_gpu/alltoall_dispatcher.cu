@@ -90,7 +90,7 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<T>::dispatch(const Tensor& hidden
         result.rows = sort_chunks<T>(rows, plan);
         result.row_probs = sort_chunks<float>(row_probs, plan);
         result.tokens_per_expert =
-            Tensor::from({config_.num_local_experts()}, plan.tokens_per_expert);
+            Tensor::from({plan.num_local_experts()}, plan.tokens_per_expert);
         gpu::synchronize();
     }
     context.value(Step::dispatch, "row_token", saved->map.row_token);

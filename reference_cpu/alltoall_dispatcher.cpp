@@ -88,7 +88,7 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<Scalar>::dispatch(
         result.rows = sort_chunks<Scalar>(rows, plan);
         result.row_probs = sort_chunks<Scalar>(row_probs, plan);
         result.tokens_per_expert =
-            Tensor::from({config_.num_local_experts()}, plan.tokens_per_expert);
+            Tensor::from({plan.num_local_experts()}, plan.tokens_per_expert);
     }
     if (context.observer != nullptr) {
         const ExchangePlan& plan = saved->plan;
