@@ -7,7 +7,6 @@
 
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "core/error.h"
 #include "core/tier.h"
 
 namespace moe {
@@ -49,11 +48,10 @@ void print_tiers() {
         std::string dtypes;
         for (DType dtype : tier->dtypes())
             dtypes += (dtypes.empty() ? "" : ", ") + to_string(dtype);
-        try {
+        if (const std::string missing = tier->missing(); missing.empty())
             fmt::print("  ✓ {:<15} {}; {}\n", tier->name(), dtypes, tier->device());
-        } catch (const InputError& error) {
-            fmt::print("  ✗ {:<15} {}\n", tier->name(), error.what());
-        }
+        else
+            fmt::print("  ✗ {:<15} {}; {}\n", tier->name(), dtypes, missing);
     }
     fmt::print("  ✗ optimized_gpu   not part of the project yet\n");
     fmt::print("Dispatchers\n  ✓ alltoall        one rank\n");

@@ -196,12 +196,16 @@ void add_threads_flag(CLI::App& command) {
 
 std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier_names,
                                             const std::vector<std::string>& dtype_names) {
-    std::vector<const Tier*> chosen = tiers();
-    if (!tier_names.empty()) {
-        chosen.clear();
-        for (const std::string& name : tier_names)
-            chosen.push_back(&find_tier("--tier", name));
-    }
+    std::vector<const Tier*> chosen;
+    std::string left_out;
+    for (const std::string& name : tier_names)
+        chosen.push_back(&find_tier("--tier", name));
+    if (tier_names.empty())
+        for (const Tier* tier : tiers())
+            if (tier->missing().empty())
+                chosen.push_back(tier);
+            else
+                left_out += "; left out: tier = " + tier->name() + ": " + tier->missing();
     std::vector<DType> wanted;
     for (const std::string& name : dtype_names)
         wanted.push_back(parse_dtype("--dtype", name));
@@ -214,7 +218,8 @@ std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier
     for (DType dtype : wanted)
         if (std::none_of(suppliers.begin(), suppliers.end(),
                          [&](const ComponentSpec& s) { return s.dtype == dtype; }))
-            reject("--dtype", to_string(dtype), "no chosen tier has it");
+            reject("--dtype", to_string(dtype), "no chosen tier has it" + left_out);
+    if (!left_out.empty()) fmt::print(stderr, "moe: note: {}\n", left_out.substr(2));
     return suppliers;
 }
 

@@ -55,7 +55,8 @@ std::string flag_name(const std::string& field);
 void add_threads_flag(CLI::App& command);
 
 /// Suppliers for --tier and --dtype: every dtype of every chosen tier. Empty lists mean
-/// all. InputError for a tier or dtype that is not there.
+/// all that can run here; a note on stderr names the others. InputError for a tier or
+/// dtype that is not there.
 std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tiers,
                                             const std::vector<std::string>& dtypes);
 

@@ -25,7 +25,10 @@ std::vector<const Tier*> tiers() {
 const Tier& find_tier(const std::string& field, const std::string& name) {
     std::vector<std::string> names;
     for (const Tier* tier : tiers()) {
-        if (tier->name() == name) return *tier;
+        if (tier->name() == name) {
+            if (!tier->missing().empty()) reject(field, name, tier->missing());
+            return *tier;
+        }
         names.push_back(tier->name());
     }
     reject(field, name, fmt::format("available tiers are {}", fmt::join(names, ", ")));

@@ -25,7 +25,9 @@ class Tier {
 
     /// E.g. "reference_cpu".
     virtual std::string name() const = 0;
-    /// What it runs on, for people: "CPU, 2 threads, AVX2".
+    /// What this machine lacks to run it, or nothing: "needs an NVIDIA GPU and …".
+    virtual std::string missing() const { return ""; }
+    /// What it runs on, for people: "CPU, 2 threads, AVX2". Only when nothing is missing.
     virtual std::string device() const = 0;
     /// True when its kernels run on the CPU executor: its times then say nothing about a
     /// GPU, and nobody shows them.
@@ -53,10 +55,11 @@ class Tier {
 /// Adds a tier; each tier has a function register_<name>() that calls this.
 void register_tier(std::unique_ptr<Tier> tier);
 
-/// All registered tiers, in the order of registration.
+/// All registered tiers, in the order of registration; also those that cannot run here.
 std::vector<const Tier*> tiers();
 
-/// The tier of that name. InputError, naming `field`, when there is none.
+/// The tier of that name. InputError, naming `field`, when there is none or when it cannot
+/// run here.
 const Tier& find_tier(const std::string& field, const std::string& name);
 
 }  // namespace moe

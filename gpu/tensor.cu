@@ -43,6 +43,20 @@ bool is_emulated() {
 #endif
 }
 
+std::string missing_device() {
+    static const std::string missing = []() -> std::string {
+        int count = 0;
+        const cudaError_t status = cudaGetDeviceCount(&count);
+        if (status == cudaSuccess && count > 0) return "";
+        cudaGetLastError();  // told here
+        return fmt::format(
+            "needs an NVIDIA GPU and its driver (cudaGetDeviceCount: {}); a build "
+            "without MOE_CUDA emulates one",
+            status == cudaSuccess ? "no device" : cudaGetErrorString(status));
+    }();
+    return missing;
+}
+
 std::string device_name() {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, 0), "device");

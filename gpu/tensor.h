@@ -15,6 +15,9 @@ namespace moe::gpu {
 /// call more than once.
 void register_device_memory();
 
+/// What is missing to run kernels, "needs an NVIDIA GPU and its driver (…)", or nothing.
+std::string missing_device();
+
 /// "emulated on the CPU, forward schedule, 2 threads" or the GPU's name. DeviceError
 /// when there is no device.
 std::string device_name();

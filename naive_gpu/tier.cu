@@ -29,6 +29,7 @@ std::unique_ptr<Interface> make(DType dtype, const Arguments&... arguments) {
 class NaiveGpu : public Tier {
   public:
     std::string name() const override { return "naive_gpu"; }
+    std::string missing() const override { return gpu::missing_device(); }
     std::string device() const override { return gpu::device_name(); }
     bool is_emulated() const override { return gpu::is_emulated(); }
     std::vector<DType> dtypes() const override { return {DType::f32, DType::bf16}; }

@@ -324,5 +324,37 @@ TEST_F(SpoiltCompareTest, DoesNotLookUpAnIndexThatNoExpertHas) {
                     "topk_idx: worst element .98, 0.: got");
 }
 
+/// A tier for a machine that is not this one.
+class AbsentTier : public SpoiltTier {
+  public:
+    AbsentTier() : SpoiltTier("", 0, 0.0) {}
+    std::string missing() const override { return "needs another machine"; }
+};
+
+class AbsentTierTest : public SpoiltCompareTest {
+  protected:
+    void run(const std::string& arguments) const {
+        available_suppliers();  // the reference goes first
+        register_tier(std::make_unique<AbsentTier>());
+        dup2(STDERR_FILENO, STDOUT_FILENO);  // where the death test looks
+        exit_with(split(arguments));
+    }
+    const std::string small_ = kSmall + text_;
+};
+
+TEST_F(AbsentTierTest, IsLeftOutWithANoteAndRefusedWhenAskedFor) {
+    const testing::ExitedWithCode ok{kExitOk}, refused{kExitBadInput};
+    EXPECT_EXIT(run(small_ + " --dtype fp32"), ok,
+                "moe: note: left out: tier = spoilt: needs another machine");
+    EXPECT_EXIT(run(small_ + " --dtype fp32"), ok, "✓ all tiers agree, step by step");
+    EXPECT_EXIT(run(small_ + " --tier reference_cpu,spoilt"), refused,
+                "moe: --tier = spoilt: needs another machine");
+    EXPECT_EXIT(run(small_ + " --spec experts=spoilt"), refused,
+                "moe: spec experts = spoilt: needs another machine");
+    EXPECT_EXIT(run("trace --tier spoilt"), refused,
+                "moe: --tier = spoilt: needs another machine");
+    EXPECT_EXIT(run("info"), ok, "✗ spoilt          fp32; needs another machine");
+}
+
 }  // namespace
 }  // namespace moe::test

@@ -9,10 +9,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 
 #include "block.h"
+#include "guarded.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -30,7 +32,7 @@ thread_local const void* fault_instruction = nullptr;
 
 /// "experts.cu:42" of an instruction, if binutils' addr2line is there to tell; otherwise
 /// the function or the address.
-std::string source_line(const void* instruction) {
+std::string find_source_line(const void* instruction) {
     Dl_info info{};
     if (dladdr(instruction, &info) == 0 || info.dli_fname == nullptr)
         return symbol_name(instruction);
@@ -47,6 +49,16 @@ std::string source_line(const void* instruction) {
     return text.empty() || text.starts_with("??") ? symbol_name(instruction) : text;
 }
 
+/// The same, asked once for each instruction: the same bug faults in many blocks.
+std::string source_line(const void* instruction) {
+    static std::mutex mutex;
+    static std::map<const void*, std::string> known;
+    const std::lock_guard lock(mutex);
+    const auto [found, is_new] = known.try_emplace(instruction);
+    if (is_new) found->second = find_source_line(instruction);
+    return found->second;
+}
+
 void note_signal(Block& block) {
     const std::string place = source_line(fault_instruction);
     if (fault_signal == SIGFPE)
@@ -58,7 +70,9 @@ void note_signal(Block& block) {
                                 place);
     char text[80];
     std::snprintf(text, sizeof text, "illegal access to address %p", fault_address);
-    block.note_fault(cudaErrorIllegalAddress, text, place);
+    const std::string neighbour = describe_forbidden(fault_address);
+    block.note_fault(cudaErrorIllegalAddress,
+                     text + (neighbour.empty() ? "" : ", " + neighbour), place);
 }
 
 /// Where a faulted CUDA thread goes on: on its own stack, outside the signal handler.

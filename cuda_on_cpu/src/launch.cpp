@@ -12,6 +12,7 @@
 #include "block.h"
 #include "error.h"
 #include "fault.h"
+#include "guarded.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -215,7 +216,11 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call) {
         Workers::shared().run(others, [&] { run_blocks(launch, count); });
     else
         run_blocks(launch, count);
-    if (launch.failed) return set_error(launch.error, launch.report);
+    const std::string damage = repair_canaries(call.arguments, call.argument_bytes);
+    if (launch.failed)
+        return set_error(launch.error,
+                         launch.report + (damage.empty() ? "" : "; and " + damage));
+    if (!damage.empty()) return refuse(cudaErrorIllegalAddress, launch, damage);
     return cudaSuccess;
 }
 

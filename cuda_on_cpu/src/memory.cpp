@@ -13,9 +13,17 @@
 #include "block.h"
 #include "cuda_on_cpu/runtime_api.h"
 #include "error.h"
+#include "guarded.h"
 
 namespace cuda_on_cpu {
 namespace {
+
+// AddressSanitizer watches what malloc() gives, and its report names the line.
+#ifdef CUDA_ON_CPU_ASAN
+constexpr bool kGuarded = false;
+#else
+constexpr bool kGuarded = true;
+#endif
 
 struct Allocation {
     std::size_t bytes;
@@ -59,12 +67,19 @@ void poison(unsigned char* memory, std::size_t bytes) {
     for (std::size_t i = 0; i < bytes; ++i) memory[i] = kWord[i % 4];
 }
 
+void* allocate_aligned(std::size_t bytes, cudaMemoryType type) {
+    if (bytes > total_memory()) return nullptr;
+    if (kGuarded && type == cudaMemoryTypeDevice) return guarded_allocate(bytes);
+    void* memory = nullptr;
+    return posix_memalign(&memory, 256, bytes) == 0 ? memory : nullptr;
+}
+
 cudaError_t allocate(const char* function, void** pointer, std::size_t bytes,
                      cudaMemoryType type) {
     *pointer = nullptr;
     if (bytes == 0) return cudaSuccess;
-    void* memory = nullptr;
-    if (bytes > total_memory() || posix_memalign(&memory, 256, bytes) != 0)
+    void* memory = allocate_aligned(bytes, type);
+    if (memory == nullptr)
         return set_error(cudaErrorMemoryAllocation, std::string(function) + ": " +
                                                         std::to_string(bytes) +
                                                         " bytes: out of memory");
@@ -77,6 +92,7 @@ cudaError_t allocate(const char* function, void** pointer, std::size_t bytes,
 
 cudaError_t release(const char* function, void* pointer, bool host) {
     if (pointer == nullptr) return cudaSuccess;
+    bool guarded = false;
     {
         const std::unique_lock lock(allocations_mutex);
         const auto found = allocations.find(reinterpret_cast<std::uintptr_t>(pointer));
@@ -87,10 +103,17 @@ cudaError_t release(const char* function, void* pointer, bool host) {
                                  ": pointer = " + address_of(pointer) +
                                  ": must come from the matching allocation, and be "
                                  "freed once");
+        guarded = kGuarded && found->second.type == cudaMemoryTypeDevice;
         allocations.erase(found);
     }
-    std::free(pointer);
-    return cudaSuccess;
+    if (!guarded) {
+        std::free(pointer);
+        return cudaSuccess;
+    }
+    const std::string damage = guarded_free(pointer);
+    if (damage.empty()) return cudaSuccess;
+    return set_error(cudaErrorIllegalAddress,
+                     std::string(function) + ": since its last check, " + damage);
 }
 
 bool on_device(cudaMemoryType type) {
@@ -106,6 +129,9 @@ cudaError_t check_range(const char* function, const char* side, const void* poin
         std::string(function) + ": " + side + " = " + address_of(pointer);
     if (pointer == nullptr)
         return set_error(cudaErrorInvalidValue, what + ": must not be null");
+    if (found.base == 0)
+        if (const std::string place = describe_forbidden(pointer); !place.empty())
+            return set_error(cudaErrorInvalidValue, what + ": is " + place);
     if (want_device && !device)
         return set_error(cudaErrorInvalidValue,
                          what + ": is host memory, must be device memory");
@@ -144,10 +170,12 @@ cudaError_t check_copy(const char* function, const void* target, const void* sou
 
 cudaError_t check_pointer_argument(int index, const void* pointer, const void*) {
     if (pointer == nullptr || find(pointer).base != 0) return cudaSuccess;
+    const std::string place = describe_forbidden(pointer);
     return set_error(cudaErrorIllegalAddress,
                      "kernel argument " + std::to_string(index) + " = " +
-                         address_of(pointer) +
-                         ": is host memory, a kernel needs device memory");
+                         address_of(pointer) + ": is " +
+                         (place.empty() ? "host memory" : place) +
+                         ", a kernel needs device memory");
 }
 
 }  // namespace cuda_on_cpu

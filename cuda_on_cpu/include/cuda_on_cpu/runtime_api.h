@@ -110,6 +110,7 @@ namespace cuda_on_cpu {
 struct KernelCall {
     void (*invoke)(const void* arguments) noexcept;
     const void* arguments;
+    std::size_t argument_bytes;
     const void* kernel;  ///< its address
 };
 cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call);
@@ -162,7 +163,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config,
         const auto& self = *static_cast<const Packed*>(bytes);
         std::apply(self.kernel, self.values);
     };
-    return cuda_on_cpu::launch(*config, {invoke, &packed, address});
+    return cuda_on_cpu::launch(*config, {invoke, &packed, sizeof packed, address});
 }
 
 template <typename... Parameters>
