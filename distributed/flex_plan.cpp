@@ -22,6 +22,16 @@ HeapSection append_section(FlexPlan& plan, DType dtype, std::int64_t width) {
     return section;
 }
 
+/// A section of my own heap, (N', width).
+TensorView own_rows(const FlexPlan& plan, const HeapSection& section,
+                    const ProcessGroups& groups, MemorySpace space) {
+    const PeerTable& table = groups.heap->table(space);
+    return {table.base[table.rank] + section.offset,
+            section.dtype,
+            {plan.received_rows, section.width},
+            space};
+}
+
 }  // namespace
 
 FlexPlan make_flex_plan(const Splits& counts, const MoEConfig& config, DType dtype,
@@ -72,15 +82,6 @@ void reserve_heap(const FlexPlan& plan, const MoEConfig& config, MemorySpace spa
                            plan.heap_bytes, plan.heap_rows,
                            groups.tp_ep->world_rank(plan.busiest)));
     groups.heap->reserve(plan.heap_bytes, limit, space);
-}
-
-TensorView own_rows(const FlexPlan& plan, const HeapSection& section,
-                    const ProcessGroups& groups, MemorySpace space) {
-    const PeerTable& table = groups.heap->table(space);
-    return {table.base[table.rank] + section.offset,
-            section.dtype,
-            {plan.received_rows, section.width},
-            space};
 }
 
 Tensor take_rows(const FlexPlan& plan, const HeapSection& section,

@@ -65,15 +65,12 @@ template <typename T>
 PeerRows<T> peer_rows(const FlexPlan& plan, const HeapSection& section,
                       const PeerTable& table);
 
-/// What lies in a section of my own heap, (N', width).
-TensorView own_rows(const FlexPlan& plan, const HeapSection& section,
-                    const ProcessGroups& groups, MemorySpace space);
-
-/// Copies it out, so that the heap is free for others once all have done so.
+/// Copies what lies in a section of my own heap, (N', width), so that others may write
+/// there once all have done so.
 Tensor take_rows(const FlexPlan& plan, const HeapSection& section,
                  const ProcessGroups& groups, MemorySpace space);
 
-/// Lays it there for others to pull.
+/// Lays rows (N', width) there for others to pull.
 void offer_rows(const FlexPlan& plan, const HeapSection& section, const Tensor& rows,
                 const ProcessGroups& groups);
 

@@ -109,10 +109,12 @@ TEST_P(FlexLayer, IsTheLayerOfOneRank) {
         const MoEConfig config = config_of(grid, "flex");
         const MoEConfig whole = single_rank_config(config);
         const TensorMap parameters = random_parameters(whole, 3);
-        MoELayer layer(whole, ModuleSpec::uniform({"reference_cpu", DType::f64}),
-                       parameters);
-        const TensorMap expected =
-            run_layer(layer, tokens_of(grid, 1), tokens_of(grid, 2), nullptr);
+        TensorMap expected;
+        run_ranks(1, [&](Communicator&) {  // in one thread, like the ranks
+            MoELayer layer(whole, ModuleSpec::uniform({"reference_cpu", DType::f64}),
+                           parameters);
+            expected = run_layer(layer, tokens_of(grid, 1), tokens_of(grid, 2), nullptr);
+        });
         const auto got = run(GetParam(), grid, "flex");
         run_ranks(int(grid.tokens.size()), [&](Communicator& world) {
             const auto groups = make_process_groups(world, config);
