@@ -9,37 +9,6 @@ namespace moe {
 namespace {
 
 using distributed::ParallelSizes;
-using distributed::RankGenerator;
-
-/// Ranks by their place among those that exchange tokens.
-class ExpertGrid {
-  public:
-    ExpertGrid(const MoEConfig& config, const ParallelSizes& sizes)
-        : grid_(RankGenerator::experts(sizes)),
-          groups_(grid_.get_ranks("tp-ep")),
-          shards_(sizes.expert_tensor),
-          local_experts_(config.num_local_experts()) {}
-
-    /// All ranks that `rank` exchanges tokens with, itself among them.
-    const std::vector<int>& group_of(int rank) const {
-        return groups_[grid_.color(rank, "tp-ep")];
-    }
-    /// Who, in the group of `rank`, has shard `shard` of expert `expert`.
-    int holder(int rank, std::int64_t expert, int shard) const {
-        return group_of(rank)[expert / local_experts_ * shards_ + shard];
-    }
-    int shards() const { return shards_; }
-    int shard_of(int rank) const { return grid_.key(rank, "tp"); }
-    std::int64_t first_expert(int rank) const {
-        return grid_.key(rank, "ep") * local_experts_;
-    }
-
-  private:
-    RankGenerator grid_;
-    std::vector<std::vector<int>> groups_;
-    int shards_;
-    std::int64_t local_experts_;
-};
 
 void gather_rows(Links& rows, const ExpertGrid& grid, const RankTokens& tokens) {
     for (int from = 0; from < int(rows.size()); ++from)

@@ -132,7 +132,7 @@ std::string draw_links(const DispatcherOutcome& outcome, std::int64_t largest) {
                 bytes[from][to] == 0 ? "fill-opacity='0.04'" : shade(share));
             if (has_words)
                 canvas.text(x + width / 2, middle, "middle",
-                            bytes_in_words(bytes[from][to]));
+                            bytes_in_words(bytes[from][to]), share > 0.6 ? "onbar" : "");
         }
         canvas.text(left + width * W + 14, middle, "start",
                     bytes_in_words(std::accumulate(bytes[from].begin(), bytes[from].end(),
