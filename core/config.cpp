@@ -55,6 +55,14 @@ void check_ranks(const MoEConfig& c) {
 void check_dispatcher(const MoEConfig& c) {
     require_one_of("moe_token_dispatcher_type", c.moe_token_dispatcher_type,
                    {"allgather", "alltoall", "flex"});
+    if (c.moe_flex_peer_heap_bytes) {
+        if (*c.moe_flex_peer_heap_bytes <= 0)
+            reject("moe_flex_peer_heap_bytes", *c.moe_flex_peer_heap_bytes,
+                   "must be positive");
+        if (c.moe_token_dispatcher_type != "flex")
+            reject("moe_flex_peer_heap_bytes", *c.moe_flex_peer_heap_bytes,
+                   "needs moe_token_dispatcher_type flex");
+    }
     if (c.moe_token_dispatcher_type != "flex") return;
     if (*c.expert_tensor_parallel_size * c.expert_model_parallel_size == 1)
         reject("moe_token_dispatcher_type", "flex",

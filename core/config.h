@@ -62,6 +62,8 @@ struct MoEConfig {
     // ------------------------------------------------------------------ dispatch
     std::string moe_token_dispatcher_type = "allgather";
     bool moe_permute_fusion = false;
+    /// Ours: Megatron lets DeepEP size its buffer (fused_a2a.py, get_buffer).
+    std::optional<std::int64_t> moe_flex_peer_heap_bytes;
 
     // ------------------------------------------------------------------ ranks
     std::int64_t tensor_model_parallel_size = 1;

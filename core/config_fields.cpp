@@ -48,6 +48,9 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_token_drop_policy, "probs or position: who stays");
     FIELD(moe_token_dispatcher_type, "allgather, alltoall or flex");
     FIELD(moe_permute_fusion, "optimized tier: fused permutation kernels");
+    FIELD(moe_flex_peer_heap_bytes,
+          "flex: most bytes of each rank's peer memory (none: as it needs); not "
+          "Megatron's");
     FIELD(tensor_model_parallel_size, "TP");
     FIELD(context_parallel_size, "CP");
     FIELD(expert_model_parallel_size, "EP");

@@ -38,6 +38,7 @@ ProcessGroupsPtr make_process_groups(Communicator& world, const MoEConfig& confi
     groups->expt_tp = make_group(world, experts, "expt_tp", "tp");
     groups->tp_ep = make_group(world, experts, "tp_ep", "tp-ep");
     groups->expt_dp = make_group(world, experts, "expt_dp", "dp");
+    groups->heap = std::make_shared<SymmetricHeap>(groups->tp_ep);
     return groups;
 }
 
@@ -58,6 +59,7 @@ ProcessGroupsPtr single_rank_groups() {
     groups->expt_tp = alone("expt_tp");
     groups->tp_ep = alone("tp_ep");
     groups->expt_dp = alone("expt_dp");
+    groups->heap = std::make_shared<SymmetricHeap>(groups->tp_ep);
     return groups;
 }
 

@@ -7,6 +7,7 @@
 
 #include "distributed/communicator.h"
 #include "distributed/rank_generator.h"
+#include "distributed/symmetric_heap.h"
 
 namespace moe::distributed {
 
@@ -25,6 +26,7 @@ struct ProcessGroups {
     using Group = std::shared_ptr<Communicator>;
     ParallelSizes sizes;
     Group world, tp, cp, dp, tp_cp, dp_cp, tp_dp_cp, ep, expt_tp, tp_ep, expt_dp;
+    std::shared_ptr<SymmetricHeap> heap;  ///< of tp_ep, for all its layers
 };
 using ProcessGroupsPtr = std::shared_ptr<const ProcessGroups>;
 

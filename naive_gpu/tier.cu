@@ -6,6 +6,7 @@
 #include "naive_gpu/allgather_dispatcher.h"
 #include "naive_gpu/alltoall_dispatcher.h"
 #include "naive_gpu/experts.h"
+#include "naive_gpu/flex_dispatcher.h"
 #include "naive_gpu/shared_experts.h"
 #include "naive_gpu/topk_router.h"
 
@@ -48,6 +49,8 @@ class NaiveGpu : public Tier {
         const GroupsPtr mine = or_single(groups);
         if (config.moe_token_dispatcher_type == "allgather")
             return make<TokenDispatcher, AllGatherDispatcher>(dtype, config, mine);
+        if (config.moe_token_dispatcher_type == "flex")
+            return make<TokenDispatcher, FlexDispatcher>(dtype, config, mine);
         return make<TokenDispatcher, AlltoAllDispatcher>(dtype, config, mine);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,

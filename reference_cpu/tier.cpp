@@ -10,6 +10,7 @@
 #include "reference_cpu/alltoall_dispatcher.h"
 #include "reference_cpu/eigen.h"
 #include "reference_cpu/experts.h"
+#include "reference_cpu/flex_dispatcher.h"
 #include "reference_cpu/shared_experts.h"
 #include "reference_cpu/topk_router.h"
 
@@ -56,6 +57,8 @@ class ReferenceCpu : public Tier {
         const GroupsPtr mine = or_single(groups);
         if (config.moe_token_dispatcher_type == "allgather")
             return make<TokenDispatcher, AllGatherDispatcher>(dtype, config, mine);
+        if (config.moe_token_dispatcher_type == "flex")
+            return make<TokenDispatcher, FlexDispatcher>(dtype, config, mine);
         return make<TokenDispatcher, AlltoAllDispatcher>(dtype, config, mine);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,

@@ -31,6 +31,7 @@ json megatron_defaults() {
         "moe_expert_capacity_factor": null, "moe_pad_expert_input_to_capacity": false,
         "moe_token_drop_policy": "probs",
         "moe_token_dispatcher_type": "allgather", "moe_permute_fusion": false,
+        "moe_flex_peer_heap_bytes": null,
         "tensor_model_parallel_size": 1, "context_parallel_size": 1,
         "expert_model_parallel_size": 1, "expert_tensor_parallel_size": null,
         "sequence_parallel": false})");
@@ -57,6 +58,7 @@ json nothing_default() {
         "moe_expert_capacity_factor": 0.7, "moe_pad_expert_input_to_capacity": true,
         "moe_token_drop_policy": "position",
         "moe_token_dispatcher_type": "flex", "moe_permute_fusion": true,
+        "moe_flex_peer_heap_bytes": 8,
         "tensor_model_parallel_size": -9, "context_parallel_size": 10,
         "expert_model_parallel_size": 11,
         "expert_tensor_parallel_size": 9223372036854775807,

@@ -219,6 +219,11 @@ TEST(ConfigRules, RankGridsFitTheLayer) {
     expect_rejected({
         {R"({"moe_token_dispatcher_type": "flex"})",
          "moe_token_dispatcher_type = flex: ", "above 1"},
+        {R"({"moe_flex_peer_heap_bytes": 4096})",
+         "moe_flex_peer_heap_bytes = 4096: ", "moe_token_dispatcher_type flex"},
+        {R"({"num_moe_experts": 4, "expert_model_parallel_size": 2,
+             "moe_token_dispatcher_type": "flex", "moe_flex_peer_heap_bytes": 0})",
+         "moe_flex_peer_heap_bytes = 0: ", "must be positive"},
         {R"({"moe_token_dispatcher_type": "mail"})",
          "moe_token_dispatcher_type = mail: ", "allgather, alltoall, flex"},
         {R"({"num_moe_experts": 6, "expert_model_parallel_size": 4})",

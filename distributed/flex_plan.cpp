@@ -1,0 +1,106 @@
+#include "distributed/flex_plan.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/components.h"
+#include "core/transfer.h"
+#include "distributed/mappings.h"
+
+namespace moe::distributed {
+namespace {
+
+/// Appends a section for the rows of the busiest rank, so that every rank's heap has the
+/// same layout.
+HeapSection append_section(FlexPlan& plan, DType dtype, std::int64_t width) {
+    constexpr std::size_t kAlignment = 256;
+    const HeapSection section{plan.heap_bytes, dtype, width};
+    // Where nobody receives anything there is a heap all the same
+    const std::size_t bytes =
+        std::max(plan.heap_rows, std::int64_t{1}) * section.row_bytes();
+    plan.heap_bytes += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return section;
+}
+
+}  // namespace
+
+FlexPlan make_flex_plan(const Splits& counts, const MoEConfig& config, DType dtype,
+                        const Communicator& tp_ep) {
+    const int W = tp_ep.size(), mine = tp_ep.rank();
+    MOE_CHECK_EQ(int(counts.size()), W * W);
+    FlexPlan plan;
+    for (int d = 0; d < W; ++d) {
+        plan.input_splits.push_back(counts[mine * W + d]);
+        plan.output_splits.push_back(counts[d * W + mine]);
+        std::int64_t received = 0;
+        for (int s = 0; s < W; received += counts[s++ * W + d])
+            if (s == mine) plan.first_rows.push_back(received);
+        if (d == mine) plan.received_rows = received;
+        if (received > plan.heap_rows) {
+            plan.heap_rows = received;
+            plan.busiest = d;
+        }
+    }
+    const std::int64_t slots =
+        *config.expert_tensor_parallel_size * config.moe_router_topk;
+    plan.hidden = append_section(plan, dtype, config.hidden_size);
+    plan.topk_ids = append_section(plan, DType::i64, slots);
+    plan.topk_probs =
+        append_section(plan, probs_placement({MemorySpace::host, dtype}).dtype, slots);
+    plan.sources = append_section(plan, DType::i64, 2);
+    return plan;
+}
+
+FlexPlan notify_dispatch(const Splits& input_splits, const MoEConfig& config, DType dtype,
+                         const ProcessGroups& groups) {
+    // A collective, not writes into the peers' heaps: the counts decide how large the
+    // heaps must be. It is a barrier as well: nobody has counts before all have come.
+    const Tensor all = gather_from_sequence_parallel_region(
+        *groups.tp_ep,
+        Tensor::from({1, std::int64_t(input_splits.size())}, input_splits));
+    const std::int64_t* counts = all.data<std::int64_t>();
+    return make_flex_plan({counts, counts + all.numel()}, config, dtype, *groups.tp_ep);
+}
+
+void reserve_heap(const FlexPlan& plan, const MoEConfig& config, MemorySpace space,
+                  const ProcessGroups& groups) {
+    std::size_t limit = std::numeric_limits<std::size_t>::max();
+    if (const auto given = config.moe_flex_peer_heap_bytes) limit = std::size_t(*given);
+    if (plan.heap_bytes > limit)
+        reject("moe_flex_peer_heap_bytes", limit,
+               fmt::format("must be at least {} for the {} rows that rank {} receives",
+                           plan.heap_bytes, plan.heap_rows,
+                           groups.tp_ep->world_rank(plan.busiest)));
+    groups.heap->reserve(plan.heap_bytes, limit, space);
+}
+
+TensorView own_rows(const FlexPlan& plan, const HeapSection& section,
+                    const ProcessGroups& groups, MemorySpace space) {
+    const PeerTable& table = groups.heap->table(space);
+    return {table.base[table.rank] + section.offset,
+            section.dtype,
+            {plan.received_rows, section.width},
+            space};
+}
+
+Tensor take_rows(const FlexPlan& plan, const HeapSection& section,
+                 const ProcessGroups& groups, MemorySpace space) {
+    const TensorView own = own_rows(plan, section, groups, space);
+    const Tensor taken = Tensor::empty(own.shape, own.dtype, own.space);
+    if (own.size_bytes() > 0) copy(taken, own);
+    return taken;
+}
+
+void offer_rows(const FlexPlan& plan, const HeapSection& section, const Tensor& rows,
+                const ProcessGroups& groups) {
+    if (rows.size_bytes() > 0) copy(own_rows(plan, section, groups, rows.space()), rows);
+}
+
+void count_rows(Communicator& group, const std::string& name, const Splits& rows,
+                std::int64_t row_bytes) {
+    for (int r = 0; r < group.size(); ++r)
+        if (r != group.rank() && rows[r] > 0)
+            group.ledger().count_sent(name, group.world_rank(r), rows[r] * row_bytes);
+}
+
+}  // namespace moe::distributed

@@ -1,0 +1,99 @@
+/// @file
+/// Who pushes how many rows to whom in the flex dispatcher, and where they lie in the
+/// ranks' symmetric heaps: worked out on the host from everybody's counts. The same for
+/// every tier.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "core/config.h"
+#include "distributed/process_groups.h"
+
+namespace moe::distributed {
+
+/// A part of the heap: one row of `width` elements for every row that a rank receives.
+struct HeapSection {
+    std::size_t offset = 0;  ///< from the heap's start, the same on every rank
+    DType dtype = DType::f32;
+    std::int64_t width = 0;
+    std::int64_t row_bytes() const { return width * std::int64_t(size_of(dtype)); }
+};
+
+/// DeepEP's handle: what the counts say, kept for combine and the backward. W' is the
+/// size of tp_ep. Received rows lie by source rank, then in the source's order of tokens.
+/// Source: deep_ep/buffer.py, dispatch.
+struct FlexPlan {
+    Splits input_splits;   ///< (W') rows that I push to each rank
+    Splits output_splits;  ///< (W') rows that each rank pushes to me
+    Splits first_rows;     ///< (W') which of the rows that a rank receives is my first
+    std::int64_t received_rows = 0;  ///< N', the sum of output_splits
+    std::int64_t heap_rows = 0;      ///< the most that any rank receives …
+    int busiest = 0;                 ///< … and who does, in tp_ep
+    HeapSection hidden;      ///< (N', H) tokens, partial sums, and their gradients
+    HeapSection topk_ids;    ///< (N', K') i64 local experts, -1: not here
+    HeapSection topk_probs;  ///< (N', K') their probabilities, and the gradients
+    HeapSection sources;     ///< (N', 2) i64 rank of tp_ep and token
+    std::size_t heap_bytes = 0;
+};
+
+/// @param counts  (W' W') rows that each rank (slow) pushes to each rank
+/// @param dtype   of the rows; probabilities have at least fp32
+FlexPlan make_flex_plan(const Splits& counts, const MoEConfig& config, DType dtype,
+                        const Communicator& tp_ep);
+
+/// Notify: everybody's counts to everybody, and the plan they give.
+/// @param input_splits  (W') rows that this rank pushes to each rank
+FlexPlan notify_dispatch(const Splits& input_splits, const MoEConfig& config, DType dtype,
+                         const ProcessGroups& groups);
+
+/// Room for the plan in everybody's heap. InputError, the same on every rank before
+/// anybody has written, when moe_flex_peer_heap_bytes is too small.
+void reserve_heap(const FlexPlan& plan, const MoEConfig& config, MemorySpace space,
+                  const ProcessGroups& groups);
+
+/// A section of all heaps, as the pushing rank sees it: its row r, in the order of
+/// destination and token, lies at of[d] + (shift[d] + r) * width when it goes to rank d.
+/// Kernels take it by value.
+template <typename T>
+struct PeerRows {
+    T* of[kMaxPeers] = {};
+    std::int64_t shift[kMaxPeers] = {};
+    std::int64_t width = 0;
+};
+template <typename T>
+PeerRows<T> peer_rows(const FlexPlan& plan, const HeapSection& section,
+                      const PeerTable& table);
+
+/// What lies in a section of my own heap, (N', width).
+TensorView own_rows(const FlexPlan& plan, const HeapSection& section,
+                    const ProcessGroups& groups, MemorySpace space);
+
+/// Copies it out, so that the heap is free for others once all have done so.
+Tensor take_rows(const FlexPlan& plan, const HeapSection& section,
+                 const ProcessGroups& groups, MemorySpace space);
+
+/// Lays it there for others to pull.
+void offer_rows(const FlexPlan& plan, const HeapSection& section, const Tensor& rows,
+                const ProcessGroups& groups);
+
+/// Books rows of `row_bytes` to the other ranks of the group that get them, pushed or
+/// pulled.
+/// @param rows  for each rank of the group
+void count_rows(Communicator& group, const std::string& name, const Splits& rows,
+                std::int64_t row_bytes);
+
+template <typename T>
+PeerRows<T> peer_rows(const FlexPlan& plan, const HeapSection& section,
+                      const PeerTable& table) {
+    PeerRows<T> peers;
+    peers.width = section.width;
+    std::int64_t pushed = 0;  // to the ranks before
+    for (int d = 0; d < table.size; pushed += plan.input_splits[d++]) {
+        peers.of[d] = reinterpret_cast<T*>(table.base[d] + section.offset);
+        peers.shift[d] = plan.first_rows[d] - pushed;
+    }
+    return peers;
+}
+
+}  // namespace moe::distributed

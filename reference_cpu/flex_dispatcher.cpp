@@ -1,0 +1,213 @@
+// flex_dispatcher.cpp: one row per token and rank, through the peers' heaps.
+
+#include "reference_cpu/flex_dispatcher.h"
+
+#include "distributed/flex_plan.h"
+#include "distributed/process_groups.h"
+#include "reference_cpu/eigen.h"
+#include "reference_cpu/flex_phases.h"
+#include "reference_cpu/permutation.h"
+
+namespace moe::cpu {
+namespace {
+
+using distributed::count_rows;
+using distributed::FlexPlan;
+using distributed::HeapSection;
+using distributed::notify_dispatch;
+using distributed::offer_rows;
+using distributed::peer_rows;
+using distributed::PeerRows;
+using distributed::reserve_heap;
+using distributed::take_rows;
+
+constexpr MemorySpace kSpace = MemorySpace::host;
+
+struct DispatcherSaved : Saved {
+    DispatchLayout layout;
+    FlexPlan plan;
+    Tensor topk_ids;  // (N', K') i64, received
+    RowMap map;       // of the received rows and the local experts
+};
+
+ExpertGrid expert_grid(const MoEConfig& config) {
+    const std::int64_t ETP = *config.expert_tensor_parallel_size;
+    return {config.expert_model_parallel_size * ETP, ETP, config.num_local_experts()};
+}
+
+/// A section of everybody's heap; the heap may have moved since the plan was made.
+template <typename T>
+PeerRows<T> section_of_peers(const FlexPlan& plan, const HeapSection& section,
+                             const distributed::ProcessGroups& groups) {
+    return peer_rows<T>(plan, section, groups.heap->table(kSpace));
+}
+
+}  // namespace
+
+template <typename Scalar>
+FlexDispatcher<Scalar>::FlexDispatcher(const MoEConfig& config, const GroupsPtr& groups)
+    : TokenDispatcher({kSpace, dtype_of<Scalar>}), config_(config), groups_(groups) {}
+
+//! [flex_dispatch]
+template <typename Scalar>
+TokenDispatcher::Dispatched FlexDispatcher<Scalar>::dispatch(const Tensor& hidden,
+                                                             const Tensor& probs,
+                                                             const Tensor& routing_map,
+                                                             const RunContext& context) {
+    Dispatched result;
+    auto saved = std::make_unique<DispatcherSaved>();
+    const ExpertGrid grid = expert_grid(config_);
+    const std::int64_t slots = grid.num_shards * config_.moe_router_topk;  // K'
+    DispatchLayout& layout = saved->layout;
+    FlexPlan& plan = saved->plan;
+    Tensor received, sources;  // (N', H), (N', 2)
+    {
+        StepTimer timer(context, Step::dispatch);
+        // ⑥ layout, notify: how many rows go where is known to all before any moves
+        layout = get_dispatch_layout<Scalar>(probs, routing_map, grid, slots);
+        plan = notify_dispatch(layout.sent.tokens_per_expert, config_, dtype_of<Scalar>,
+                               *groups_);
+        context.host_wait(Step::dispatch, "flex_dispatch_counts");
+        reserve_heap(plan, config_, kSpace, *groups_);
+
+        // ⑥ dispatch: into the peers' heaps. Nobody reads his own any more: he took his
+        // rows before he came to notify.
+        push_rows(section_of_peers<Scalar>(plan, plan.hidden, *groups_), hidden,
+                  layout.sent);
+        push_choices<Scalar>(
+            {section_of_peers<std::int64_t>(plan, plan.topk_ids, *groups_),
+             section_of_peers<std::int64_t>(plan, plan.sources, *groups_),
+             section_of_peers<Scalar>(plan, plan.topk_probs, *groups_)},
+            layout, grid, groups_->tp_ep->rank());
+        count_rows(*groups_->tp_ep, "flex_dispatch", plan.input_splits,
+                   plan.hidden.row_bytes() + plan.topk_ids.row_bytes() +
+                       plan.topk_probs.row_bytes() + plan.sources.row_bytes());
+        groups_->tp_ep->barrier();
+
+        // ⑥ local: what came, expert by expert
+        received = take_rows(plan, plan.hidden, *groups_, kSpace);
+        sources = take_rows(plan, plan.sources, *groups_, kSpace);
+        saved->topk_ids = take_rows(plan, plan.topk_ids, *groups_, kSpace);
+        const Multihot local = indices_to_multihot<Scalar>(
+            saved->topk_ids, take_rows(plan, plan.topk_probs, *groups_, kSpace),
+            grid.num_local);
+        saved->map = make_row_map(local.map);
+        result.rows = permute<Scalar>(received, saved->map);
+        result.row_probs = permute_probs<Scalar>(local.probs, saved->map);
+        result.tokens_per_expert =
+            Tensor::from({grid.num_local}, saved->map.tokens_per_expert);
+    }
+    if (context.observer != nullptr) {
+        const auto show = [&](const char* name, const std::vector<std::int64_t>& values) {
+            context.value(Step::dispatch, name,
+                          Tensor::from({std::int64_t(values.size())}, values));
+        };
+        show("row_token", saved->map.row_token);
+        show("input_splits", plan.input_splits);
+        show("output_splits", plan.output_splits);
+        context.value(Step::dispatch, "sent_hidden_states",
+                      permute<Scalar>(hidden, layout.sent));
+    }
+    context.value(Step::dispatch, "received_hidden_states", received);
+    context.value(Step::dispatch, "received_sources", sources);
+    context.value(Step::dispatch, "tokens_per_expert", result.tokens_per_expert);
+    context.value(Step::dispatch, "dispatched_hidden_states", result.rows);
+    context.value(Step::dispatch, "dispatched_probs", result.row_probs);
+    result.saved = std::move(saved);
+    return result;
+}
+
+template <typename Scalar>
+Tensor FlexDispatcher<Scalar>::combine(const Tensor& rows, const Tensor& shared_output,
+                                       const Saved& saved_base,
+                                       const RunContext& context) {
+    const auto& saved = saved_as<DispatcherSaved>(saved_base);
+    const FlexPlan& plan = saved.plan;
+    Tensor output;
+    {
+        StepTimer timer(context, Step::combine);
+        // ⑩ what the local experts made of each row received, for its owner to pull
+        offer_rows(plan, plan.hidden, unpermute<Scalar>(rows, saved.map), *groups_);
+        count_rows(*groups_->tp_ep, "flex_combine", plan.output_splits,
+                   plan.hidden.row_bytes());
+        groups_->tp_ep->barrier();
+
+        // ⑩ combine: a plain sum over the ranks. The last barrier keeps the heap as it is
+        // until all have pulled.
+        output = pull_rows(section_of_peers<Scalar>(plan, plan.hidden, *groups_),
+                           saved.layout.sent);
+        groups_->tp_ep->barrier();
+        if (shared_output.defined())
+            as_matrix<Scalar>(output) += as_matrix<Scalar>(shared_output);
+    }
+    context.value(Step::combine, "output", output);
+    return output;
+}
+//! [flex_dispatch]
+
+//! [flex_dispatch_backward]
+template <typename Scalar>
+Tensor FlexDispatcher<Scalar>::combine_backward(const Tensor& doutput,
+                                                const Saved& saved_base,
+                                                const RunContext& context) {
+    const auto& saved = saved_as<DispatcherSaved>(saved_base);
+    const FlexPlan& plan = saved.plan;
+    Tensor drows;
+    {
+        StepTimer timer(context, Step::combine_backward);
+        // ⑪ dispatch of the gradients. The counts are known, and with them goes notify's
+        // barrier: without this one a peer may still be taking an earlier push.
+        groups_->tp_ep->barrier();
+        push_rows(section_of_peers<Scalar>(plan, plan.hidden, *groups_), doutput,
+                  saved.layout.sent);
+        count_rows(*groups_->tp_ep, "flex_combine_backward", plan.input_splits,
+                   plan.hidden.row_bytes());
+        groups_->tp_ep->barrier();
+
+        // ⑪ a sum hands its gradient to every term
+        drows = unpermute_backward<Scalar>(take_rows(plan, plan.hidden, *groups_, kSpace),
+                                           saved.map);
+    }
+    context.value(Step::combine_backward, "d_expert_output", drows);
+    return drows;
+}
+
+template <typename Scalar>
+TokenDispatcher::Gradients FlexDispatcher<Scalar>::dispatch_backward(
+    const Tensor& drows, const Tensor& drow_probs, const Saved& saved_base,
+    const RunContext& context) {
+    const auto& saved = saved_as<DispatcherSaved>(saved_base);
+    const FlexPlan& plan = saved.plan;
+    Gradients gradients;
+    {
+        StepTimer timer(context, Step::dispatch_backward);
+        // ⑮ each received row's gradient, and those of its choices
+        offer_rows(plan, plan.hidden, permute_backward<Scalar>(drows, saved.map),
+                   *groups_);
+        offer_rows(
+            plan, plan.topk_probs,
+            indices_to_multihot_backward<Scalar>(
+                permute_probs_backward<Scalar>(drow_probs, saved.map), saved.topk_ids),
+            *groups_);
+        count_rows(*groups_->tp_ep, "flex_dispatch_backward", plan.output_splits,
+                   plan.hidden.row_bytes() + plan.topk_probs.row_bytes());
+        groups_->tp_ep->barrier();
+
+        // ⑮ combine of the gradients: the token's owner sums them over the ranks
+        gradients.dhidden = pull_rows(
+            section_of_peers<Scalar>(plan, plan.hidden, *groups_), saved.layout.sent);
+        gradients.dprobs = pull_prob_gradients(
+            section_of_peers<Scalar>(plan, plan.topk_probs, *groups_), saved.layout,
+            expert_grid(config_), config_.num_experts());
+        groups_->tp_ep->barrier();
+    }
+    context.value(Step::dispatch_backward, "d_hidden_states_routed", gradients.dhidden);
+    context.value(Step::dispatch_backward, "d_probs", gradients.dprobs);
+    return gradients;
+}
+//! [flex_dispatch_backward]
+
+template class FlexDispatcher<float>;
+template class FlexDispatcher<double>;
+
+}  // namespace moe::cpu
