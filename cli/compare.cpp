@@ -11,6 +11,8 @@
 #include "cli/comparison.h"
 #include "cli/memory.h"
 #include "cli/options.h"
+#include "cli/rank_comparison.h"
+#include "cli/rank_options.h"
 #include "cli/words.h"
 #include "core/tier.h"
 
@@ -21,8 +23,9 @@ struct CompareOptions {
     std::optional<std::string> text;  // the README when left out
     std::string report = "moe-report", spec;
     std::vector<std::string> tiers, dtypes;
-    int repeats = 3;
+    std::optional<int> repeats;
     std::unique_ptr<LayerOptions> layer;
+    std::unique_ptr<RankOptions> ranks;
 };
 
 void print_header(const Comparison& c) {
@@ -198,45 +201,94 @@ class Progress {
     bool shown_ = false;
 };
 
+TextTokens read_tokens(const CompareOptions& options, std::int64_t seq_len,
+                       std::int64_t micro_batch, std::int64_t multiple = 1) {
+    TextTokens text =
+        read_text(options.text.value_or(MOE_SOURCE_DIR "/README.md"), seq_len,
+                  micro_batch, !options.layer->seq_length_given(), multiple);
+    if (!options.text) text.name = "README.md";
+    return text;
+}
+
+/// The chosen suppliers, and the mix of --spec.
+std::vector<ModuleSpec> choose_columns(const CompareOptions& options) {
+    std::vector<ModuleSpec> columns;
+    for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))
+        columns.push_back(ModuleSpec::uniform(supplier));
+    if (!options.spec.empty())
+        columns.push_back(ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32}));
+    return columns;
+}
+
 ComparisonRequest make_request(const CompareOptions& options) {
+    const LayerOptions& layer = *options.layer;
+    require_no_rank_flags(layer);
     ComparisonRequest request;
-    request.model = options.layer->model();
-    request.config = options.layer->config();
-    request.seed = options.layer->seed();
-    if (options.repeats < 1 || options.repeats > 1000)
-        reject("--repeats", options.repeats, "must be from 1 to 1000");
-    request.repeats = options.repeats;
-    const std::string text = options.text.value_or(MOE_SOURCE_DIR "/README.md");
-    request.text =
-        read_text(text, options.layer->seq_length(), options.layer->micro_batch_size(),
-                  !options.layer->seq_length_given());
-    if (!options.text) request.text.name = "README.md";
+    request.model = layer.model();
+    request.config = layer.config();
+    request.seed = layer.seed();
+    request.repeats = options.repeats.value_or(3);
+    if (request.repeats < 1 || request.repeats > 1000)
+        reject("--repeats", request.repeats, "must be from 1 to 1000");
+    request.text = read_tokens(options, layer.seq_length(), layer.micro_batch_size());
     request.golden_folder = MOE_SOURCE_DIR "/tests/golden";
 
     require_memory(request.config, request.text.seq_len * request.text.micro_batch);
 
-    const ComponentSpec reference{"reference_cpu", DType::f64};
-    for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))
-        if (supplier != reference)
-            request.columns.push_back(ModuleSpec::uniform(supplier));
-    if (!options.spec.empty())
-        request.columns.push_back(
-            ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32}));
+    request.columns = choose_columns(options);
+    std::erase(request.columns, ModuleSpec::uniform({"reference_cpu", DType::f64}));
     return request;
 }
 
-int run_compare(const CompareOptions& options) {
-    ComparisonRequest request = make_request(options);
-    if (options.report != "none") require_writable_folder("--report", options.report);
-    for (const std::string& warning : request.config.warnings())
-        fmt::print(stderr, "moe: note: {}\n", warning);
+RankComparisonRequest make_rank_request(const CompareOptions& options) {
+    if (options.repeats)
+        reject("--repeats", *options.repeats,
+               "must be left out with --ranks: ranks that share cores have no times");
+    const LayerOptions& layer = *options.layer;
+    const RankConfigs chosen = choose_rank_configs(layer, options.ranks->ranks());
+    RankComparisonRequest request;
+    request.model = layer.model();
+    request.configs = chosen.configs;
+    request.left_out = chosen.left_out;
+    request.sizes = chosen.sizes;
+    request.seed = layer.seed();
+    const RankSizes sizes = choose_rank_sizes(layer, chosen.sizes);
+    request.text = read_tokens(options, sizes.seq_len, sizes.micro_batch, sizes.shards);
+    require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch);
+    request.columns = choose_columns(options);
+    return request;
+}
 
-    Comparison comparison;
-    {
-        Progress progress;
-        request.progress = [&](const std::string& what) { progress(what); };
-        comparison = run_comparison(request);
-    }
+/// Runs `run` with a request that says on the terminal how far it is.
+template <typename Request, typename Run>
+auto run_with_progress(Request request, Run run) {
+    Progress progress;
+    request.progress = [&](const std::string& what) { progress(what); };
+    return run(request);
+}
+
+/// What could end a run badly is said before it starts.
+void prepare(const CompareOptions& options, const MoEConfig& config) {
+    if (options.report != "none") require_writable_folder("--report", options.report);
+    for (const std::string& warning : config.warnings())
+        fmt::print(stderr, "moe: note: {}\n", warning);
+}
+
+int run_rank_compare(const CompareOptions& options) {
+    const RankComparisonRequest request = make_rank_request(options);
+    prepare(options, request.configs[0]);
+    const RankComparison comparison = run_with_progress(request, run_rank_comparison);
+    print_rank_comparison(comparison);
+    if (options.report != "none")
+        fmt::print("Report  {}\n", write_rank_report(comparison, options.report));
+    return comparison.ok ? kExitOk : kExitDiffers;
+}
+
+int run_compare(const CompareOptions& options) {
+    if (options.ranks->given()) return run_rank_compare(options);
+    const ComparisonRequest request = make_request(options);
+    prepare(options, request.config);
+    const Comparison comparison = run_with_progress(request, run_comparison);
     print_header(comparison);
     print_steps(comparison);
     print_losses(comparison);
@@ -259,7 +311,8 @@ void add_compare(CLI::App& app, Action& action) {
         "Examples:\n"
         "  moe compare --text mybook.txt --preset olmoe --scale 16\n"
         "  moe compare --num-experts 16 --moe-router-topk 4\n"
-        "  moe compare --tier reference_cpu --spec experts=naive_gpu");
+        "  moe compare --tier reference_cpu --spec experts=naive_gpu\n"
+        "  moe compare --ranks 4 --tensor-model-parallel-size 2");
     command->add_option("--text", options->text, "Text file (default: the README)");
     command->add_option("--report", options->report,
                         "Folder for the HTML report, or none (default moe-report)");
@@ -274,6 +327,7 @@ void add_compare(CLI::App& app, Action& action) {
     add_threads_flag(*command);
     options->layer = std::make_unique<LayerOptions>(
         *command, LayerOptions::Defaults{"mixtral_8x7b", 16, 256, 4});
+    options->ranks = std::make_unique<RankOptions>(*command);
     command->callback(
         [&action, options] { action = [options] { return run_compare(*options); }; });
 }

@@ -169,6 +169,8 @@ std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
     return outcomes;
 }
 
+}  // namespace
+
 Tensor random_gradient(const Shape& shape, std::uint64_t seed) {
     const Rng rng(seed, 200);
     Tensor gradient = Tensor::empty(shape, DType::f32);
@@ -177,8 +179,6 @@ Tensor random_gradient(const Shape& shape, std::uint64_t seed) {
             static_cast<float>(BFloat16(static_cast<float>(rng.normal(i))));
     return gradient;
 }
-
-}  // namespace
 
 Comparison run_comparison(const ComparisonRequest& request) {
     Comparison result;

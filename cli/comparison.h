@@ -70,14 +70,19 @@ struct Comparison {
     bool ok = true;
 };
 
-/// Reads a text and cuts it into B sequences of S bytes. S shrinks to what the text holds
-/// when `may_shrink`. InputError for an unreadable or too short file.
+/// Reads a text and cuts it into B sequences of S bytes. S shrinks to what the text
+/// holds, and to a multiple of `multiple`, when `may_shrink`. InputError for an
+/// unreadable or too short file.
 TextTokens read_text(const std::string& path, std::int64_t seq_len,
-                     std::int64_t micro_batch, bool may_shrink);
+                     std::int64_t micro_batch, bool may_shrink,
+                     std::int64_t multiple = 1);
 
 /// Hidden states (S, B, H) fp32, exactly representable in bf16: each byte with the two
 /// before it in its sequence, embedded by fixed seeded tables and weighed 1, 1/2, 1/4.
 Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_t seed);
+
+/// Gradient of the output: seeded N(0, 1), exactly representable in bf16.
+Tensor random_gradient(const Shape& shape, std::uint64_t seed);
 
 /// What to run.
 struct ComparisonRequest {

@@ -117,14 +117,16 @@ void LayerOptions::add_field_flags(CLI::App& command) {
     add_shorthand("--quick-geglu", quick_geglu_, "activation_func quick_gelu, gated");
 }
 
-MoEConfig LayerOptions::config() const {
-    MoEConfig config;
+LayerOptions::Chosen LayerOptions::choose() const {
+    Chosen chosen;
+    MoEConfig& config = chosen.config;
     if (config_path_) {
         if (preset_) reject("--preset", *preset_, "must be left out with --config");
         if (scale_) reject("--scale", *scale_, "must be left out with --config");
-        config = config_from_json(
-            parse_json(*config_path_, read_file("--config", *config_path_)),
-            *config_path_);
+        const json fields =
+            parse_json(*config_path_, read_file("--config", *config_path_));
+        config = config_from_json(fields, *config_path_);
+        for (const auto& field : fields.items()) chosen.given.insert(field.key());
     } else if (defaults_.config && !preset_) {
         if (scale_) reject("--scale", *scale_, "needs --preset");
         config = *defaults_.config;
@@ -142,8 +144,10 @@ MoEConfig LayerOptions::config() const {
                                                  : "quick_gelu";
     }
     for (const FieldInfo& field : config_fields()) {
-        if (const auto found = booleans_.find(field.name); found != booleans_.end())
+        if (const auto found = booleans_.find(field.name); found != booleans_.end()) {
             set_field(config, field.name, found->second, "");
+            chosen.given.insert(field.name);
+        }
         const auto found = texts_.find(field.name);
         if (found == texts_.end() || found->second.empty()) continue;
         const std::string flag = flag_name(field.name);
@@ -152,7 +156,13 @@ MoEConfig LayerOptions::config() const {
             value.push_back(parse_value(flag, text, field));
         set_field(config, field.name, field.kind == FieldKind::list ? value : value[0],
                   "");
+        chosen.given.insert(field.name);
     }
+    return chosen;
+}
+
+MoEConfig LayerOptions::config() const {
+    MoEConfig config = choose().config;
     config.finalize();
     return config;
 }

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -27,13 +28,20 @@ class LayerOptions {
     /// --micro-batch-size and --seed to `command`.
     LayerOptions(CLI::App& command, Defaults defaults);
 
-    /// The config: the preset, or the file of --config, with the flags on top; finalized.
+    struct Chosen {
+        MoEConfig config;             ///< not finalized
+        std::set<std::string> given;  ///< fields that the user named, in a file or a flag
+    };
+    /// The preset, or the file of --config, with the flags on top. Reads the file.
+    Chosen choose() const;
+    /// The same, finalized.
     MoEConfig config() const;
     /// E.g. "mixtral_8x7b, widths / 16".
     std::string model() const;
     std::int64_t seq_length() const;
     bool seq_length_given() const { return seq_length_.has_value(); }
     std::int64_t micro_batch_size() const;
+    bool micro_batch_size_given() const { return micro_batch_size_.has_value(); }
     std::uint64_t seed() const { return seed_; }
 
   private:

@@ -13,14 +13,17 @@
 namespace moe {
 
 TextTokens read_text(const std::string& path, std::int64_t seq_len,
-                     std::int64_t micro_batch, bool may_shrink) {
+                     std::int64_t micro_batch, bool may_shrink, std::int64_t multiple) {
     const std::string text = read_file("--text", path);
     const auto length = static_cast<std::int64_t>(text.size());
-    if (may_shrink) seq_len = std::min(seq_len, length / micro_batch);
+    if (may_shrink) {
+        seq_len = std::min(seq_len, length / micro_batch);
+        seq_len -= seq_len % multiple;
+    }
     if (length == 0 || (may_shrink && seq_len == 0) || seq_len * micro_batch > length)
         reject("--text", path,
                fmt::format("holds {} bytes, must hold at least S x B = {}", length,
-                           std::max<std::int64_t>(seq_len, 1) * micro_batch));
+                           std::max(seq_len, multiple) * micro_batch));
 
     TextTokens tokens{path, seq_len, micro_batch, {}};
     tokens.bytes.resize(seq_len * micro_batch);

@@ -8,11 +8,14 @@
 #include "cli/commands.h"
 #include "cli/memory.h"
 #include "cli/options.h"
+#include "cli/rank_options.h"
+#include "cli/trace_ranks.h"
 #include "core/error.h"
 #include "core/moe_layer.h"
 #include "core/parameters.h"
 #include "core/rng.h"
 #include "core/transfer.h"
+#include "distributed/sharding.h"
 
 namespace moe {
 namespace {
@@ -87,14 +90,59 @@ struct TraceOptions {
     std::string tier = "reference_cpu", spec;
     std::optional<std::string> dtype;  // the tier's most precise one when left out
     std::unique_ptr<LayerOptions> layer;
+    std::unique_ptr<RankOptions> ranks;
 };
 
-int run_trace(const TraceOptions& options) {
-    const MoEConfig config = options.layer->config();
+ModuleSpec choose_spec(const TraceOptions& options) {
     std::vector<std::string> dtypes;
     if (options.dtype) dtypes.push_back(*options.dtype);
-    const ModuleSpec spec =
-        ModuleSpec::parse(options.spec, choose_suppliers({options.tier}, dtypes).front());
+    return ModuleSpec::parse(options.spec,
+                             choose_suppliers({options.tier}, dtypes).front());
+}
+
+/// Over ranks the dispatch alone is enough to read: the rest is off unless asked for.
+void show_dispatch(LayerOptions::Chosen& chosen) {
+    MoEConfig& config = chosen.config;
+    if (config.moe_token_dispatcher_type == "all")
+        reject("--moe-token-dispatcher-type", "all",
+               "trace shows one: allgather, alltoall or flex");
+    chosen.given.insert("moe_token_dispatcher_type");
+    const auto turn_off = [&](const char* field, auto& value) {
+        if (!chosen.given.contains(field)) value = {};
+    };
+    turn_off("moe_expert_capacity_factor", config.moe_expert_capacity_factor);
+    turn_off("moe_shared_expert_intermediate_size",
+             config.moe_shared_expert_intermediate_size);
+    turn_off("moe_z_loss_coeff", config.moe_z_loss_coeff);
+    if (!chosen.given.contains("moe_aux_loss_coeff")) config.moe_aux_loss_coeff = {0.0};
+}
+
+int run_rank_trace(const TraceOptions& options) {
+    const LayerOptions& layer = *options.layer;
+    const RankConfigs chosen =
+        choose_rank_configs(layer, options.ranks->ranks(), show_dispatch);
+    const RankSizes sizes = choose_rank_sizes(layer, chosen.sizes);
+    const std::int64_t T = sizes.seq_len * sizes.micro_batch;
+    RankTraceRequest request;
+    request.sizes = chosen.sizes;
+    request.seq_len = sizes.seq_len;
+    request.micro_batch = sizes.micro_batch;
+    RankJob& job = request.job;
+    job.config = chosen.configs[0];
+    job.spec = choose_spec(options);
+    const MoEConfig whole = distributed::single_rank_config(job.config);
+    require_memory(whole, T);
+    job.parameters = random_parameters(whole, layer.seed());
+    job.hidden = round_numbers({T, whole.hidden_size}, layer.seed(), 100);
+    job.doutput = round_numbers({T, whole.hidden_size}, layer.seed(), 200);
+    return trace_ranks(request);
+}
+
+int run_trace(const TraceOptions& options) {
+    if (options.ranks->given()) return run_rank_trace(options);
+    require_no_rank_flags(*options.layer);
+    const MoEConfig config = options.layer->config();
+    const ModuleSpec spec = choose_spec(options);
     const std::int64_t S = options.layer->seq_length(),
                        B = options.layer->micro_batch_size();
     require_memory(config, S * B);
@@ -142,7 +190,9 @@ void add_trace(CLI::App& app, Action& action) {
         "Example, two tiers side by side:\n"
         "  diff -y <(moe trace --dtype fp64) <(moe trace --tier naive_gpu --dtype bf16) "
         "| "
-        "less");
+        "less\n"
+        "A whole dispatch, rank by rank:\n"
+        "  moe trace --ranks 2 --moe-token-dispatcher-type alltoall");
     command->add_option("--tier", options->tier, "Tier (default reference_cpu)");
     command->add_option("--dtype", options->dtype,
                         "Precision (default: the tier's most precise)");
@@ -150,6 +200,7 @@ void add_trace(CLI::App& app, Action& action) {
     add_threads_flag(*command);
     options->layer = std::make_unique<LayerOptions>(
         *command, LayerOptions::Defaults{"tiny", 1, 4, 2, tiny_config()});
+    options->ranks = std::make_unique<RankOptions>(*command);
     command->callback(
         [&action, options] { action = [options] { return run_trace(*options); }; });
 }

@@ -1,0 +1,86 @@
+// report_page.cpp: pages that need no other file, and how they get to the disk.
+
+#include "cli/report_page.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+
+#include "cli/comparison.h"
+#include "cli/report_style.h"
+#include "core/error.h"
+
+namespace moe {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Writes a file whole or not at all; returns why not, or "".
+std::string write_whole(const fs::path& path, const std::string& content) {
+    // The process number keeps two runs, and the user's own files, out of the way.
+    const fs::path draft = fmt::format("{}.{}.part", path.string(), getpid());
+    errno = 0;
+    std::ofstream file(draft, std::ios::binary);
+    if (!file.is_open()) return std::generic_category().message(errno);
+    file << content;
+    file.close();  // a full disk shows here at the latest
+    std::error_code error(file ? 0 : errno, std::generic_category());
+    if (file) fs::rename(draft, path, error);
+    if (file && !error) return "";
+    std::error_code ignored;
+    fs::remove(draft, ignored);
+    return error ? error.message() : "cannot be written";
+}
+
+void make_folder(const std::string& field, const std::string& folder) {
+    std::error_code error;
+    fs::create_directories(folder, error);
+    std::error_code ignored;
+    if (!fs::is_directory(folder, ignored))
+        reject(field, folder,
+               fmt::format("must be a folder that can be made ({})",
+                           error ? error.message() : "it is a file"));
+}
+
+[[noreturn]] void reject_unwritable(const std::string& field, const std::string& folder,
+                                    const std::string& reason) {
+    reject(field, folder, fmt::format("must be a folder to write in ({})", reason));
+}
+
+}  // namespace
+
+std::string make_page(const std::string& title, const std::string& body) {
+    return fmt::format(
+        R"(<!doctype html>
+<html lang='en'><head><meta charset='utf-8'>
+<meta name='viewport' content='width=device-width, initial-scale=1'>
+<title>{}</title><style>{}</style></head><body>
+{}<footer>Written by <code>moe compare</code>. This file needs no other.</footer>
+</body></html>
+)",
+        title, kReportStyle, body);
+}
+
+void require_writable_folder(const std::string& field, const std::string& folder) {
+    make_folder(field, folder);
+    // As large as a report, so that a disk that is nearly full shows now
+    const fs::path probe = fs::path(folder) / fmt::format(".moe-probe-{}", getpid());
+    const std::string reason = write_whole(probe, std::string(256 * 1024, ' '));
+    if (!reason.empty()) reject_unwritable(field, folder, reason);
+    std::error_code ignored;
+    fs::remove(probe, ignored);
+}
+
+std::string write_page(const std::string& page, const std::string& folder) {
+    make_folder("--report", folder);
+    const fs::path path = fs::path(folder) / "index.html";
+    const std::string reason = write_whole(path, page);
+    if (!reason.empty()) reject_unwritable("--report", folder, reason);
+    return path;
+}
+
+}  // namespace moe
