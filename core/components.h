@@ -87,6 +87,8 @@ class Router : public Component {
     virtual void reset_global_aux_loss_tracker() = 0;
 };
 
+class SharedExperts;
+
 /// Brings token rows to their experts and back. Source: token_dispatcher.py.
 class TokenDispatcher : public Component {
   public:
@@ -118,6 +120,15 @@ class TokenDispatcher : public Component {
     virtual Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
                                         const Saved& saved,
                                         const RunContext& context) = 0;
+
+    /// For moe_shared_expert_overlap: from now on this dispatcher runs the stages of
+    /// these shared experts, see SharedExperts, and combine() adds what they make.
+    void set_shared_experts(SharedExperts* shared_experts) {
+        shared_experts_ = shared_experts;
+    }
+
+  protected:
+    SharedExperts* shared_experts_ = nullptr;  // null: they run without us
 };
 
 /// The routed experts: an MLP per expert over its rows. Source: experts.py.
@@ -143,6 +154,23 @@ class Experts : public Component {
 };
 
 /// The MLP that every token visits. Source: shared_experts.py, SharedExpertMLP.
+///
+/// It works in stages. forward() and backward() run them one after another; with
+/// moe_shared_expert_overlap the dispatcher does, between its own exchanges:
+///
+/// | stage | AlltoAll dispatcher | Flex dispatcher |
+/// |---|---|---|
+/// | pre_forward_comm | dispatch, once the splits are known | once rows are on their way
+/// | | linear_fc1_forward_and_act | between rows and probabilities | right after | |
+/// linear_fc2_forward, post_forward_comm | combine, after the exchange | the same | |
+/// get_output | where its result is added | the same | | linear_fc2_backward |
+/// combine_backward, before the exchange | the same | | linear_fc1_backward | between
+/// dprobs and dhidden | before the exchange | | pre_forward_comm_backward | MoELayer,
+/// where backward() stands otherwise | the same |
+///
+/// The last stands where it does so that gradients add up in one order, and overlap
+/// changes no bit. A stage out of order is an InternalError. Between the first stage and
+/// the last of a forward, or of a backward, the component holds what is under way.
 class SharedExperts : public Component {
   public:
     using Component::Component;
@@ -152,13 +180,65 @@ class SharedExperts : public Component {
         SavedPtr saved;
     };
     /// @param hidden (T, H)
-    virtual Output forward(const Tensor& hidden, const RunContext& context) = 0;
+    Output forward(const Tensor& hidden, const RunContext& context) {
+        Output result;
+        result.saved = pre_forward_comm(hidden, context);
+        linear_fc1_forward_and_act(context);
+        linear_fc2_forward(context);
+        post_forward_comm(context);
+        result.output = get_output(context);
+        return result;
+    }
 
     /// Adds this component's part to dhidden (T, H) and puts
     /// "shared_experts.linear_fc1.weight", "….linear_fc2.weight" and, with a gate,
     /// "shared_experts.gate_weight" into `gradients`.
-    virtual void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& doutput,
-                          const Saved& saved, const RunContext& context) = 0;
+    void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& doutput,
+                  const Saved& saved, const RunContext& context) {
+        linear_fc2_backward(doutput, saved, context);
+        linear_fc1_backward(context);
+        pre_forward_comm_backward(dhidden, gradients, context);
+    }
+
+    /// Gathers the tokens over tp. @param hidden (T, H)
+    /// @return what the backward needs; the stages of the forward fill it
+    virtual SavedPtr pre_forward_comm(const Tensor& hidden,
+                                      const RunContext& context) = 0;
+    virtual void linear_fc1_forward_and_act(const RunContext& context) = 0;
+    virtual void linear_fc2_forward(const RunContext& context) = 0;
+    /// Sums the outputs over tp.
+    virtual void post_forward_comm(const RunContext& context) = 0;
+    /// Applies the gate. Returns (T, H).
+    virtual Tensor get_output(const RunContext& context) = 0;
+
+    /// Undoes all from linear_fc2_forward on. @param doutput (T, H)
+    virtual void linear_fc2_backward(const Tensor& doutput, const Saved& saved,
+                                     const RunContext& context) = 0;
+    virtual void linear_fc1_backward(const RunContext& context) = 0;
+    /// Sums gradients of tokens over tp, and hands out what the backward made; see
+    /// backward().
+    virtual void pre_forward_comm_backward(Tensor& dhidden, TensorMap& gradients,
+                                           const RunContext& context) = 0;
+
+  protected:
+    /// The last stage that ran. Source: shared_experts.py, SharedExpertState.
+    enum class State {
+        idle,
+        pre_forward_comm_done,
+        fc1_forward_done,
+        fc2_forward_done,
+        post_forward_comm_done,
+        fc2_backward_done,
+        fc1_backward_done,
+    };
+    /// What every stage begins with. Source: shared_experts.py, overlap_state_check.
+    void advance(State required, State next) {
+        MOE_CHECK_EQ(int(state_), int(required));
+        state_ = next;
+    }
+
+  private:
+    State state_ = State::idle;
 };
 
 }  // namespace moe

@@ -63,6 +63,10 @@ void check_dispatcher(const MoEConfig& c) {
             reject("moe_flex_peer_heap_bytes", *c.moe_flex_peer_heap_bytes,
                    "needs moe_token_dispatcher_type flex");
     }
+    if (c.shared_ffn() > 0 && c.moe_shared_expert_overlap &&
+        c.moe_token_dispatcher_type == "allgather")
+        reject("moe_shared_expert_overlap", true,
+               "needs moe_token_dispatcher_type alltoall or flex");
     if (c.moe_token_dispatcher_type != "flex") return;
     if (*c.expert_tensor_parallel_size * c.expert_model_parallel_size == 1)
         reject("moe_token_dispatcher_type", "flex",

@@ -26,6 +26,7 @@ struct MoEConfig {
     std::optional<std::int64_t> moe_ffn_hidden_size;
     std::optional<std::int64_t> moe_shared_expert_intermediate_size;
     bool moe_shared_expert_gate = false;
+    bool moe_shared_expert_overlap = false;
 
     // ------------------------------------------------------------------ experts
     bool gated_linear_unit = false;

@@ -59,6 +59,7 @@ MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& pa
         shared_experts_ = tier(spec_.shared_experts)
                               .make_shared_experts(config_, spec_.shared_experts.dtype,
                                                    parameters, groups);
+    if (overlaps_shared_experts()) dispatcher_->set_shared_experts(shared_experts_.get());
 }
 
 MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_mask,
@@ -73,9 +74,10 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
     Forward result;
     result.saved.shape = {S, B, H};
 
-    // ① first, as Megatron does: it needs nothing from the router
+    // ① first, as Megatron does: it needs nothing from the router. With overlap the
+    // dispatcher runs it.
     Tensor shared_output;  // (T, H)
-    if (shared_experts_) {
+    if (shared_experts_ && !overlaps_shared_experts()) {
         auto shared = shared_experts_->forward(
             transfer(tokens, shared_experts_->placement()), context);
         shared_output = transfer(shared.output, dispatcher_->placement());
@@ -141,9 +143,13 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
     // ⑳
     if (shared_experts_) {
         dhidden = transfer(dhidden, shared_experts_->placement());
-        shared_experts_->backward(dhidden, gradients.parameters,
-                                  transfer(dtokens, shared_experts_->placement()),
-                                  *saved.shared_experts, context);
+        if (overlaps_shared_experts())
+            shared_experts_->pre_forward_comm_backward(dhidden, gradients.parameters,
+                                                       context);
+        else
+            shared_experts_->backward(dhidden, gradients.parameters,
+                                      transfer(dtokens, shared_experts_->placement()),
+                                      *saved.shared_experts, context);
     }
 
     gradients.hidden_states =

@@ -59,6 +59,11 @@ class MoELayer {
     const ModuleSpec& spec() const { return spec_; }
 
   private:
+    /// The dispatcher runs the shared experts, and saves for them.
+    bool overlaps_shared_experts() const {
+        return shared_experts_ != nullptr && config_.moe_shared_expert_overlap;
+    }
+
     MoEConfig config_;
     ModuleSpec spec_;
     std::unique_ptr<Router> router_;

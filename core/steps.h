@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "core/config.h"
 #include "core/tensor.h"
@@ -96,24 +97,38 @@ struct RunContext {
     }
 };
 
-/// Reports the time from construction to destruction as a stretch of `step`.
+/// Reports the time from construction to destruction as a stretch of `step`. A timer
+/// within the life of another interrupts it: no time counts for two steps.
 class StepTimer {
   public:
     StepTimer(const RunContext& context, Step step)
-        : context_(context), step_(step), start_(std::chrono::steady_clock::now()) {}
+        : observer_(context.observer), step_(step) {
+        if (observer_ == nullptr) return;
+        start_ = Clock::now();
+        outer_ = std::exchange(innermost_, this);
+        if (outer_ != nullptr) outer_->report(start_);
+    }
     ~StepTimer() {
-        const std::chrono::duration<double> passed =
-            std::chrono::steady_clock::now() - start_;
-        if (context_.observer != nullptr)
-            context_.observer->on_time(step_, passed.count());
+        if (observer_ == nullptr) return;
+        const Clock::time_point end = Clock::now();
+        report(end);
+        innermost_ = outer_;
+        if (outer_ != nullptr) outer_->start_ = end;
     }
     StepTimer(const StepTimer&) = delete;
     StepTimer& operator=(const StepTimer&) = delete;
 
   private:
-    const RunContext& context_;
+    using Clock = std::chrono::steady_clock;
+    void report(Clock::time_point end) const {
+        observer_->on_time(step_, std::chrono::duration<double>(end - start_).count());
+    }
+    static inline thread_local StepTimer* innermost_ = nullptr;
+
+    Observer* observer_;
     Step step_;
-    std::chrono::steady_clock::time_point start_;
+    Clock::time_point start_;
+    StepTimer* outer_ = nullptr;
 };
 
 }  // namespace moe

@@ -22,9 +22,9 @@ struct LaunchConfig {
 
 /// One thread for each of `count` items, in blocks of 256: item = blockIdx.x * blockDim.x
 /// + threadIdx.x, and threads past the last item have nothing to do.
-inline LaunchConfig one_thread_per(std::int64_t count) {
+inline LaunchConfig one_thread_per(std::int64_t count, cudaStream_t stream = nullptr) {
     constexpr unsigned kThreads = 256;
-    return {dim3(unsigned((count + kThreads - 1) / kThreads)), dim3(kThreads)};
+    return {dim3(unsigned((count + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream};
 }
 
 /// Starts `kernel`; arguments are converted to its parameter types. A grid without blocks

@@ -24,11 +24,11 @@ __global__ void activation_forward_kernel(T* a, const float* h, const float* p,
 
 template <typename T>
 Tensor activation_forward(const ExpertActivation& activation, const Tensor& h,
-                          const Tensor& p) {
+                          const Tensor& p, cudaStream_t stream) {
     const std::int64_t num_rows = h.dim(0);
     Tensor a = gpu::device_empty<T>({num_rows, activation.ffn});
     gpu::launch("activation_forward_kernel", activation_forward_kernel<T>,
-                gpu::one_thread_per(a.numel()), gpu::device_data<T>(a),
+                gpu::one_thread_per(a.numel(), stream), gpu::device_data<T>(a),
                 gpu::device_data<float>(h), gpu::device_data<float>(p), activation,
                 num_rows);
     return a;
@@ -57,23 +57,24 @@ __global__ void activation_backward_kernel(T* dh, float* dp, const float* h, con
 template <typename T>
 ActivationGradients activation_backward(const ExpertActivation& activation,
                                         const Tensor& h, const Tensor& da,
-                                        const Tensor& p) {
+                                        const Tensor& p, cudaStream_t stream) {
     const std::int64_t num_rows = h.dim(0);
     ActivationGradients gradients{gpu::device_empty<T>(h.shape()),
                                   gpu::device_empty<float>({num_rows})};
     gpu::launch("activation_backward_kernel", activation_backward_kernel<T>,
-                gpu::one_thread_per(num_rows), gpu::device_data<T>(gradients.dh),
+                gpu::one_thread_per(num_rows, stream), gpu::device_data<T>(gradients.dh),
                 gpu::device_data<float>(gradients.dp), gpu::device_data<float>(h),
                 gpu::device_data<T>(da), gpu::device_data<float>(p), activation,
                 num_rows);
     return gradients;
 }
 
-#define INSTANTIATE(T)                                                            \
-    template Tensor activation_forward<T>(const ExpertActivation&, const Tensor&, \
-                                          const Tensor&);                         \
-    template ActivationGradients activation_backward<T>(                          \
-        const ExpertActivation&, const Tensor&, const Tensor&, const Tensor&);
+#define INSTANTIATE(T)                                                                \
+    template Tensor activation_forward<T>(const ExpertActivation&, const Tensor&,     \
+                                          const Tensor&, cudaStream_t);               \
+    template ActivationGradients activation_backward<T>(const ExpertActivation&,      \
+                                                        const Tensor&, const Tensor&, \
+                                                        const Tensor&, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(__nv_bfloat16)
 #undef INSTANTIATE

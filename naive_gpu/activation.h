@@ -3,6 +3,8 @@
 /// what the routed and the shared experts share.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -132,9 +134,10 @@ struct ExpertActivation {
 };
 
 /// a (N, F) = act(h) p. @param h (N, 2F or F) f32 @param p (N) f32, undefined means 1
+/// @param stream where the kernel runs
 template <typename T>
 Tensor activation_forward(const ExpertActivation& activation, const Tensor& h,
-                          const Tensor& p);
+                          const Tensor& p, cudaStream_t stream = nullptr);
 
 /// What the activation gives back.
 struct ActivationGradients {
@@ -143,9 +146,10 @@ struct ActivationGradients {
 };
 
 /// @param h (N, 2F or F) f32 @param da (N, F) @param p (N) f32, undefined means 1
+/// @param stream where the kernel runs
 template <typename T>
 ActivationGradients activation_backward(const ExpertActivation& activation,
                                         const Tensor& h, const Tensor& da,
-                                        const Tensor& p);
+                                        const Tensor& p, cudaStream_t stream = nullptr);
 
 }  // namespace moe::naive

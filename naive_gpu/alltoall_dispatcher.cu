@@ -2,6 +2,7 @@
 
 #include "naive_gpu/alltoall_dispatcher.h"
 
+#include "core/transfer.h"
 #include "distributed/exchange_plan.h"
 #include "distributed/mappings.h"
 #include "distributed/process_groups.h"
@@ -23,6 +24,7 @@ using distributed::reduce_scatter_to_sequence_parallel_region;
 struct DispatcherSaved : Saved {
     RowMap map;
     ExchangePlan plan;
+    SavedPtr shared_experts;  // with moe_shared_expert_overlap
 };
 
 /// Chunks as they arrive, by source, into the order of the local experts, …
@@ -72,6 +74,9 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<T>::dispatch(const Tensor& hidden
         saved->map = make_row_map(routing_map);
         saved->plan = plan_exchange(saved->map.tokens_per_expert, config_, *groups_);
         const ExchangePlan& plan = saved->plan;
+        if (shared_experts_ != nullptr)
+            saved->shared_experts = shared_experts_->pre_forward_comm(
+                transfer(hidden, shared_experts_->placement()), context);
         sent = permute<T>(hidden, saved->map);
         const Tensor sent_probs = permute_probs<float>(probs, saved->map);
         if (const auto point = cuda_sync_point(config_, *groups_); point != "no_sync")
@@ -79,6 +84,8 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<T>::dispatch(const Tensor& hidden
 
         // ⑥ to the ranks that hold the experts, and to all shards of each expert
         received = all_to_all(*groups_->ep, sent, plan.output_splits, plan.input_splits);
+        if (shared_experts_ != nullptr)
+            shared_experts_->linear_fc1_forward_and_act(context);
         const Tensor received_probs =
             all_to_all(*groups_->ep, sent_probs, plan.output_splits, plan.input_splits);
         const Tensor rows = gather_from_sequence_parallel_region(
@@ -117,7 +124,7 @@ template <typename T>
 Tensor AlltoAllDispatcher<T>::combine(const Tensor& rows, const Tensor& shared_output,
                                       const Saved& saved_base,
                                       const RunContext& context) {
-    const auto& [map, plan] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [map, plan, _] = saved_as<DispatcherSaved>(saved_base);
     Tensor output;
     {
         StepTimer timer(context, Step::combine);
@@ -127,10 +134,18 @@ Tensor AlltoAllDispatcher<T>::combine(const Tensor& rows, const Tensor& shared_o
                                                             plan.output_splits_tp);
         const Tensor returned =
             all_to_all(*groups_->ep, summed, plan.input_splits, plan.output_splits);
+        if (shared_experts_ != nullptr) {
+            shared_experts_->linear_fc2_forward(context);
+            shared_experts_->post_forward_comm(context);
+        }
 
         // ⑩ the rows carry their probabilities already: a plain sum
         output = unpermute<T>(returned, map);
-        if (shared_output.defined()) add_to<T>(output, shared_output);
+        const Tensor shared =
+            shared_experts_ != nullptr
+                ? transfer(shared_experts_->get_output(context), placement())
+                : shared_output;
+        if (shared.defined()) add_to<T>(output, shared);
         gpu::synchronize();
     }
     context.value(Step::combine, "output", output);
@@ -143,12 +158,15 @@ template <typename T>
 Tensor AlltoAllDispatcher<T>::combine_backward(const Tensor& doutput,
                                                const Saved& saved_base,
                                                const RunContext& context) {
-    const auto& [map, plan] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [map, plan, shared_saved] = saved_as<DispatcherSaved>(saved_base);
     Tensor drows;
     {
         StepTimer timer(context, Step::combine_backward);
         // ⑪ a sum hands its gradient to every term, wherever the term was made
         const Tensor dreturned = unpermute_backward<T>(doutput, map);
+        if (shared_experts_ != nullptr)
+            shared_experts_->linear_fc2_backward(
+                transfer(doutput, shared_experts_->placement()), *shared_saved, context);
         const Tensor dsummed =
             all_to_all(*groups_->ep, dreturned, plan.output_splits, plan.input_splits);
         const Tensor drestored = gather_from_sequence_parallel_region(
@@ -164,7 +182,7 @@ template <typename T>
 TokenDispatcher::Gradients AlltoAllDispatcher<T>::dispatch_backward(
     const Tensor& drows, const Tensor& drow_probs, const Saved& saved_base,
     const RunContext& context) {
-    const auto& [map, plan] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [map, plan, _] = saved_as<DispatcherSaved>(saved_base);
     Gradients gradients;
     {
         StepTimer timer(context, Step::dispatch_backward);
@@ -172,6 +190,7 @@ TokenDispatcher::Gradients AlltoAllDispatcher<T>::dispatch_backward(
         // gradients
         gradients.dprobs = permute_probs_backward<float>(
             return_gradients<float>(drow_probs, plan, *groups_), map);
+        if (shared_experts_ != nullptr) shared_experts_->linear_fc1_backward(context);
         gradients.dhidden =
             permute_backward<T>(return_gradients<T>(drows, plan, *groups_), map);
         gpu::synchronize();

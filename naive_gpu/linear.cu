@@ -51,13 +51,14 @@ __global__ void linear_forward_kernel(Y* y, const T* x, const T* weight, const T
 
 template <typename T, typename Y>
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                      const Tensor& row_scale, const RowGroups& groups) {
+                      const Tensor& row_scale, const RowGroups& groups,
+                      cudaStream_t stream) {
     const std::int64_t num_rows = groups.num_rows(), out = weight.dim(1);
     Tensor y = gpu::device_empty<Y>({num_rows, out});
     gpu::launch(
         "linear_forward_kernel", linear_forward_kernel<T, Y>,
-        gpu::one_thread_per(y.numel()), gpu::device_data<Y>(y), gpu::device_data<T>(x),
-        gpu::device_data<T>(weight), gpu::device_data<T>(bias),
+        gpu::one_thread_per(y.numel(), stream), gpu::device_data<Y>(y),
+        gpu::device_data<T>(x), gpu::device_data<T>(weight), gpu::device_data<T>(bias),
         gpu::device_data<gpu::Accumulator<T>>(row_scale),
         gpu::device_data<std::int64_t>(groups.row_group), num_rows, out, weight.dim(2));
     return y;
@@ -85,11 +86,11 @@ __global__ void linear_backward_input_kernel(T* dx, const T* dy, const T* weight
 
 template <typename T>
 Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
-                             const RowGroups& groups) {
+                             const RowGroups& groups, cudaStream_t stream) {
     const std::int64_t num_rows = groups.num_rows(), in = weight.dim(2);
     Tensor dx = gpu::device_empty<T>({num_rows, in});
     gpu::launch("linear_backward_input_kernel", linear_backward_input_kernel<T>,
-                gpu::one_thread_per(dx.numel()), gpu::device_data<T>(dx),
+                gpu::one_thread_per(dx.numel(), stream), gpu::device_data<T>(dx),
                 gpu::device_data<T>(dy), gpu::device_data<T>(weight),
                 gpu::device_data<std::int64_t>(groups.row_group), num_rows, weight.dim(1),
                 in);
@@ -118,15 +119,15 @@ __global__ void linear_backward_weight_kernel(T* dweight, const T* dy, const T* 
 }  // namespace
 
 template <typename T>
-Tensor linear_backward_weight(const Tensor& dy, const Tensor& x,
-                              const RowGroups& groups) {
+Tensor linear_backward_weight(const Tensor& dy, const Tensor& x, const RowGroups& groups,
+                              cudaStream_t stream) {
     const std::int64_t num_groups = groups.num_groups(), out = dy.dim(1), in = x.dim(1);
     Tensor dweight = gpu::device_empty<T>({num_groups, out, in});
-    gpu::launch("linear_backward_weight_kernel", linear_backward_weight_kernel<T>,
-                gpu::one_thread_per(dweight.numel()), gpu::device_data<T>(dweight),
-                gpu::device_data<T>(dy), gpu::device_data<T>(x),
-                gpu::device_data<std::int64_t>(groups.device_offsets), num_groups, out,
-                in);
+    gpu::launch(
+        "linear_backward_weight_kernel", linear_backward_weight_kernel<T>,
+        gpu::one_thread_per(dweight.numel(), stream), gpu::device_data<T>(dweight),
+        gpu::device_data<T>(dy), gpu::device_data<T>(x),
+        gpu::device_data<std::int64_t>(groups.device_offsets), num_groups, out, in);
     return dweight;
 }
 
@@ -182,16 +183,16 @@ void add_to(Tensor& sum, const Tensor& term) {
 
 template Tensor linear_forward<__nv_bfloat16, float>(const Tensor&, const Tensor&,
                                                      const Tensor&, const Tensor&,
-                                                     const RowGroups&);
-#define INSTANTIATE(T)                                                             \
-    template Tensor linear_forward<T>(const Tensor&, const Tensor&, const Tensor&, \
-                                      const Tensor&, const RowGroups&);            \
-    template Tensor linear_backward_input<T>(const Tensor&, const Tensor&,         \
-                                             const RowGroups&);                    \
-    template Tensor linear_backward_weight<T>(const Tensor&, const Tensor&,        \
-                                              const RowGroups&);                   \
-    template Tensor linear_backward_bias<T>(const Tensor&, const Tensor&,          \
-                                            const RowGroups&);                     \
+                                                     const RowGroups&, cudaStream_t);
+#define INSTANTIATE(T)                                                                \
+    template Tensor linear_forward<T>(const Tensor&, const Tensor&, const Tensor&,    \
+                                      const Tensor&, const RowGroups&, cudaStream_t); \
+    template Tensor linear_backward_input<T>(const Tensor&, const Tensor&,            \
+                                             const RowGroups&, cudaStream_t);         \
+    template Tensor linear_backward_weight<T>(const Tensor&, const Tensor&,           \
+                                              const RowGroups&, cudaStream_t);        \
+    template Tensor linear_backward_bias<T>(const Tensor&, const Tensor&,             \
+                                            const RowGroups&);                        \
     template void add_to<T>(Tensor&, const Tensor&);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -4,8 +4,10 @@
 /// and the shared experts. Weights are (out, in), y = W x, as in PyTorch.
 ///
 /// T is the type of the elements: float, double or __nv_bfloat16. Sums are kept in
-/// Accumulator<T> and rounded to T once.
+/// Accumulator<T> and rounded to T once. `stream` is where the kernel runs.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <cstdint>
 #include <vector>
@@ -35,17 +37,19 @@ RowGroups make_row_groups(const std::vector<std::int64_t>& rows_per_group);
 /// @return (R, out)
 template <typename T, typename Y = T>
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                      const Tensor& row_scale, const RowGroups& groups);
+                      const Tensor& row_scale, const RowGroups& groups,
+                      cudaStream_t stream = nullptr);
 
 /// dx_r = W_gᵀ dy_r. @return (R, in)
 template <typename T>
 Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
-                             const RowGroups& groups);
+                             const RowGroups& groups, cudaStream_t stream = nullptr);
 
 /// dW_g = sum over its rows of dy_r x_rᵀ; zero for a group without rows.
 /// @return (G, out, in)
 template <typename T>
-Tensor linear_backward_weight(const Tensor& dy, const Tensor& x, const RowGroups& groups);
+Tensor linear_backward_weight(const Tensor& dy, const Tensor& x, const RowGroups& groups,
+                              cudaStream_t stream = nullptr);
 
 /// db_g = sum over its rows of row_scale_r dy_r. @return (G, out)
 /// @param row_scale  (R) Accumulator<T>, or undefined for 1

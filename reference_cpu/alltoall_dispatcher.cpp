@@ -2,6 +2,7 @@
 
 #include "reference_cpu/alltoall_dispatcher.h"
 
+#include "core/transfer.h"
 #include "distributed/exchange_plan.h"
 #include "distributed/mappings.h"
 #include "distributed/process_groups.h"
@@ -22,6 +23,7 @@ using distributed::reduce_scatter_to_sequence_parallel_region;
 struct DispatcherSaved : Saved {
     RowMap map;
     ExchangePlan plan;
+    SavedPtr shared_experts;  // with moe_shared_expert_overlap
 };
 
 /// Chunks as they arrive, by source, into the order of the local experts, …
@@ -70,6 +72,9 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<Scalar>::dispatch(
         saved->map = make_row_map(routing_map);
         saved->plan = plan_exchange(saved->map.tokens_per_expert, config_, *groups_);
         const ExchangePlan& plan = saved->plan;
+        if (shared_experts_ != nullptr)
+            saved->shared_experts = shared_experts_->pre_forward_comm(
+                transfer(hidden, shared_experts_->placement()), context);
         sent = permute<Scalar>(hidden, saved->map);
         const Tensor sent_probs = permute_probs<Scalar>(probs, saved->map);
         if (const auto point = cuda_sync_point(config_, *groups_); point != "no_sync")
@@ -77,6 +82,8 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<Scalar>::dispatch(
 
         // ⑥ to the ranks that hold the experts, and to all shards of each expert
         received = all_to_all(*groups_->ep, sent, plan.output_splits, plan.input_splits);
+        if (shared_experts_ != nullptr)
+            shared_experts_->linear_fc1_forward_and_act(context);
         const Tensor received_probs =
             all_to_all(*groups_->ep, sent_probs, plan.output_splits, plan.input_splits);
         const Tensor rows = gather_from_sequence_parallel_region(
@@ -115,7 +122,7 @@ Tensor AlltoAllDispatcher<Scalar>::combine(const Tensor& rows,
                                            const Tensor& shared_output,
                                            const Saved& saved_base,
                                            const RunContext& context) {
-    const auto& [map, plan] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [map, plan, _] = saved_as<DispatcherSaved>(saved_base);
     Tensor output;
     {
         StepTimer timer(context, Step::combine);
@@ -125,11 +132,18 @@ Tensor AlltoAllDispatcher<Scalar>::combine(const Tensor& rows,
                                                             plan.output_splits_tp);
         const Tensor returned =
             all_to_all(*groups_->ep, summed, plan.input_splits, plan.output_splits);
+        if (shared_experts_ != nullptr) {
+            shared_experts_->linear_fc2_forward(context);
+            shared_experts_->post_forward_comm(context);
+        }
 
         // ⑩ the rows carry their probabilities already: a plain sum
         output = unpermute<Scalar>(returned, map);
-        if (shared_output.defined())
-            as_matrix<Scalar>(output) += as_matrix<Scalar>(shared_output);
+        const Tensor shared =
+            shared_experts_ != nullptr
+                ? transfer(shared_experts_->get_output(context), placement())
+                : shared_output;
+        if (shared.defined()) as_matrix<Scalar>(output) += as_matrix<Scalar>(shared);
     }
     context.value(Step::combine, "output", output);
     return output;
@@ -141,12 +155,15 @@ template <typename Scalar>
 Tensor AlltoAllDispatcher<Scalar>::combine_backward(const Tensor& doutput,
                                                     const Saved& saved_base,
                                                     const RunContext& context) {
-    const auto& [map, plan] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [map, plan, shared_saved] = saved_as<DispatcherSaved>(saved_base);
     Tensor drows;
     {
         StepTimer timer(context, Step::combine_backward);
         // ⑪ a sum hands its gradient to every term, wherever the term was made
         const Tensor dreturned = unpermute_backward<Scalar>(doutput, map);
+        if (shared_experts_ != nullptr)
+            shared_experts_->linear_fc2_backward(
+                transfer(doutput, shared_experts_->placement()), *shared_saved, context);
         const Tensor dsummed =
             all_to_all(*groups_->ep, dreturned, plan.output_splits, plan.input_splits);
         const Tensor drestored = gather_from_sequence_parallel_region(
@@ -161,7 +178,7 @@ template <typename Scalar>
 TokenDispatcher::Gradients AlltoAllDispatcher<Scalar>::dispatch_backward(
     const Tensor& drows, const Tensor& drow_probs, const Saved& saved_base,
     const RunContext& context) {
-    const auto& [map, plan] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [map, plan, _] = saved_as<DispatcherSaved>(saved_base);
     Gradients gradients;
     {
         StepTimer timer(context, Step::dispatch_backward);
@@ -169,6 +186,7 @@ TokenDispatcher::Gradients AlltoAllDispatcher<Scalar>::dispatch_backward(
         // gradients
         gradients.dprobs = permute_probs_backward<Scalar>(
             return_gradients<Scalar>(drow_probs, plan, *groups_), map);
+        if (shared_experts_ != nullptr) shared_experts_->linear_fc1_backward(context);
         gradients.dhidden = permute_backward<Scalar>(
             return_gradients<Scalar>(drows, plan, *groups_), map);
     }

@@ -8,6 +8,8 @@
 
 namespace moe::cpu {
 
+struct SharedExpertsSaved;  // what a forward keeps
+
 /// An MLP over all tokens, u = W2 act(W1 x), optionally times a gate q = σ(<x, g>). With
 /// TP above 1 a rank holds F_s / TP of its columns and T tokens of the R = TP T that they
 /// work on: tokens are gathered over tp, partial outputs reduce-scattered, in the dtype
@@ -19,15 +21,35 @@ class SharedExpertMLP : public SharedExperts {
     SharedExpertMLP(const MoEConfig& config, const TensorMap& parameters,
                     const GroupsPtr& groups);
 
-    Output forward(const Tensor& hidden, const RunContext& context) override;
-    void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& doutput,
-                  const Saved& saved, const RunContext& context) override;
+    SavedPtr pre_forward_comm(const Tensor& hidden, const RunContext& context) override;
+    void linear_fc1_forward_and_act(const RunContext& context) override;
+    void linear_fc2_forward(const RunContext& context) override;
+    void post_forward_comm(const RunContext& context) override;
+    Tensor get_output(const RunContext& context) override;
+
+    void linear_fc2_backward(const Tensor& doutput, const Saved& saved,
+                             const RunContext& context) override;
+    void linear_fc1_backward(const RunContext& context) override;
+    void pre_forward_comm_backward(Tensor& dhidden, TensorMap& gradients,
+                                   const RunContext& context) override;
 
   private:
     MoEConfig config_;
     GroupsPtr groups_;
     Tensor fc1_weight_, fc2_weight_;  // (1, 2F_s or F_s, H), (1, H, F_s)
     Tensor gate_weight_;              // (1, H), undefined without a gate
+
+    // Under way between the stages of a forward, …
+    SharedExpertsSaved* forward_ = nullptr;
+    Tensor partial_;  // (R, H)
+    // … and of a backward.
+    struct Backward {
+        const SharedExpertsSaved* saved = nullptr;
+        Tensor dscores;   // (T), by <x, g>, undefined without a gate
+        Tensor da;        // (R, F_s)
+        Tensor dpartial;  // (R, H)
+        Tensor dgate, dw1, dw2;
+    } backward_;
 };
 
 }  // namespace moe::cpu

@@ -16,7 +16,7 @@ json megatron_defaults() {
     return json::parse(R"({
         "hidden_size": 0, "num_moe_experts": null, "ffn_hidden_size": null,
         "moe_ffn_hidden_size": null, "moe_shared_expert_intermediate_size": null,
-        "moe_shared_expert_gate": false,
+        "moe_shared_expert_gate": false, "moe_shared_expert_overlap": false,
         "gated_linear_unit": false, "activation_func": "gelu",
         "activation_func_clamp_value": null, "glu_linear_offset": 0.0,
         "add_bias_linear": true, "moe_apply_probs_on_input": false,
@@ -42,7 +42,7 @@ json nothing_default() {
     return json::parse(R"({
         "hidden_size": 1, "num_moe_experts": 2, "ffn_hidden_size": 3,
         "moe_ffn_hidden_size": 4, "moe_shared_expert_intermediate_size": 5,
-        "moe_shared_expert_gate": true,
+        "moe_shared_expert_gate": true, "moe_shared_expert_overlap": true,
         "gated_linear_unit": true, "activation_func": "silu",
         "activation_func_clamp_value": 0.1, "glu_linear_offset": -0.2,
         "add_bias_linear": false, "moe_apply_probs_on_input": true,

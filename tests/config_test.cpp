@@ -215,6 +215,12 @@ TEST(ConfigRules, RankGridsFitTheLayer) {
                      R"({"tensor_model_parallel_size": 2, "sequence_parallel": true,
                          "moe_ffn_hidden_size": 6, "add_bias_linear": false,
                          "num_moe_experts": 4, "expert_model_parallel_size": 2,
+                         "moe_token_dispatcher_type": "flex"})",
+                     R"({"moe_shared_expert_intermediate_size": 5,
+                         "moe_shared_expert_overlap": true})",
+                     R"({"moe_shared_expert_intermediate_size": 5,
+                         "moe_shared_expert_overlap": true,
+                         "num_moe_experts": 4, "expert_model_parallel_size": 2,
                          "moe_token_dispatcher_type": "flex"})"});
     expect_rejected({
         {R"({"moe_token_dispatcher_type": "flex"})",
@@ -224,6 +230,9 @@ TEST(ConfigRules, RankGridsFitTheLayer) {
         {R"({"num_moe_experts": 4, "expert_model_parallel_size": 2,
              "moe_token_dispatcher_type": "flex", "moe_flex_peer_heap_bytes": 0})",
          "moe_flex_peer_heap_bytes = 0: ", "must be positive"},
+        {R"({"moe_shared_expert_intermediate_size": 5, "moe_shared_expert_overlap": true,
+             "moe_token_dispatcher_type": "allgather"})",
+         "moe_shared_expert_overlap = true: ", "alltoall or flex"},
         {R"({"moe_token_dispatcher_type": "mail"})",
          "moe_token_dispatcher_type = mail: ", "allgather, alltoall, flex"},
         {R"({"num_moe_experts": 6, "expert_model_parallel_size": 4})",

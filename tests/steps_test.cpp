@@ -130,6 +130,33 @@ TEST(Steps, AreTimedToTheEndOfTheirScope) {
     EXPECT_GE(clock.total, 0.002);
 }
 
+TEST(Steps, InterruptTheStepAroundThem) {
+    struct Clock : Observer {
+        void on_time(Step step, double seconds) override {
+            steps.push_back(step);
+            total += seconds;
+        }
+        std::vector<Step> steps;
+        double total = 0.0;
+    } clock;
+    const RunContext context{.observer = &clock};
+    const auto start = std::chrono::steady_clock::now();
+    {
+        StepTimer outer(context, Step::dispatch);
+        {
+            StepTimer inner(context, Step::shared_experts);
+            while (std::chrono::steady_clock::now() - start <
+                   std::chrono::milliseconds(2)) {
+            }
+        }
+    }
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+    EXPECT_EQ(clock.steps,
+              (std::vector<Step>{Step::dispatch, Step::shared_experts, Step::dispatch}));
+    EXPECT_GE(clock.total, 0.002);
+    EXPECT_LE(clock.total, passed.count()) << "the inner step counted twice";
+}
+
 TEST(Parameters, HaveTheShapesOfTheirConfig) {
     using Shapes = std::map<std::string, Shape>;
     MoEConfig c = small_config(20, 5, 2, 13);
