@@ -16,6 +16,10 @@ using distributed::RankGenerator;
 
 constexpr int kMostInMatrix = 8;  // ranks; the report draws any number
 
+void print_trimmed(const std::string& line) {
+    fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
+}
+
 std::int64_t sum(const std::vector<std::int64_t>& values) {
     return std::accumulate(values.begin(), values.end(), std::int64_t{0});
 }
@@ -131,22 +135,24 @@ void print_equality(const RankComparison& c) {
                    ? "all tokens and all experts"
                    : "all experts and takes each rank's tokens in turn (capacity and "
                      "sinkhorn look at a rank's tokens together)");
-    fmt::print("{:<31}", "");
+    std::string tiers(31, ' '), heads = fmt::format("{:<31}", "value");
     for (const RankColumn& column : c.dispatchers[0].columns) {
         const bool mixed = column.spec.dispatcher != column.spec.experts;
-        fmt::print("  {:<{}}", mixed ? "--spec" : column.spec.experts.tier, kWidth);
+        tiers +=
+            fmt::format("  {:<{}}", mixed ? "--spec" : column.spec.experts.tier, kWidth);
+        heads += fmt::format("  {:<{}}",
+                             to_string(column.spec.experts.dtype) + " error, of bound",
+                             kWidth);
     }
-    fmt::print("\n{:<31}", "value");
-    for (const RankColumn& column : c.dispatchers[0].columns)
-        fmt::print("  {:<{}}", to_string(column.spec.experts.dtype) + " error, of bound",
-                   kWidth);
+    print_trimmed(tiers);
+    print_trimmed(heads);
     for (const DispatcherOutcome& outcome : c.dispatchers) {
-        fmt::print("\n{}\n", outcome.name());
+        fmt::print("{}\n", outcome.name());
         for (std::size_t v = 0; v < outcome.columns[0].values.size(); ++v) {
             std::string line = fmt::format("  {:<29}", outcome.columns[0].values[v].name);
             for (const RankColumn& column : outcome.columns)
                 line += fmt::format("  {:<{}}", cell(column.values[v]), kWidth);
-            fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
+            print_trimmed(line);
         }
     }
 }
@@ -164,8 +170,8 @@ void print_traffic(const RankComparison& c) {
     fmt::print("\nSent to other ranks, counted in {}; a row is H x {} = {}\n",
                shown.label, size_of(dtype),
                bytes_in_words(c.config().hidden_size * std::int64_t(size_of(dtype))));
-    fmt::print("{:<11}{:^22}{:^46}{:^20}\n", "", "rows per token, ⑥", "bytes per token",
-               "host waits, forward");
+    fmt::print("{:<11}{:^22}{:^46}host waits, forward\n", "", "rows per token, ⑥",
+               "bytes per token");
     fmt::print("{:<11}{:>9}{:>13}", "dispatcher", "counted", "if balanced");
     for (const Step step : kExchangeSteps)
         fmt::print("{:>11}", circled(step) + (is_backward(step) ? " back" : "     "));

@@ -115,6 +115,8 @@ void show_dispatch(LayerOptions::Chosen& chosen) {
              config.moe_shared_expert_intermediate_size);
     turn_off("moe_z_loss_coeff", config.moe_z_loss_coeff);
     if (!chosen.given.contains("moe_aux_loss_coeff")) config.moe_aux_loss_coeff = {0.0};
+    // A width that shards divide
+    if (!chosen.given.contains("moe_ffn_hidden_size")) config.moe_ffn_hidden_size = 8;
 }
 
 int run_rank_trace(const TraceOptions& options) {

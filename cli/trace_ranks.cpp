@@ -5,11 +5,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "cli/closeness.h"
 #include "cli/commands.h"
-#include "cli/rank_routes.h"
+#include "cli/rank_rows.h"
 #include "cli/words.h"
 #include "core/transfer.h"
 
@@ -19,19 +18,6 @@ namespace {
 using Words = std::vector<std::string>;
 
 constexpr std::int64_t kMostValues = 4;
-
-/// A row on its way: a token with those of its experts that it is meant for.
-struct Row {
-    std::int64_t token;
-    std::vector<std::int64_t> experts;
-};
-
-/// "t3→e1", "t3→e0,e1", or "t3" for everybody.
-std::string name_of(const Row& row) {
-    return row.experts.empty()
-               ? fmt::format("t{}", row.token)
-               : fmt::format("t{}→e{}", row.token, fmt::join(row.experts, ",e"));
-}
 
 std::string plural(std::int64_t count, const std::string& thing) {
     return fmt::format("{} {}{}", count, thing, count == 1 ? "" : "s");
@@ -68,26 +54,13 @@ std::string first_values(const std::vector<double>& values, std::int64_t row,
     return text + (width > kMostValues ? " …" : "");
 }
 
-/// The run, the whole, and the names of all rows.
-class Tracer {
+/// Prints the run, section by section.
+class Printer {
   public:
-    explicit Tracer(const RankTraceRequest& request)
-        : config_(request.job.config),
+    explicit Printer(const RankTraceRequest& request)
+        : run_(request.job, request.sizes, request.seq_len, request.micro_batch),
           spec_(request.job.spec),
-          grid_(config_, request.sizes),
-          tokens_(split_tokens(request.sizes, request.seq_len, request.micro_batch)),
-          hidden_(to_doubles(request.job.hidden)) {
-        // t0, t1, … on rank 0, and so on
-        std::int64_t next = 0;
-        for (auto& mine : tokens_.of_rank)
-            for (std::int64_t& token : mine) token = next++;
-        records_ = run_on_ranks(request.job, tokens_);
-        whole_ = run_whole(request.job, tokens_);
-        spec_.raise_router_dtype(config_);
-        for (const RankRecord& record : records_)
-            probs_.push_back(
-                to_doubles(record.values.at(Step::token_dropping).at("probs")));
-    }
+          hidden_(to_doubles(request.job.hidden)) {}
 
     int print() {
         print_header();
@@ -97,141 +70,39 @@ class Tracer {
         print_rows();
         print_returns();
         print_outputs();
-        for (const std::string& problem : problems_) fmt::print("✗ {}\n", problem);
-        return problems_.empty() ? kExitOk : kExitDiffers;
+        for (const std::string& problem : run_.problems()) fmt::print("✗ {}\n", problem);
+        return run_.problems().empty() ? kExitOk : kExitDiffers;
     }
 
   private:
-    // ------------------------------------------------------------------- what is known
-    int world() const { return int(records_.size()); }
-    std::int64_t owner(std::int64_t token) const { return token / tokens_.per_rank(); }
-    const std::string& dispatcher() const { return config_.moe_token_dispatcher_type; }
-
-    const Tensor& value(int rank, Step step, const char* name) const {
-        return records_[rank].values.at(step).at(name);
-    }
-    double prob(std::int64_t token, std::int64_t expert) const {
-        const std::int64_t local = token % tokens_.per_rank();
-        return probs_[owner(token)][local * config_.num_experts() + expert];
-    }
-    /// As this token's rank has it in its own map.
-    bool routed(std::int64_t token, std::int64_t expert) const {
-        const std::int64_t local = token % tokens_.per_rank();
-        return value(int(owner(token)), Step::token_dropping, "routing_map")
-                   .data<std::uint8_t>()[local * config_.num_experts() + expert] != 0;
-    }
-    std::vector<std::int64_t> experts_on(int rank) const {
-        std::vector<std::int64_t> experts(config_.num_local_experts());
-        std::iota(experts.begin(), experts.end(), grid_.first_expert(rank));
-        return experts;
-    }
-
-    /// The rows that `from` sends `to`, in order. AlltoAll sends to the ranks of ep,
-    /// which have my shard of other experts.
-    std::vector<Row> sent_rows(int from, int to) const {
-        std::vector<Row> rows;
-        const auto& mine = tokens_.of_rank[from];
-        if (dispatcher() == "allgather") {
-            for (const std::int64_t t : mine) rows.push_back({t, {}});
-        } else if (dispatcher() == "alltoall") {
-            if (grid_.shard_of(from) != grid_.shard_of(to)) return {};
-            for (const std::int64_t e : experts_on(to))
-                for (const std::int64_t t : mine)
-                    if (routed(t, e)) rows.push_back({t, {e}});
-        } else {
-            for (const std::int64_t t : mine) {
-                Row row{t, {}};
-                for (const std::int64_t e : experts_on(to))
-                    if (routed(t, e)) row.experts.push_back(e);
-                if (!row.experts.empty()) rows.push_back(row);
-            }
-        }
-        return rows;
-    }
-
-    /// The rows of `rank` by expert, named by what they hold: the token with that
-    /// expert in its map whose hidden state and probability they are.
-    std::vector<Row> name_rows(int rank) {
-        const Tensor& counts = value(rank, Step::dispatch, "tokens_per_expert");
-        const auto rows =
-            to_doubles(value(rank, Step::dispatch, "dispatched_hidden_states"));
-        const auto probs = to_doubles(value(rank, Step::dispatch, "dispatched_probs"));
-        std::vector<Row> names;
-        for (std::int64_t l = 0; l < counts.numel(); ++l) {
-            const std::int64_t e = grid_.first_expert(rank) + l;
-            std::vector<std::int64_t> open;  // tokens that this expert still waits for
-            for (const int source : grid_.group_of(rank))
-                for (const std::int64_t t : tokens_.of_rank[source])
-                    if (routed(t, e)) open.push_back(t);
-            for (std::int64_t i = 0; i < counts.data<std::int64_t>()[l]; ++i) {
-                const auto at = std::int64_t(names.size());
-                const auto found =
-                    std::find_if(open.begin(), open.end(), [&](std::int64_t t) {
-                        return holds_token(rows, at, t) &&
-                               float(probs[at]) == float(prob(t, e));
-                    });
-                names.push_back({found == open.end() ? -1 : *found, {e}});
-                if (found != open.end()) open.erase(found);
-            }
-            require(open.empty(),
-                    fmt::format("rank {}: rows of e{} are missing", rank, e));
-        }
-        for (const Row& row : names)
-            require(row.token >= 0, fmt::format("rank {}: a row of e{} is no token's",
-                                                rank, row.experts[0]));
-        return names;
-    }
-
-    bool holds_token(const std::vector<double>& rows, std::int64_t row,
-                     std::int64_t token) const {
-        const std::int64_t H = config_.hidden_size;
-        return std::int64_t(rows.size()) >= (row + 1) * H &&
-               std::equal(rows.begin() + row * H, rows.begin() + (row + 1) * H,
-                          hidden_.begin() + token * H);
-    }
-
-    /// The recorded tensor must hold these tokens, row by row.
-    void require_rows(int rank, const char* name, const std::vector<Row>& expected) {
-        const auto rows = to_doubles(value(rank, Step::dispatch, name));
-        bool same = rows.size() == expected.size() * std::size_t(config_.hidden_size);
-        for (std::size_t i = 0; same && i < expected.size(); ++i)
-            same = holds_token(rows, std::int64_t(i), expected[i].token);
-        require(same, fmt::format("rank {}: {} holds other rows than these", rank, name));
-    }
-
-    void require(bool holds, const std::string& problem) {
-        if (!holds) problems_.push_back(problem);
-    }
-
-    // ---------------------------------------------------------------------- what is
-    // shown
     void print_header() const {
         fmt::print("{} on {}, {} experts, top-{}, {}; {}{}\n",
-                   plural(world() * tokens_.per_rank(), "token"), plural(world(), "rank"),
-                   config_.num_experts(), config_.moe_router_topk, dispatcher(),
-                   to_string(spec_), spec_.is_emulated() ? ", emulated" : "");
+                   plural(run_.world() * run_.tokens().per_rank(), "token"),
+                   plural(run_.world(), "rank"), run_.config().num_experts(),
+                   run_.config().moe_router_topk, run_.dispatcher(), to_string(spec_),
+                   spec_.is_emulated() ? ", emulated" : "");
         fmt::print(
             "t3→e1 is the row of token 3 for expert 1; of each row you see the "
             "first {} values\n",
-            std::min(config_.hidden_size, kMostValues));
+            std::min(run_.config().hidden_size, kMostValues));
     }
 
     void print_choices() const {
-        const std::int64_t H = config_.hidden_size;
+        const std::int64_t H = run_.config().hidden_size;
         fmt::print("\n③ Who holds what: the tokens, and the experts that they chose\n");
-        for (int rank = 0; rank < world(); ++rank) {
+        for (int rank = 0; rank < run_.world(); ++rank) {
             fmt::print("rank {:<3} has e{}{}, exchanges with ranks {}\n", rank,
-                       fmt::join(experts_on(rank), " e"),
-                       grid_.shards() == 1
+                       fmt::join(run_.experts_on(rank), " e"),
+                       run_.grid().shards() == 1
                            ? ""
-                           : fmt::format(" (shard {} of {})", grid_.shard_of(rank),
-                                         grid_.shards()),
-                       fmt::join(grid_.group_of(rank), " "));
-            for (const std::int64_t t : tokens_.of_rank[rank]) {
+                           : fmt::format(" (shard {} of {})", run_.grid().shard_of(rank),
+                                         run_.grid().shards()),
+                       fmt::join(run_.grid().group_of(rank), " "));
+            for (const std::int64_t t : run_.tokens().of_rank[rank]) {
                 Words choices;
-                for (std::int64_t e = 0; e < config_.num_experts(); ++e)
-                    if (routed(t, e))
-                        choices.push_back(fmt::format("e{} {:.4f}", e, prob(t, e)));
+                for (std::int64_t e = 0; e < run_.config().num_experts(); ++e)
+                    if (run_.routed(t, e))
+                        choices.push_back(fmt::format("e{} {:.4f}", e, run_.prob(t, e)));
                 print_words(fmt::format("  {:<5}{}   ", fmt::format("t{}", t),
                                         first_values(hidden_, t, H, "{:>7.2f}")),
                             40, choices);
@@ -241,21 +112,21 @@ class Tracer {
 
     void print_sends() {
         fmt::print("\n⑥ Dispatch: {}\n",
-                   dispatcher() == "allgather"
+                   run_.dispatcher() == "allgather"
                        ? "every token to everybody, with its map and probabilities"
-                   : dispatcher() == "alltoall"
+                   : run_.dispatcher() == "alltoall"
                        ? "a row for every choice, ordered by expert, to the expert's rank"
                        : "a row for every rank that has any of the token's experts");
-        for (int from = 0; from < world(); ++from) {
+        for (int from = 0; from < run_.world(); ++from) {
             std::vector<Row> all;
-            for (const int to : grid_.group_of(from)) {
-                const std::vector<Row> rows = sent_rows(from, to);
-                if (dispatcher() != "allgather" || all.empty())
+            for (const int to : run_.grid().group_of(from)) {
+                const std::vector<Row> rows = run_.sent_rows(from, to);
+                if (run_.dispatcher() != "allgather" || all.empty())
                     all.insert(all.end(), rows.begin(), rows.end());
                 print_link(from, to, from == to ? "keeps" : fmt::format("to {}", to),
                            rows);
             }
-            require_rows(from, "sent_hidden_states", all);
+            run_.require_rows(from, "sent_hidden_states", all);
             print_splits(from);
         }
     }
@@ -263,7 +134,7 @@ class Tracer {
     /// One line per link; the bytes are those counted.
     void print_link(int rank, int peer, const std::string& direction,
                     const std::vector<Row>& rows) const {
-        const auto& sent = records_[rank].sent;
+        const auto& sent = run_.record(rank).sent;
         std::string bytes;
         if (direction.starts_with("to ") && sent.contains(Step::dispatch) &&
             sent.at(Step::dispatch).contains(peer))
@@ -276,7 +147,7 @@ class Tracer {
     }
 
     void print_splits(int rank) const {
-        const TensorMap& values = records_[rank].values.at(Step::dispatch);
+        const TensorMap& values = run_.record(rank).values.at(Step::dispatch);
         for (const char* name : {"input_splits", "output_splits"})
             if (const auto found = values.find(name); found != values.end())
                 fmt::print("{:<9}{:<14} {}\n", "", name,
@@ -285,35 +156,35 @@ class Tracer {
 
     void print_received() {
         fmt::print("\n⑥ What each rank received, as it arrived\n");
-        for (int rank = 0; rank < world(); ++rank) {
+        for (int rank = 0; rank < run_.world(); ++rank) {
             std::vector<Row> all;
-            for (const int from : grid_.group_of(rank)) {
-                if (dispatcher() == "alltoall" &&
-                    grid_.shard_of(from) != grid_.shard_of(rank))
+            for (const int from : run_.grid().group_of(rank)) {
+                if (run_.dispatcher() == "alltoall" &&
+                    run_.grid().shard_of(from) != run_.grid().shard_of(rank))
                     continue;
-                const std::vector<Row> rows = sent_rows(from, rank);
+                const std::vector<Row> rows = run_.sent_rows(from, rank);
                 all.insert(all.end(), rows.begin(), rows.end());
                 print_link(rank, from,
                            from == rank ? "its own" : fmt::format("from {}", from), rows);
             }
-            require_rows(rank, "received_hidden_states", all);
+            run_.require_rows(rank, "received_hidden_states", all);
         }
-        if (dispatcher() == "alltoall" && grid_.shards() > 1)
+        if (run_.dispatcher() == "alltoall" && run_.grid().shards() > 1)
             fmt::print("         and copies it to the other {} of the same experts\n",
-                       grid_.shards() == 2 ? "shard" : "shards");
+                       run_.grid().shards() == 2 ? "shard" : "shards");
     }
 
     void print_rows() {
-        const std::int64_t H = config_.hidden_size;
+        const std::int64_t H = run_.config().hidden_size;
         fmt::print("\n⑥ In expert order, and ⑨ what the experts make of it{}\n",
-                   grid_.shards() == 1 ? "" : " (each shard a part of the sum)");
-        for (int rank = 0; rank < world(); ++rank) {
-            names_.push_back(name_rows(rank));
+                   run_.grid().shards() == 1 ? "" : " (each shard a part of the sum)");
+        for (int rank = 0; rank < run_.world(); ++rank) {
+            names_.push_back(run_.name_rows(rank));
             const auto rows =
-                to_doubles(value(rank, Step::dispatch, "dispatched_hidden_states"));
+                to_doubles(run_.value(rank, Step::dispatch, "dispatched_hidden_states"));
             const auto probs =
-                to_doubles(value(rank, Step::dispatch, "dispatched_probs"));
-            const auto outputs = to_doubles(value(rank, Step::fc2, "expert_output"));
+                to_doubles(run_.value(rank, Step::dispatch, "dispatched_probs"));
+            const auto outputs = to_doubles(run_.value(rank, Step::fc2, "expert_output"));
             fmt::print("rank {:<3} {:<10} prob    row{:<28}  output\n", rank, "", "");
             for (std::size_t i = 0; i < names_[rank].size(); ++i)
                 print_words(
@@ -331,21 +202,21 @@ class Tracer {
         std::map<std::int64_t, Row> sums;
         Words names;
         for (const Row& row : names_[rank]) {
-            if (row.token < 0 || owner(row.token) != peer) continue;
+            if (row.token < 0 || run_.owner(row.token) != peer) continue;
             names.push_back(name_of(row));
             sums[row.token].token = row.token;
             sums[row.token].experts.push_back(row.experts[0]);
         }
-        if (dispatcher() == "alltoall") return names;
+        if (run_.dispatcher() == "alltoall") return names;
         names.clear();
-        for (const std::int64_t t : tokens_.of_rank[peer]) {
+        for (const std::int64_t t : run_.tokens().of_rank[peer]) {
             if (const auto found = sums.find(t); found != sums.end())
                 names.push_back(
                     found->second.experts.size() == 1
                         ? name_of(found->second)
                         : fmt::format("Σ(t{}→e{})", t,
                                       fmt::join(found->second.experts, ",e")));
-            else if (dispatcher() == "allgather")
+            else if (run_.dispatcher() == "allgather")
                 names.push_back(fmt::format("t{}: 0", t));
         }
         return names;
@@ -353,13 +224,14 @@ class Tracer {
 
     void print_returns() const {
         fmt::print("\n⑩ Combine: {}\n",
-                   dispatcher() == "alltoall" ? "every row goes back to its token's rank"
-                   : dispatcher() == "allgather"
+                   run_.dispatcher() == "alltoall"
+                       ? "every row goes back to its token's rank"
+                   : run_.dispatcher() == "allgather"
                        ? "what a rank's experts add to every token, zeros included"
                        : "a rank adds up what its experts made of a token, and sends the "
                          "sum");
-        for (int rank = 0; rank < world(); ++rank)
-            for (const int peer : grid_.group_of(rank)) {
+        for (int rank = 0; rank < run_.world(); ++rank)
+            for (const int peer : run_.grid().group_of(rank)) {
                 const Words names = returned(rank, peer);
                 print_words(
                     fmt::format("rank {:<3} {:<7}  {:<16}", rank,
@@ -370,50 +242,45 @@ class Tracer {
     }
 
     void print_outputs() {
-        const std::int64_t H = config_.hidden_size;
+        const std::int64_t H = run_.config().hidden_size;
         const double bound = tier_bound(spec_.coarsest_dtype(), false);
-        const auto expected = to_doubles(whole_.output);
+        const auto expected = to_doubles(run_.whole().output);
         std::vector<Tensor> parts;
-        fmt::print(
-            "\n⑩ The tokens' outputs, beside those of one rank with all experts\n");
-        for (int rank = 0; rank < world(); ++rank) {
-            parts.push_back(records_[rank].output);
-            const auto outputs = to_doubles(records_[rank].output);
-            for (std::size_t i = 0; i < tokens_.of_rank[rank].size(); ++i) {
-                const std::int64_t t = tokens_.of_rank[rank][i];
-                fmt::print("rank {:<3} {:<5}{}   one rank:{}\n",
-                           i == 0 ? fmt::to_string(rank) : "", fmt::format("t{}", t),
+        fmt::print("\n⑩ The outputs, and those of one rank that has all experts\n");
+        for (int rank = 0; rank < run_.world(); ++rank) {
+            parts.push_back(run_.record(rank).output);
+            const auto outputs = to_doubles(run_.record(rank).output);
+            for (std::size_t i = 0; i < run_.tokens().of_rank[rank].size(); ++i) {
+                const std::int64_t t = run_.tokens().of_rank[rank][i];
+                fmt::print("{:<9}{:<5}{}  {}\n",
+                           i == 0 ? fmt::format("rank {}", rank) : "",
+                           fmt::format("t{}", t),
                            first_values(outputs, std::int64_t(i), H, "{:>9.4f}"),
                            first_values(expected, t, H, "{:>9.4f}"));
             }
         }
-        const Tensor output = join_rows(parts, tokens_);
-        const Closeness closeness = measure_closeness(output, whole_.output);
+        const Tensor output = join_rows(parts, run_.tokens());
+        const Closeness closeness = measure_closeness(output, run_.whole().output);
         if (closeness.within(bound))
-            fmt::print(
-                "\n✓ outputs equal those of one rank: error {:.1e}, bound {:.0e}\n",
-                closeness.error, bound);
+            fmt::print("\n✓ the outputs are those of one rank: {}\n",
+                       closeness.error == 0.0 ? "bit for bit"
+                                              : fmt::format("error {:.1e}, bound {:.0e}",
+                                                            closeness.error, bound));
         else
-            require(false,
-                    "outputs: " + describe_worst(closeness, output, whole_.output));
+            run_.require(false, "outputs: " + describe_worst(closeness, output,
+                                                             run_.whole().output));
     }
 
-    MoEConfig config_;
-    ModuleSpec spec_;
-    ExpertGrid grid_;
-    RankTokens tokens_;
+    NamedRun run_;
+    ModuleSpec spec_;  // as chosen; its router may run in more precision
     std::vector<double> hidden_;
-    std::vector<RankRecord> records_;
-    WholeRecord whole_;
-    std::vector<std::vector<double>> probs_;
     std::vector<std::vector<Row>> names_;  // by rank, in expert order
-    Words problems_;
 };
 
 }  // namespace
 
 int trace_ranks(const RankTraceRequest& request) {
-    return Tracer(request).print();
+    return Printer(request).print();
 }
 
 }  // namespace moe
