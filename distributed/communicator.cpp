@@ -12,10 +12,9 @@ namespace {
 /// One operation in the ledger, from construction to destruction.
 class Entry {
   public:
-    Entry(OpLedger& ledger, const char* name, const std::string& group,
-          std::int64_t bytes)
-        : ledger_(ledger) {
-        ledger_.begin(name, group, bytes);
+    Entry(const Communicator& group, const char* name, std::int64_t bytes)
+        : ledger_(group.ledger()) {
+        ledger_.begin(name, group.name(), bytes, group.members());
     }
     ~Entry() { ledger_.end(); }
     Entry(const Entry&) = delete;
@@ -27,13 +26,6 @@ class Entry {
 
 std::int64_t total(const Splits& rows) {
     return std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
-}
-
-std::int64_t row_bytes(const TensorView& tensor) {
-    std::int64_t bytes = std::int64_t(size_of(tensor.dtype));
-    for (std::size_t axis = 1; axis < tensor.shape.size(); ++axis)
-        bytes *= tensor.shape[axis];
-    return bytes;
 }
 
 /// Both are cut along axis 0 and agree in everything else.
@@ -95,14 +87,14 @@ Communicator::Communicator(std::string name, std::vector<int> members, int rank,
 
 void Communicator::barrier() {
     if (size() == 1) return;
-    const Entry entry(*ledger_, "barrier", name_, 0);
+    const Entry entry(*this, "barrier", 0);
     do_barrier();
 }
 
 void Communicator::broadcast(const TensorView& data, int root) {
     MOE_CHECK(root >= 0 && root < size());
     if (size() == 1) return;
-    const Entry entry(*ledger_, "broadcast", name_, std::int64_t(data.size_bytes()));
+    const Entry entry(*this, "broadcast", std::int64_t(data.size_bytes()));
     if (rank_ == root)
         for (int r = 0; r < size(); ++r)
             if (r != rank_)
@@ -120,7 +112,7 @@ void Communicator::all_gather(const TensorView& whole, const TensorView& part,
     MOE_CHECK_EQ(total(rows), whole.dim(0));
     if (size() == 1) return copy_rows(whole, part);
     const auto bytes = std::int64_t(part.size_bytes());
-    const Entry entry(*ledger_, "all_gather", name_, bytes);
+    const Entry entry(*this, "all_gather", bytes);
     for (int r = 0; r < size(); ++r)
         if (r != rank_) ledger_->count_sent("all_gather", members_[r], bytes);
     do_all_gather(whole, part, rows);
@@ -134,8 +126,7 @@ void Communicator::reduce_scatter(const TensorView& part, const TensorView& whol
     MOE_CHECK_EQ(rows[rank_], part.dim(0));
     MOE_CHECK_EQ(total(rows), whole.dim(0));
     if (size() == 1) return copy_rows(part, whole);
-    const Entry entry(*ledger_, "reduce_scatter", name_,
-                      std::int64_t(whole.size_bytes()));
+    const Entry entry(*this, "reduce_scatter", std::int64_t(whole.size_bytes()));
     for (int r = 0; r < size(); ++r)
         if (r != rank_)
             ledger_->count_sent("reduce_scatter", members_[r],
@@ -146,7 +137,7 @@ void Communicator::reduce_scatter(const TensorView& part, const TensorView& whol
 void Communicator::all_reduce(const TensorView& data) {
     if (size() == 1) return;
     const auto bytes = std::int64_t(data.size_bytes());
-    const Entry entry(*ledger_, "all_reduce", name_, bytes);
+    const Entry entry(*this, "all_reduce", bytes);
     for (int r = 0; r < size(); ++r)
         if (r != rank_) ledger_->count_sent("all_reduce", members_[r], bytes);
     do_all_reduce(data);
@@ -160,7 +151,7 @@ void Communicator::all_to_all(const TensorView& received, const TensorView& sent
     MOE_CHECK_EQ(total(received_rows), received.dim(0));
     MOE_CHECK_EQ(total(sent_rows), sent.dim(0));
     if (size() == 1) return copy_rows(received, sent);
-    const Entry entry(*ledger_, "all_to_all", name_, std::int64_t(sent.size_bytes()));
+    const Entry entry(*this, "all_to_all", std::int64_t(sent.size_bytes()));
     for (int r = 0; r < size(); ++r)
         if (r != rank_ && sent_rows[r] > 0)
             ledger_->count_sent("all_to_all", members_[r],
@@ -173,14 +164,14 @@ std::shared_ptr<PeerMemory> Communicator::peer_memory(std::size_t bytes,
     if (size() > kMaxPeers)
         reject("peer memory: ranks of group " + name_, size(),
                fmt::format("must be at most {}", kMaxPeers));
-    const Entry entry(*ledger_, "peer_memory", name_, std::int64_t(bytes));
+    const Entry entry(*this, "peer_memory", std::int64_t(bytes));
     return do_peer_memory(bytes, space);
 }
 
 std::unique_ptr<Communicator> Communicator::split(const std::string& name, int color,
                                                   int key) {
     if (size() == 1) return local_communicator(name, members_[0], ledger_);
-    const Entry entry(*ledger_, "split", name_, 0);
+    const Entry entry(*this, "split", 0);
     return do_split(name, color, key);
 }
 
@@ -190,6 +181,13 @@ TensorView rows_of(const TensorView& tensor, std::int64_t first, std::int64_t co
     rows.shape[0] = count;
     rows.bytes = static_cast<std::byte*>(tensor.bytes) + first * row_bytes(tensor);
     return rows;
+}
+
+std::int64_t row_bytes(const TensorView& tensor) {
+    std::int64_t bytes = std::int64_t(size_of(tensor.dtype));
+    for (std::size_t axis = 1; axis < tensor.shape.size(); ++axis)
+        bytes *= tensor.shape[axis];
+    return bytes;
 }
 
 std::unique_ptr<Communicator> local_communicator(std::string name, int world_rank,

@@ -23,7 +23,14 @@ namespace moe::distributed {
 /// operation or brought other counts. One line that names rank, operation and group.
 class CommunicatorError : public InputError {
   public:
-    using InputError::InputError;
+    explicit CommunicatorError(const std::string& line) : CommunicatorError(line, line) {}
+    /// @param reason  the line without rank and operation: what other ranks shall say
+    CommunicatorError(const std::string& line, const std::string& reason)
+        : InputError(line), reason_(reason) {}
+    const std::string& reason() const { return reason_; }
+
+  private:
+    std::string reason_;
 };
 
 /// Rows per rank of a group, in rank order.
@@ -117,6 +124,9 @@ class Communicator {
 
 /// Rows [first, first + count) of a tensor.
 TensorView rows_of(const TensorView& tensor, std::int64_t first, std::int64_t count);
+
+/// Bytes of one row.
+std::int64_t row_bytes(const TensorView& tensor);
 
 /// A group of this rank alone: every collective is a copy.
 /// @param world_rank  of this rank

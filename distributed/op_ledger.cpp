@@ -9,9 +9,11 @@ std::string to_string(const Operation& operation) {
                        operation.group, operation.bytes);
 }
 
-Operation OpLedger::begin(std::string name, std::string group, std::int64_t bytes) {
+Operation OpLedger::begin(std::string name, std::string group, std::int64_t bytes,
+                          std::vector<int> members) {
     const std::lock_guard lock(mutex_);
-    Operation operation{std::move(name), std::move(group), ++sequence_, bytes};
+    Operation operation{std::move(name), std::move(group), ++sequence_, bytes,
+                        std::move(members)};
     running_ = Running{operation, std::chrono::steady_clock::now()};
     return operation;
 }

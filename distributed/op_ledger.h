@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace moe::distributed {
 
@@ -18,6 +19,7 @@ struct Operation {
     std::string group;          ///< "ep"
     std::int64_t sequence = 0;  ///< counts this rank's operations, from 1
     std::int64_t bytes = 0;     ///< that this rank puts in
+    std::vector<int> members;   ///< world ranks of the group
 };
 
 /// "all_to_all #7 on group ep, 1280 bytes".
@@ -36,7 +38,8 @@ class OpLedger {
     };
 
     /// Opens an operation, and gives it the next sequence number.
-    Operation begin(std::string name, std::string group, std::int64_t bytes);
+    Operation begin(std::string name, std::string group, std::int64_t bytes,
+                    std::vector<int> members = {});
     void end();
     /// The operation this rank is in, if any.
     std::optional<Running> running() const;

@@ -14,30 +14,31 @@
 #include <mutex>
 #include <numeric>
 #include <thread>
-#include <tuple>
 
 #include "core/transfer.h"
+#include "distributed/agreement.h"
 #include "distributed/reduction.h"
 
 namespace moe::distributed {
 namespace {
 
-/// What a rank brings to a collective.
-struct Offer {
-    Operation operation;
-    TensorView data;        // what the others read; undefined for a barrier
-    Splits received, sent;  // rows by rank, where the operation has them
-    int root = 0, color = 0, key = 0;
-};
-
 /// The ranks of one group, as all its threads see them.
 struct Group {
     std::vector<int> members;
     std::vector<Offer> offers;
+    std::vector<TensorView> data;  // of each rank, which the others read
+    std::vector<bool> here;        // ranks that came to the meeting under way
     int arrived = 0;
     std::int64_t meetings = 0;
     std::map<int, std::shared_ptr<Group>> parts;  // of the split under way, by color
     std::vector<Tensor> heaps;                    // of the peer memory under way
+
+    explicit Group(std::vector<int> members_of_it)
+        : members(std::move(members_of_it)),
+          offers(members.size()),
+          data(members.size()),
+          here(members.size(), false),
+          heaps(members.size()) {}
 };
 
 /// Shared by all groups of one run_ranks(): one failure ends everything.
@@ -69,38 +70,34 @@ class ThreadCommunicator : public Communicator {
     void do_barrier() override { meet(offer()); }
 
     void do_broadcast(const TensorView& data, int root) override {
-        Offer mine = offer(data);
+        Offer mine = offer(data.size_bytes());
         mine.root = root;
-        exchange(mine, [&] {
-            require_equal("root", [](const Offer& o) { return o.root; });
-            require_equal("bytes", [](const Offer& o) { return o.data.size_bytes(); });
-            if (rank() != root) copy_rows(data, offer_of(root).data);
+        exchange(mine, data, [&] {
+            if (rank() != root) copy_rows(data, data_of(root));
         });
     }
 
     void do_all_gather(const TensorView& whole, const TensorView& part,
                        const Splits& rows) override {
-        Offer mine = offer(part);
+        Offer mine = offer(row_bytes(part));
         mine.received = rows;
-        exchange(mine, [&] {
-            require_equal("rows", [](const Offer& o) { return o.received; });
+        exchange(mine, part, [&] {
             std::int64_t first = 0;
             for (int r = 0; r < size(); first += rows[r++])
-                copy_rows(rows_of(whole, first, rows[r]), offer_of(r).data);
+                copy_rows(rows_of(whole, first, rows[r]), data_of(r));
         });
     }
 
     void do_reduce_scatter(const TensorView& part, const TensorView& whole,
                            const Splits& rows) override {
-        Offer mine = offer(whole);
+        Offer mine = offer(row_bytes(whole));
         mine.received = rows;
-        exchange(mine, [&] {
-            require_equal("rows", [](const Offer& o) { return o.received; });
+        exchange(mine, whole, [&] {
             const auto first =
                 std::accumulate(rows.begin(), rows.begin() + rank(), std::int64_t{0});
             std::vector<TensorView> sources;
             for (int r = 0; r < size(); ++r)
-                sources.push_back(rows_of(offer_of(r).data, first, rows[rank()]));
+                sources.push_back(rows_of(data_of(r), first, rows[rank()]));
             if (part.numel() > 0) sum(part, sources);
         });
     }
@@ -108,29 +105,25 @@ class ThreadCommunicator : public Communicator {
     void do_all_reduce(const TensorView& data) override {
         // The others still read `data` while the sum is made: it goes elsewhere first.
         const Tensor total = Tensor::empty(data.shape, data.dtype, data.space);
-        exchange(offer(data), [&] {
-            require_equal("bytes", [](const Offer& o) { return o.data.size_bytes(); });
-            std::vector<TensorView> sources;
-            for (int r = 0; r < size(); ++r) sources.push_back(offer_of(r).data);
-            if (data.numel() > 0) sum(total, sources);
+        exchange(offer(data.size_bytes()), data, [&] {
+            if (data.numel() > 0) sum(total, group_->data);
         });
         copy_rows(data, total);
     }
 
     void do_all_to_all(const TensorView& received, const TensorView& sent,
                        const Splits& received_rows, const Splits& sent_rows) override {
-        Offer mine = offer(sent);
+        Offer mine = offer(row_bytes(sent));
         mine.received = received_rows;
         mine.sent = sent_rows;
-        exchange(mine, [&] {
-            require_matching_rows();
+        exchange(mine, sent, [&] {
             std::int64_t to = 0;
             for (int r = 0; r < size(); to += received_rows[r++]) {
-                const Offer& theirs = offer_of(r);
-                const auto from = std::accumulate(
-                    theirs.sent.begin(), theirs.sent.begin() + rank(), std::int64_t{0});
+                const Splits& theirs = group_->offers[r].sent;
+                const auto from = std::accumulate(theirs.begin(), theirs.begin() + rank(),
+                                                  std::int64_t{0});
                 copy_rows(rows_of(received, to, received_rows[r]),
-                          rows_of(theirs.data, from, theirs.sent[rank()]));
+                          rows_of(data_of(r), from, theirs[rank()]));
             }
         });
     }
@@ -147,15 +140,13 @@ class ThreadCommunicator : public Communicator {
         const Tensor heap = Tensor::zeros({std::int64_t(bytes)}, DType::u8, space);
         {
             const std::lock_guard lock(world_->mutex);
-            group_->heaps.resize(size());
             group_->heaps[rank()] = heap;
         }
         std::shared_ptr<PeerMemory> memory;
-        exchange(offer(heap), [&] {
-            require_equal("bytes", [](const Offer& o) { return o.data.size_bytes(); });
+        exchange(offer(std::int64_t(bytes)), heap, [&] {
             PeerTable table{rank(), size(), {}};
             for (int r = 0; r < size(); ++r)
-                table.base[r] = static_cast<std::byte*>(offer_of(r).data.bytes);
+                table.base[r] = static_cast<std::byte*>(data_of(r).bytes);
             memory = std::make_shared<SharedMemory>(table, group_->heaps);
         });
         const std::lock_guard lock(world_->mutex);
@@ -170,44 +161,40 @@ class ThreadCommunicator : public Communicator {
         mine.key = key;
         std::shared_ptr<Group> part;
         int part_rank = 0;
-        exchange(mine, [&] {
-            std::vector<std::pair<int, int>> order;  // key, rank here
-            for (int r = 0; r < size(); ++r)
-                if (offer_of(r).color == color) order.emplace_back(offer_of(r).key, r);
-            std::sort(order.begin(), order.end());
+        exchange(mine, {}, [&] {
+            const std::vector<int> ranks = ranks_of_part(group_->offers, rank());
+            part_rank =
+                int(std::find(ranks.begin(), ranks.end(), rank()) - ranks.begin());
             const std::lock_guard lock(world_->mutex);
             std::shared_ptr<Group>& shared = group_->parts[color];
             if (!shared) {
-                shared = std::make_shared<Group>();
-                for (const auto& [_, r] : order) shared->members.push_back(world_rank(r));
-                shared->offers.resize(order.size());
+                std::vector<int> part_members;
+                for (int r : ranks) part_members.push_back(world_rank(r));
+                shared = std::make_shared<Group>(part_members);
             }
             part = shared;
-            part_rank =
-                int(std::find(order.begin(), order.end(), std::pair(key, rank())) -
-                    order.begin());
         });
         // Once all have theirs, the next split starts from nothing.
-        meet(offer(), [&] { group_->parts.clear(); });
+        meet(offer(), {}, [&] { group_->parts.clear(); });
         return std::make_unique<ThreadCommunicator>(name, world_, part, part_rank,
                                                     ledger_ptr());
     }
 
   private:
-    Offer offer(const TensorView& data = {}) const {
-        return {ledger().running()->operation, data, {}, {}, 0, 0, 0};
+    Offer offer(std::int64_t bytes = 0) const {
+        return {ledger().running()->operation.name, bytes, 0, 0, 0, {}, {}};
     }
-    const Offer& offer_of(int r) const { return group_->offers[r]; }
+    const TensorView& data_of(int r) const { return group_->data[r]; }
 
     static void copy_rows(const TensorView& target, const TensorView& source) {
         if (source.size_bytes() > 0) copy(target, source);
     }
 
-    /// Publishes `mine`, and takes from the others once all are here. Nobody leaves
-    /// before all have taken: the offers point into their owners' memory.
+    /// Publishes `mine` and `data`, and takes from the others once all are here. Nobody
+    /// leaves before all have taken: `data` is in its owner's memory.
     template <typename Take>
-    void exchange(const Offer& mine, Take&& take) {
-        meet(mine);
+    void exchange(const Offer& mine, const TensorView& data, Take&& take) {
+        meet(mine, data, [] {});
         try {
             take();
         } catch (const std::exception& error) {
@@ -218,35 +205,24 @@ class ThreadCommunicator : public Communicator {
         leave_together();
     }
 
-    /// Waits until all ranks of the group are here, for the same operation. The last to
-    /// come runs `last`, alone.
+    /// Waits until all ranks of the group are here, with offers that fit together. The
+    /// last to come runs `last`, alone.
     template <typename Last>
-    void meet(const Offer& mine, Last&& last) {
+    void meet(const Offer& mine, const TensorView& data, Last&& last) {
         std::unique_lock lock(world_->mutex);
         throw_if_failed();
         group_->offers[rank()] = mine;
+        group_->data[rank()] = data;
         const auto check_then_last = [&] {
-            if (!require_same_operation()) return false;
-            last();
-            return true;
+            const std::string wrong = disagreement(name(), members(), group_->offers);
+            if (!wrong.empty()) fail(wrong);
+            if (wrong.empty()) last();
+            return wrong.empty();
         };
         if (!arrive(lock, check_then_last)) throw_if_failed();
     }
     void meet(const Offer& mine) {
-        meet(mine, [] {});
-    }
-
-    /// Fails for all, and returns false, unless all came for the same operation.
-    bool require_same_operation() {
-        const std::string& expected = offer_of(0).operation.name;
-        for (int r = 1; r < size(); ++r) {
-            const std::string& called = offer_of(r).operation.name;
-            if (called == expected) continue;
-            fail(fmt::format("group {}: rank {} called {} while rank {} called {}",
-                             name(), world_rank(0), expected, world_rank(r), called));
-            return false;
-        }
-        return true;
+        meet(mine, {}, [] {});
     }
 
     /// The second meeting of an exchange. It also waits when something has failed: the
@@ -264,9 +240,11 @@ class ThreadCommunicator : public Communicator {
     bool arrive(std::unique_lock<std::mutex>& lock, Last&& last,
                 bool despite_failure = false) {
         const std::int64_t meeting = group_->meetings;
+        group_->here[rank()] = true;
         if (++group_->arrived == size()) {
             if (!last()) return false;
             group_->arrived = 0;
+            group_->here.assign(size(), false);
             ++group_->meetings;
             world_->changed.notify_all();
             return true;
@@ -276,11 +254,18 @@ class ThreadCommunicator : public Communicator {
                    (!despite_failure && !world_->failure.empty());
         });
         if (group_->meetings != meeting) return true;
-        fail(absent() >= 0
-                 ? fmt::format("rank {} has ended without it", absent())
-                 : fmt::format("not all {} ranks of the group came within {} ms", size(),
-                               world_->deadline.count()));
+        if (world_->failure.empty())
+            fail(absent() >= 0
+                     ? fmt::format("rank {} has ended without it", absent())
+                     : fmt::format("rank {} did not come within {} ms", missing(),
+                                   world_->deadline.count()));
         return false;
+    }
+
+    /// World rank of the first member that has not come to the meeting under way.
+    int missing() const {
+        const auto& here = group_->here;
+        return world_rank(int(std::find(here.begin(), here.end(), false) - here.begin()));
     }
 
     /// World rank of a member whose program has ended, or -1.
@@ -298,31 +283,10 @@ class ThreadCommunicator : public Communicator {
 
     void throw_if_failed() const {
         if (world_->failure.empty()) return;
-        throw CommunicatorError(fmt::format("rank {}: {} failed: {}", world_rank(rank()),
-                                            to_string(ledger().running()->operation),
-                                            world_->failure));
-    }
-
-    /// All ranks brought the same; otherwise all fail with the same words.
-    template <typename Field>
-    void require_equal(const char* what, Field&& field) const {
-        for (int r = 1; r < size(); ++r)
-            if (field(offer_of(r)) != field(offer_of(0)))
-                throw CommunicatorError(
-                    fmt::format("{} on group {}: ranks {} and {} differ in {}",
-                                offer_of(0).operation.name, name(), world_rank(0),
-                                world_rank(r), what));
-    }
-
-    void require_matching_rows() const {
-        for (int from = 0; from < size(); ++from)
-            for (int to = 0; to < size(); ++to)
-                if (offer_of(from).sent[to] != offer_of(to).received[from])
-                    throw CommunicatorError(fmt::format(
-                        "all_to_all on group {}: rank {} sends {} rows to rank {}, which "
-                        "expects {}",
-                        name(), world_rank(from), offer_of(from).sent[to], world_rank(to),
-                        offer_of(to).received[from]));
+        throw CommunicatorError(
+            failure_line(world_rank(rank()), ledger().running()->operation,
+                         world_->failure),
+            world_->failure);
     }
 
     std::shared_ptr<World> world_;
@@ -337,10 +301,9 @@ void run_ranks(int world_size, const std::function<void(Communicator& world)>& p
     auto world = std::make_shared<World>();
     world->deadline = deadline;
     world->ended.resize(world_size, false);
-    auto group = std::make_shared<Group>();
-    group->members.resize(world_size);
-    std::iota(group->members.begin(), group->members.end(), 0);
-    group->offers.resize(world_size);
+    std::vector<int> ranks(world_size);
+    std::iota(ranks.begin(), ranks.end(), 0);
+    const auto group = std::make_shared<Group>(ranks);
 
     std::exception_ptr first_failure;
     const auto run = [&](int rank) {

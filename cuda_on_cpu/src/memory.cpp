@@ -11,6 +11,7 @@
 #include <shared_mutex>
 
 #include "block.h"
+#include "cuda_on_cpu/foreign_memory.h"
 #include "cuda_on_cpu/runtime_api.h"
 #include "error.h"
 #include "guarded.h"
@@ -167,6 +168,17 @@ cudaError_t check_copy(const char* function, const void* target, const void* sou
 }
 
 }  // namespace
+
+void adopt_device_memory(void* pointer, std::size_t bytes) {
+    const std::unique_lock lock(allocations_mutex);
+    allocations[reinterpret_cast<std::uintptr_t>(pointer)] = {bytes,
+                                                              cudaMemoryTypeDevice};
+}
+
+void disown_device_memory(void* pointer) {
+    const std::unique_lock lock(allocations_mutex);
+    allocations.erase(reinterpret_cast<std::uintptr_t>(pointer));
+}
 
 cudaError_t check_pointer_argument(int index, const void* pointer, const void*) {
     if (pointer == nullptr || find(pointer).base != 0) return cudaSuccess;

@@ -1,0 +1,54 @@
+/// @file
+/// Ranks as processes with one GPU each, over NCCL. Only tensors on the device travel,
+/// but for small ones on the host (counts), which go by way of the device.
+///
+/// Three things differ from the other back-ends. NCCL chooses the order of its sums (it
+/// is the same on every rank). Ranks that call different operations, or bring other
+/// counts, are not told apart: they end at the deadline. And there is no peer memory yet
+/// but in a group of one rank.
+///
+/// Nothing here waits without end: every call is non-blocking, and is asked for its
+/// result until a deadline. NCCL's kernels do spin without end when a rank is gone; the
+/// watchdog's _exit() is what ends them.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+
+#include "distributed/communicator.h"
+#include "distributed/rendezvous.h"
+
+namespace moe::distributed {
+
+/// Shared by the session and all groups of this process.
+struct NcclState;
+
+/// This process's NCCL. A build without NCCL rejects the construction and says how to get
+/// it; so does a library that is older than the headers.
+class NcclSession {
+  public:
+    /// Chooses the GPU, and joins the world of the control connection.
+    /// @param deadline  for joining, and for every operation
+    NcclSession(ControlConnection& control, int local_rank,
+                std::chrono::milliseconds deadline);
+    ~NcclSession();
+    NcclSession(const NcclSession&) = delete;
+    NcclSession& operator=(const NcclSession&) = delete;
+
+    /// All ranks, as the group "world". The session must outlive it; call it once.
+    std::unique_ptr<Communicator> world(
+        std::shared_ptr<OpLedger> ledger,
+        std::function<void(const std::string& reason)> on_abort) const;
+
+    /// What NCCL found out by itself, for the watchdog; empty while all is well.
+    std::string error() const;
+
+    /// False in a build without NCCL.
+    static bool available();
+
+  private:
+    std::shared_ptr<NcclState> state_;
+};
+
+}  // namespace moe::distributed

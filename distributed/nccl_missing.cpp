@@ -1,0 +1,29 @@
+// nccl_missing.cpp: NcclSession in a build without NCCL.
+
+#include "distributed/nccl_communicator.h"
+
+namespace moe::distributed {
+
+struct NcclState {};
+
+NcclSession::NcclSession(ControlConnection&, int, std::chrono::milliseconds) {
+    reject("NCCL", "missing",
+           "this build has none; get it with: apt install libnccl-dev, then configure "
+           "with the preset cuda");
+}
+NcclSession::~NcclSession() = default;
+
+std::unique_ptr<Communicator> NcclSession::world(
+    std::shared_ptr<OpLedger>, std::function<void(const std::string& reason)>) const {
+    return nullptr;  // nobody has a session
+}
+
+std::string NcclSession::error() const {
+    return {};
+}
+
+bool NcclSession::available() {
+    return false;
+}
+
+}  // namespace moe::distributed
