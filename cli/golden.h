@@ -4,6 +4,7 @@
 /// format).
 #pragma once
 
+#include <array>
 #include <map>
 #include <string>
 #include <vector>
@@ -15,15 +16,20 @@
 
 namespace moe {
 
+/// What one rank is given, and what is expected of it.
+struct GoldenRank {
+    Tensor hidden_states;  ///< (S, B, H); S and B are this rank's own
+    Tensor padding_mask;   ///< (B, S) u8, or undefined
+    Tensor grad_output;    ///< (S, B, H), or undefined: then only the forward is checked
+    TensorMap expected;    ///< "expect.…", without the "rank.<r>." of multi-rank files
+};
+
 /// One file, read and checked.
 struct GoldenCase {
     std::string path, name, source;
     MoEConfig config;
-    Tensor hidden_states;  ///< (S, B, H)
-    Tensor padding_mask;   ///< (B, S) u8, or undefined
-    Tensor grad_output;    ///< (S, B, H), or undefined: then only the forward is checked
-    TensorMap parameters;
-    TensorMap expected;                        ///< "expect.…" as named in the file
+    std::vector<GoldenRank> ranks;  ///< world_size of them
+    TensorMap parameters;           ///< of the whole layer; ranks take their shards
     std::vector<std::string> unknown_tensors;  ///< names nobody here knows
     /// Relative errors of the source's own layer: dtype name, then tensor name.
     std::map<std::string, std::map<std::string, double>> source_errors;
@@ -32,9 +38,24 @@ struct GoldenCase {
 /// Reads a file. InputError, naming file and field, for whatever is wrong with it.
 GoldenCase load_golden(const std::string& path);
 
+/// Dispatchers that a case can go through.
+inline constexpr std::array kDispatcherTypes = {"allgather", "alltoall"};
+
+/// A case through one dispatcher.
+struct DispatcherCase {
+    GoldenCase golden;
+    /// Expectations that another dispatcher than the file's does not have to meet: it
+    /// moves rows in another order.
+    std::vector<std::string> left_out;
+};
+
+/// The case through the dispatcher of that type. InputError where MoEConfig does not
+/// allow it.
+DispatcherCase through_dispatcher(const GoldenCase& golden, const std::string& type);
+
 /// One expected tensor against what the layer made of it.
 struct TensorCheck {
-    std::string name;
+    std::string name;  ///< "expect.output", or "rank 2 expect.output" with many ranks
     bool ok = false;
     double error = 0.0, bound = 0.0;  ///< bound 0: integers, exactly equal
     std::string detail;               ///< where it differs most; empty when ok
@@ -51,8 +72,9 @@ struct CaseResult {
 /// Runs the case, forward and (with grad_output) backward, and checks every expectation.
 CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec);
 
-/// Everything a layer computes on a case, under the names of the expectations:
-/// "expect.…". Bad input (e.g. a NaN logit) is an InputError.
-TensorMap run_golden(const GoldenCase& golden, const ModuleSpec& spec);
+/// Everything that each rank's layer computes on a case, under the names of the
+/// expectations: "expect.…". Many ranks run as threads of this process. Bad input (e.g. a
+/// NaN logit) is an InputError.
+std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& spec);
 
 }  // namespace moe

@@ -1,6 +1,7 @@
 // golden_file.cpp: read a golden case and check everything that can be checked before it
 // runs, so that a malformed file is told apart from a layer that computes something else.
 
+#include <charconv>
 #include <cmath>
 #include <set>
 
@@ -9,6 +10,8 @@
 #include "core/parameters.h"
 #include "core/safetensors.h"
 #include "core/transfer.h"
+#include "distributed/rank_generator.h"
+#include "distributed/sharding.h"
 
 namespace moe {
 namespace {
@@ -21,19 +24,28 @@ std::string metadata_or(const SafetensorsFile& file, const std::string& key,
     return found == file.metadata().end() ? otherwise : found->second;
 }
 
-MoEConfig read_config(const SafetensorsFile& file) {
+int read_world_size(const SafetensorsFile& file) {
+    const std::string text = metadata_or(file, "world_size", "1");
+    int world_size = 0;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, world_size);
+    if (error != std::errc() || stop != end || world_size < 1)
+        reject(file.path() + ": __metadata__.world_size", text,
+               "must be the number of ranks, a positive integer");
+    return world_size;
+}
+
+MoEConfig read_config(const SafetensorsFile& file, int world_size) {
     const std::string format = metadata_or(file, "format", "absent");
     if (format != "moe-golden-1")
         reject(file.path() + ": __metadata__.format", format, "must be moe-golden-1");
-    if (const std::string ranks = metadata_or(file, "world_size", "1"); ranks != "1")
-        reject(file.path() + ": __metadata__.world_size", ranks,
-               "only 1 is built so far (a single rank)");
     const std::string field = file.path() + ": __metadata__.moe_config";
     const std::string text = metadata_or(file, "moe_config", "");
     if (text.empty()) reject(field, "absent", "required: the layer's config as JSON");
     MoEConfig config = config_from_json(parse_json(field, text), field);
     try {
         config.finalize();
+        distributed::parallel_sizes(config, world_size);
     } catch (const InputError& error) {
         throw InputError(field + ": " + error.what());
     }
@@ -66,8 +78,8 @@ Tensor read_tensor(const SafetensorsFile& file, const std::string& name,
     return tensor;
 }
 
-/// What a file may expect: the shape, -1 where it depends on the routing, and whether it
-/// is floating-point.
+/// What a file may expect of a rank: the shape, -1 where it depends on the routing, and
+/// whether it is floating-point.
 struct Expectation {
     Shape shape;
     bool floating;
@@ -76,11 +88,19 @@ struct Expectation {
 std::map<std::string, Expectation> expectations(const MoEConfig& config, std::int64_t S,
                                                 std::int64_t B) {
     const std::int64_t T = S * B, E = config.num_experts(), H = config.hidden_size;
+    const std::int64_t L = config.num_local_experts();
+    const std::int64_t EP = config.expert_model_parallel_size;
+    const std::int64_t ETP = *config.expert_tensor_parallel_size;
     std::map<std::string, Expectation> known = {
         {"expect.logits", {{T, E}, true}},
         {"expect.probs", {{T, E}, true}},
         {"expect.routing_map", {{T, E}, false}},
-        {"expect.tokens_per_expert", {{E}, false}},
+        {"expect.input_splits", {{EP}, false}},
+        {"expect.output_splits", {{EP}, false}},
+        {"expect.output_splits_tp", {{ETP}, false}},
+        {"expect.sent_hidden_states", {{-1, H}, true}},
+        {"expect.received_hidden_states", {{-1, H}, true}},
+        {"expect.tokens_per_expert", {{L}, false}},
         {"expect.dispatched_hidden_states", {{-1, H}, true}},
         {"expect.dispatched_probs", {{-1}, true}},
         {"expect.expert_output", {{-1, H}, true}},
@@ -108,52 +128,81 @@ std::map<std::string, std::map<std::string, double>> read_source_errors(
     }
 }
 
+/// One rank's inputs and expectations.
+/// @param prefix  of their names: "rank.<r>.", or "" in a file of one rank
+/// @param read    collects the names of what is read
+GoldenRank read_rank(const SafetensorsFile& file, const MoEConfig& config,
+                     const std::string& prefix, std::set<std::string>& read) {
+    GoldenRank rank;
+    const auto take = [&](const std::string& name, const Shape& shape, bool floating) {
+        read.insert(prefix + name);
+        return read_tensor(file, prefix + name, shape, floating);
+    };
+    rank.hidden_states = take("input.hidden_states", {-1, -1, config.hidden_size}, true);
+    const std::int64_t S = rank.hidden_states.dim(0), B = rank.hidden_states.dim(1);
+    if (file.contains(prefix + "input.padding_mask")) {
+        rank.padding_mask = take("input.padding_mask", {B, S}, false);
+        if (rank.padding_mask.dtype() != DType::u8)
+            reject(file.path() + ": " + prefix + "input.padding_mask",
+                   to_string(rank.padding_mask.dtype()), "must be U8 or BOOL");
+    }
+    if (file.contains(prefix + "input.grad_output"))
+        rank.grad_output = take("input.grad_output", rank.hidden_states.shape(), true);
+    for (const auto& [name, expectation] : expectations(config, S, B)) {
+        if (!file.contains(prefix + name)) continue;
+        rank.expected[name] = take(name, expectation.shape, expectation.floating);
+        if (name.starts_with("expect.grad.") && !rank.grad_output.defined())
+            reject(file.path() + ": " + prefix + "input.grad_output", "absent",
+                   "required by " + prefix + name);
+    }
+    if (rank.expected.empty())
+        reject(file.path(), "no " + prefix + "expect.* tensor",
+               "there must be something to check");
+    return rank;
+}
+
+/// Ranks work together: what one of them is given, all must be given.
+void check_alike(const std::string& path, const std::vector<GoldenRank>& ranks) {
+    const auto check = [&](const char* name, Tensor GoldenRank::*input) {
+        for (std::size_t r = 1; r < ranks.size(); ++r)
+            if ((ranks[r].*input).defined() != (ranks[0].*input).defined())
+                reject(fmt::format("{}: rank.{}.{}", path, r, name),
+                       (ranks[0].*input).defined() ? "absent" : "present",
+                       "all ranks must have it, or none");
+    };
+    check("input.padding_mask", &GoldenRank::padding_mask);
+    check("input.grad_output", &GoldenRank::grad_output);
+}
+
 }  // namespace
 
 GoldenCase load_golden(const std::string& path) {
     const SafetensorsFile file = SafetensorsFile::open(path);
+    const int world_size = read_world_size(file);
     GoldenCase golden;
     golden.path = path;
-    golden.config = read_config(file);
+    golden.config = read_config(file, world_size);
     golden.name = metadata_or(file, "case", path.substr(path.find_last_of('/') + 1));
     golden.source = metadata_or(file, "source", "unknown");
     golden.source_errors = read_source_errors(file);
 
-    // Inputs
-    const std::int64_t H = golden.config.hidden_size;
-    golden.hidden_states = read_tensor(file, "input.hidden_states", {-1, -1, H}, true);
-    const std::int64_t S = golden.hidden_states.dim(0), B = golden.hidden_states.dim(1);
-    if (file.contains("input.padding_mask")) {
-        golden.padding_mask = read_tensor(file, "input.padding_mask", {B, S}, false);
-        if (golden.padding_mask.dtype() != DType::u8)
-            reject(path + ": input.padding_mask", to_string(golden.padding_mask.dtype()),
-                   "must be U8 or BOOL");
-    }
-    if (file.contains("input.grad_output"))
-        golden.grad_output = read_tensor(file, "input.grad_output", {S, B, H}, true);
+    std::set<std::string> read;
+    for (int r = 0; r < world_size; ++r)
+        golden.ranks.push_back(
+            read_rank(file, golden.config,
+                      world_size == 1 ? "" : fmt::format("rank.{}.", r), read));
+    check_alike(path, golden.ranks);
 
-    // Parameters
-    const auto shapes = parameter_shapes(golden.config);
-    for (const auto& [name, shape] : shapes)
-        if (file.contains(name))
+    const MoEConfig whole = distributed::single_rank_config(golden.config);
+    for (const auto& [name, shape] : parameter_shapes(whole))
+        if (file.contains(name)) {
             golden.parameters[name] = read_tensor(file, name, shape, true);
-    check_parameters(golden.config, golden.parameters, path);
+            read.insert(name);
+        }
+    check_parameters(whole, golden.parameters, path);
 
-    // Expectations, and what is left over
-    const auto known = expectations(golden.config, S, B);
-    const std::set<std::string> inputs = {"input.hidden_states", "input.padding_mask",
-                                          "input.grad_output"};
-    for (const std::string& name : file.names()) {
-        const auto expectation = known.find(name);
-        if (expectation != known.end())
-            golden.expected[name] = read_tensor(file, name, expectation->second.shape,
-                                                expectation->second.floating);
-        else if (!inputs.contains(name) && !shapes.contains(name))
-            golden.unknown_tensors.push_back(name);
-    }
-    for (const auto& [name, tensor] : golden.expected)
-        if (name.starts_with("expect.grad.") && !golden.grad_output.defined())
-            reject(path + ": input.grad_output", "absent", "required by " + name);
+    for (const std::string& name : file.names())
+        if (!read.contains(name)) golden.unknown_tensors.push_back(name);
     return golden;
 }
 

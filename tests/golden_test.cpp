@@ -41,7 +41,8 @@ void expect_match(const GoldenCase& golden, const ComponentSpec& supplier) {
         checked.insert(check.name);
     }
     EXPECT_EQ(result.ok, all_ok);
-    EXPECT_EQ(checked.size(), golden.expected.size()) << "every expectation is checked";
+    EXPECT_EQ(checked.size(), golden.ranks[0].expected.size())
+        << "every expectation is checked";
     EXPECT_TRUE(checked.contains("expect.output"));
 }
 
@@ -111,11 +112,11 @@ class GoldenCheck : public testing::TestWithParam<ComponentSpec> {
 };
 
 TEST_P(GoldenCheck, NoticesOneChangedElementInEveryExpectation) {
-    for (const auto& [name, tensor] : TensorMap(golden_.expected)) {
+    for (const auto& [name, tensor] : TensorMap(golden_.ranks[0].expected)) {
         const Tensor original = tensor.clone();
         // Far below the tensor's norm, far above its bound; a zero must stay a zero.
         const std::int64_t last = tensor.numel() - 1;
-        Tensor& changed = golden_.expected.at(name);
+        Tensor& changed = golden_.ranks[0].expected.at(name);
         if (changed.dtype() == DType::f64) changed.data<double>()[last] += 1e-3;
         if (changed.dtype() == DType::u8) changed.data<std::uint8_t>()[last] ^= 1;
         if (changed.dtype() == DType::i64) changed.data<std::int64_t>()[last] += 1;
@@ -130,8 +131,8 @@ TEST_P(GoldenCheck, NoticesOneChangedElementInEveryParameter) {
     for (const char* file : {"geglu_bias", "shared_gate", "sigmoid_groups_bias_seq"}) {
         const GoldenCase golden = load_golden(golden_file(file));
         for (const auto& [name, parameter] : golden.parameters) {
-            const auto gradient = golden.expected.find("expect.grad." + name);
-            if (gradient == golden.expected.end()) continue;
+            const auto gradient = golden.ranks[0].expected.find("expect.grad." + name);
+            if (gradient == golden.ranks[0].expected.end()) continue;
             // Where the gradient is largest the output depends on it for certain.
             const std::vector<double> slopes = to_doubles(gradient->second);
             const auto steepest = std::max_element(
@@ -167,7 +168,7 @@ TEST_P(GoldenCheck, NoticesAValueThatTheLayerDoesNotHave) {
 
 TEST_P(GoldenCheck, WantsZerosToBeExactlyZero) {
     std::set<std::string> all_zero;
-    for (const auto& [name, tensor] : golden_.expected) {
+    for (const auto& [name, tensor] : golden_.ranks[0].expected) {
         const std::vector<double> values = to_doubles(tensor);
         if (std::all_of(values.begin(), values.end(), [](double v) { return v == 0.0; }))
             all_zero.insert(name);
@@ -175,8 +176,8 @@ TEST_P(GoldenCheck, WantsZerosToBeExactlyZero) {
     ASSERT_EQ(all_zero, (std::set<std::string>{"expect.grad.experts.linear_fc1.weight",
                                                "expect.grad.experts.linear_fc2.weight"}));
     // So little that no other gradient can tell.
-    golden_.grad_output = golden_.grad_output.clone();
-    golden_.grad_output.data<float>()[0] = 1e-20f;
+    golden_.ranks[0].grad_output = golden_.ranks[0].grad_output.clone();
+    golden_.ranks[0].grad_output.data<float>()[0] = 1e-20f;
     EXPECT_EQ(failures(golden_), all_zero);
 }
 
