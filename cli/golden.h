@@ -39,7 +39,7 @@ struct GoldenCase {
 GoldenCase load_golden(const std::string& path);
 
 /// Dispatchers that a case can go through.
-inline constexpr std::array kDispatcherTypes = {"allgather", "alltoall"};
+inline constexpr std::array kDispatcherTypes = {"allgather", "alltoall", "flex"};
 
 /// A case through one dispatcher.
 struct DispatcherCase {

@@ -226,6 +226,31 @@ TEST_F(VerifyRanksTest, GoesThroughOtherDispatchers) {
         {"--moe-token-dispatcher-type = carrier_pigeon: ", "all"}));
 }
 
+// Only where "flex" is among the dispatchers is there one that a file cannot go through.
+TEST_F(VerifyRanksTest, SaysWhenNothingRan) {
+    const auto verify = [&](const Words& more) {
+        Words words = {"verify",
+                       golden(kPadded),
+                       "--tier",
+                       "reference_cpu",
+                       "--moe-token-dispatcher-type",
+                       "flex"};
+        words.insert(words.end(), more.begin(), more.end());
+        return moe(words);
+    };
+    if (std::find(kDispatcherTypes.begin(), kDispatcherTypes.end(),
+                  std::string("flex")) == kDispatcherTypes.end()) {
+        EXPECT_EQ(verify({}).code, kExitBadInput);
+        return;
+    }
+    const Output none = verify({});
+    EXPECT_EQ(none.code, kExitBadInput) << "nothing was checked";
+    EXPECT_TRUE(contains(none.out, "0 of 1 files match, 1 skipped\n")) << none.out;
+    const Output object = verify({"--json"});
+    EXPECT_TRUE(contains(json::parse(object.out).at("skipped").get<std::string>(),
+                         "moe_pad_expert_input_to_capacity"));
+}
+
 TEST_F(VerifyRanksTest, SaysInJsonWhatWasNotCompared) {
     const Output output =
         moe({"verify", "--json", golden(kSmall), "--tier", "reference_cpu", "--dtype",

@@ -230,9 +230,12 @@ TEST_P(RankGrid, SumsWhatTheExpertsSay) {
 
 // Each of the K experts gives back its share, and so does each of an expert's shards.
 TEST_P(RankGrid, GivesBackWhatNoExpertChanges) {
-    const MoEConfig config = config_of(gated_config());
     constexpr std::int64_t T = 7;
-    for (std::int64_t K : {1, 2, 4})
+    for (std::int64_t K : {1, 2, 4}) {
+        MoEConfig any = gated_config();
+        any.moe_router_topk = K;
+        any.moe_router_pre_softmax = true;  // as K = 1 needs
+        const MoEConfig config = config_of(any);
         distributed::run_ranks(grid().world, [&](distributed::Communicator& world) {
             const auto groups = distributed::make_process_groups(world, config);
             const auto subject = find_tier("tier", supplier().tier)
@@ -263,6 +266,7 @@ TEST_P(RankGrid, GivesBackWhatNoExpertChanges) {
                 << "rank " << rank << ", K = " << K;
             for (double p : to_doubles(sent.row_probs)) EXPECT_EQ(p, 1.0 / K);
         });
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Grids, RankGrid, testing::ValuesIn(grid_cases()), case_name);
