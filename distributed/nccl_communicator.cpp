@@ -9,7 +9,6 @@
 #include "gpu/check.h"
 
 namespace moe::distributed {
-
 namespace {
 
 constexpr MemorySpace kDevice = MemorySpace::device;

@@ -204,9 +204,9 @@ bool is_alive(pid_t pid) {
     return bool(status >> id >> name >> state) && state != "Z";
 }
 
-TEST(MpiFault, RanksDieWithTheirLauncher) {
-    NEEDS_MPI();
-    Job job({"--spawn", std::to_string(kRanks), "waits"});
+/// Kills the launcher of ranks that would sleep for an hour.
+void check_that_ranks_die_with_their_launcher(const std::vector<std::string>& arguments) {
+    Job job(arguments);
     std::istringstream lines(job.read_lines(kRanks));
     std::vector<pid_t> ranks;
     for (std::string line; std::getline(lines, line);)
@@ -219,8 +219,15 @@ TEST(MpiFault, RanksDieWithTheirLauncher) {
     while (any() && Seconds(Clock::now() - start).count() < 5.0)
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
     EXPECT_FALSE(any());
-    for (pid_t rank : ranks) kill(rank, SIGKILL);  // when it failed
+    for (pid_t rank : ranks)
+        if (is_alive(rank)) kill(rank, SIGKILL);
     job.finish();
+}
+
+TEST(MpiFault, RanksDieWithTheirLauncher) {
+    NEEDS_MPI();
+    check_that_ranks_die_with_their_launcher(
+        {"--spawn", std::to_string(kRanks), "waits"});
 }
 
 // -------------------------------------------------- over rendezvous and watchdog alone
@@ -229,6 +236,11 @@ TEST(Forked, MeetAndPart) {
     EXPECT_EQ(outcome.code, 0) << outcome.output;
     for (int rank = 0; rank < 4; ++rank)
         EXPECT_EQ(outcome.count(fmt::format("rank {}: PASS", rank)), 1) << outcome.output;
+}
+
+TEST(Forked, RanksDieWithTheirLauncher) {
+    check_that_ranks_die_with_their_launcher(
+        {"--spawn", std::to_string(kRanks), "--fork", "control_waits"});
 }
 
 TEST(Forked, DifferentConfigsStopAllWithTheSameLine) {

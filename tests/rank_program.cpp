@@ -40,8 +40,8 @@ const std::map<std::string, std::function<void()>>& faults() {
 }
 
 /// Everybody sleeps: only the launcher's end can end them.
-void wait_for_launcher(Communicator& world) {
-    say(fmt::format("rank {}: pid {}", world.rank(), getpid()));
+void wait_for_launcher(int rank) {
+    say(fmt::format("rank {}: pid {}", rank, getpid()));
     std::this_thread::sleep_for(std::chrono::hours(1));
 }
 
@@ -55,7 +55,7 @@ void run_scenario(Communicator& world, const std::string& name) {
                 scenario.run(world, space);
         }
     } else if (name == "waits") {
-        wait_for_launcher(world);
+        wait_for_launcher(world.rank());
     } else if (const auto fault = faults().find(name); fault != faults().end()) {
         world.barrier();
         if (world.rank() == 1) fault->second();
@@ -104,6 +104,7 @@ int run_control_only(const distributed::LaunchOptions& options,
     distributed::Watchdog watchdog(ledger, std::move(control), options.deadline);
     if (scenario == "control_killed" && identity.rank == 1) raise(SIGKILL);
     if (scenario == "control_rank_0_killed" && identity.rank == 0) raise(SIGKILL);
+    if (scenario == "control_waits") wait_for_launcher(identity.rank);
     if (scenario == "control_leaves" && identity.rank == 1) watchdog.leave();
     if (scenario != "control_good") {
         ledger->begin("all_gather", "world", 24, everybody);
