@@ -25,6 +25,9 @@ void add_completion(CLI::App& app, Action& action);
 /// Makes all built tiers known. Call once, first.
 void register_all_tiers();
 
+/// What run_program() was called with.
+const std::vector<std::string>& program_arguments();
+
 /// The whole program; `arguments` without the program's name. Never throws.
 int run_program(std::vector<std::string> arguments);
 

@@ -13,6 +13,7 @@
 #include "cli/options.h"
 #include "cli/rank_comparison.h"
 #include "cli/rank_options.h"
+#include "cli/rank_processes.h"
 #include "cli/words.h"
 #include "core/tier.h"
 
@@ -274,14 +275,33 @@ void prepare(const CompareOptions& options, const MoEConfig& config) {
         fmt::print(stderr, "moe: note: {}\n", warning);
 }
 
-int run_rank_compare(const CompareOptions& options) {
-    const RankComparisonRequest request = make_rank_request(options);
-    prepare(options, request.configs[0]);
-    const RankComparison comparison = run_with_progress(request, run_rank_comparison);
+int show_rank_comparison(const RankComparison& comparison,
+                         const CompareOptions& options) {
     print_rank_comparison(comparison);
     if (options.report != "none")
         fmt::print("Report  {}\n", write_rank_report(comparison, options.report));
     return comparison.ok ? kExitOk : kExitDiffers;
+}
+
+int run_rank_compare(const CompareOptions& options) {
+    RankComparisonRequest request = make_rank_request(options);
+    if (options.ranks->spawns()) return spawn_ranks(request.sizes.world);
+    if (!options.ranks->is_process()) {
+        prepare(options, request.configs[0]);
+        const RankComparison comparison = run_with_progress(request, run_rank_comparison);
+        return show_rank_comparison(comparison, options);
+    }
+    return run_as_process(request.configs, [&](distributed::Communicator& world) {
+        request.world = &world;
+        const bool speaks = world.rank() == 0;
+        if (speaks) prepare(options, request.configs[0]);
+        const RankComparison comparison =
+            speaks ? run_with_progress(request, run_rank_comparison)
+                   : run_rank_comparison(request);
+        return speaks          ? show_rank_comparison(comparison, options)
+               : comparison.ok ? kExitOk
+                               : kExitDiffers;
+    });
 }
 
 int run_compare(const CompareOptions& options) {
@@ -312,7 +332,8 @@ void add_compare(CLI::App& app, Action& action) {
         "  moe compare --text mybook.txt --preset olmoe --scale 16\n"
         "  moe compare --num-experts 16 --moe-router-topk 4\n"
         "  moe compare --tier reference_cpu --spec experts=naive_gpu\n"
-        "  moe compare --ranks 4 --tensor-model-parallel-size 2");
+        "  moe compare --ranks 4 --tensor-model-parallel-size 2\n"
+        "  moe compare --spawn 4        (the same over processes)");
     command->add_option("--text", options->text, "Text file (default: the README)");
     command->add_option("--report", options->report,
                         "Folder for the HTML report, or none (default moe-report)");
@@ -327,7 +348,8 @@ void add_compare(CLI::App& app, Action& action) {
     add_threads_flag(*command);
     options->layer = std::make_unique<LayerOptions>(
         *command, LayerOptions::Defaults{"mixtral_8x7b", 16, 256, 4});
-    options->ranks = std::make_unique<RankOptions>(*command);
+    options->ranks =
+        std::make_unique<RankOptions>(*command, RankOptions::Kind::threads_or_processes);
     command->callback(
         [&action, options] { action = [options] { return run_compare(*options); }; });
 }

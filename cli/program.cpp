@@ -12,6 +12,8 @@
 namespace moe {
 namespace {
 
+std::vector<std::string> given_arguments;
+
 void print_error(const std::string& message) {
     fmt::print(stderr, "moe: {}\n", one_line(message));
 }
@@ -35,7 +37,12 @@ void register_all_tiers() {
     naive::register_naive_gpu();
 }
 
+const std::vector<std::string>& program_arguments() {
+    return given_arguments;
+}
+
 int run_program(std::vector<std::string> arguments) {
+    given_arguments = arguments;
     CLI::App app(
         "Megatron's Mixture-of-Experts layer, one text in three scripts.\n\n"
         "Examples:\n"

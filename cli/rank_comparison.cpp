@@ -228,6 +228,8 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
 
     request.progress("one rank with everything");
     RankJob job;
+    job.world = request.world;
+    result.backend = request.world != nullptr ? request.world->backend() : "threads";
     job.config = without_losses(request.configs[0]);
     job.spec = ModuleSpec::uniform({"reference_cpu", DType::f64});
     job.parameters =

@@ -67,6 +67,7 @@ struct RankComparison {
     std::string losses_left_out;  ///< which losses the config has, that are off here
     double hit = 0.0, balanced_hit = 0.0;  ///< ranks with different experts, per token
     int whole_runs = 1;                    ///< see WholeRecord
+    std::string backend;                   ///< "threads", "MPI", "NCCL"
     bool ok = true;
 
     std::int64_t num_tokens() const { return seq_len * micro_batch; }
@@ -81,6 +82,8 @@ struct RankComparisonRequest {
     TextTokens text;
     std::vector<ModuleSpec> columns;
     std::uint64_t seed = 0;
+    /// When this process is one rank of several; null: ranks are threads of this one.
+    distributed::Communicator* world = nullptr;
     std::function<void(const std::string&)> progress = [](const std::string&) {};
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "cli/rank_processes.h"
 #include "core/error.h"
 
 namespace moe {
@@ -37,16 +38,34 @@ void fill_in(LayerOptions::Chosen& chosen, int ranks) {
 
 }  // namespace
 
-RankOptions::RankOptions(CLI::App& command) {
+RankOptions::RankOptions(CLI::App& command, Kind kind) {
     command.add_option("--ranks", ranks_,
                        "Ranks, as threads of this process, that share the layer (default "
                        "grid: EP = ranks)");
+    if (kind == Kind::threads) return;
+    command.add_option("--spawn", spawn_,
+                       "Ranks as processes, which this one starts: over MPI, or NCCL in "
+                       "a build for GPUs");
+    command.add_flag("--processes", processes_,
+                     "This process is one rank, started by mpirun, srun or torchrun");
 }
 
 int RankOptions::ranks() const {
-    if (*ranks_ < 1 || *ranks_ > kMostRanks)
-        reject("--ranks", *ranks_, fmt::format("must be from 1 to {}", kMostRanks));
-    return int(*ranks_);
+    const auto in_range = [](const char* flag, std::int64_t ranks) {
+        if (ranks < 1 || ranks > kMostRanks)
+            reject(flag, ranks, fmt::format("must be from 1 to {}", kMostRanks));
+        return int(ranks);
+    };
+    if (spawn_ && processes_)
+        reject("--spawn", *spawn_, "must be left out with --processes");
+    if (!spawn_ && !processes_) return in_range("--ranks", *ranks_);
+    const int processes =
+        spawn_ ? in_range("--spawn", *spawn_) : in_range("--processes", launched_ranks());
+    if (ranks_ && *ranks_ != processes)
+        reject(
+            "--ranks", *ranks_,
+            fmt::format("must be left out, or {}: the number of processes", processes));
+    return processes;
 }
 
 void require_no_rank_flags(const LayerOptions& layer) {

@@ -13,16 +13,22 @@
 
 namespace moe {
 
-/// --ranks of a subcommand.
+/// --ranks of a subcommand, and where it can, --spawn and --processes.
 class RankOptions {
   public:
-    explicit RankOptions(CLI::App& command);
-    bool given() const { return ranks_.has_value(); }
-    /// W. InputError unless from 1 to 64.
+    enum class Kind { threads, threads_or_processes };
+    RankOptions(CLI::App& command, Kind kind);
+    bool given() const { return ranks_ || spawn_ || processes_; }
+    /// W. InputError unless from 1 to 64, or when the flags disagree.
     int ranks() const;
+    /// This process is to start the ranks, …
+    bool spawns() const { return spawn_.has_value(); }
+    /// … or is one of them.
+    bool is_process() const { return processes_; }
 
   private:
-    std::optional<std::int64_t> ranks_;
+    std::optional<std::int64_t> ranks_, spawn_;
+    bool processes_ = false;
 };
 
 /// InputError when a flag has a meaning only with --ranks, which is not there.

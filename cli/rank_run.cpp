@@ -1,10 +1,11 @@
-// rank_run.cpp: the layer over threads, and the layer that has everything.
+// rank_run.cpp: the layer over ranks, and the layer that has everything.
 
 #include "cli/rank_run.h"
 
 #include <cstring>
 #include <numeric>
 
+#include "cli/rank_processes.h"
 #include "core/moe_layer.h"
 #include "core/transfer.h"
 #include "distributed/process_groups.h"
@@ -67,6 +68,22 @@ void run_layer(RankRecord& record, MoELayer& layer, const Tensor& hidden,
     record.d_hidden = on_host(gradients.hidden_states).reshaped(hidden.shape());
     for (const auto& [name, gradient] : gradients.parameters)
         record.gradients[name] = on_host(gradient);
+}
+
+/// The layer on one rank of `world`.
+RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
+                    distributed::Communicator& world) {
+    RankRecord record;
+    const auto& mine = tokens.of_rank[world.rank()];
+    const Shape shape = {tokens.seq_len, tokens.micro_batch, job.config.hidden_size};
+    const auto groups = distributed::make_process_groups(world, job.config);
+    MoELayer layer(job.config, job.spec,
+                   distributed::shard_parameters(job.config, job.parameters, *groups),
+                   groups);
+    RankObserver observer(record, world.ledger());
+    run_layer(record, layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine),
+              shape, observer);
+    return record;
 }
 
 bool depends_on_other_tokens(const MoEConfig& config) {
@@ -136,21 +153,13 @@ Tensor join_rows(const std::vector<Tensor>& parts, const RankTokens& tokens) {
 }
 
 std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& tokens) {
+    if (job.world != nullptr)
+        return gather_records(*job.world, run_rank(job, tokens, *job.world));
     std::vector<RankRecord> records(tokens.of_rank.size());
-    const Shape shape = {tokens.seq_len, tokens.micro_batch, job.config.hidden_size};
     distributed::run_ranks(
         int(records.size()),
         [&](distributed::Communicator& world) {
-            RankRecord& record = records[world.rank()];
-            const auto& mine = tokens.of_rank[world.rank()];
-            const auto groups = distributed::make_process_groups(world, job.config);
-            MoELayer layer(
-                job.config, job.spec,
-                distributed::shard_parameters(job.config, job.parameters, *groups),
-                groups);
-            RankObserver observer(record, world.ledger());
-            run_layer(record, layer, take_rows(job.hidden, mine),
-                      take_rows(job.doutput, mine), shape, observer);
+            records[world.rank()] = run_rank(job, tokens, world);
         },
         kDeadline);
     return records;

@@ -1,6 +1,6 @@
 /// @file
-/// One run of the layer over ranks as threads of this process, watched: every rank's
-/// values, gradients, host waits and what it sent to whom.
+/// One run of the layer over ranks, watched: every rank's values, gradients, host waits
+/// and what it sent to whom.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include "core/module_spec.h"
 #include "core/steps.h"
 #include "core/tensor.h"
+#include "distributed/communicator.h"
 #include "distributed/rank_generator.h"
 
 namespace moe {
@@ -51,6 +52,8 @@ struct RankJob {
     TensorMap parameters;  ///< of the whole layer
     Tensor hidden;         ///< (T, H) fp32, all tokens
     Tensor doutput;        ///< (T, H) fp32
+    /// When this process is one rank of several; null: ranks are threads of this one.
+    distributed::Communicator* world = nullptr;
 };
 
 /// Forward and backward on every rank. @return by world rank

@@ -37,10 +37,11 @@ void print_header(const RankComparison& c) {
     fmt::print("Text    {}: S={} x B={} = {} tokens (bytes)\n", c.text_name, c.seq_len,
                c.micro_batch, c.num_tokens());
     fmt::print(
-        "Ranks   {} threads of this process: TP {} x CP {} x DP {}; for experts "
-        "ETP {} x EP {} x DP {}\n",
-        s.world, s.tensor, s.context, s.data(), s.expert_tensor, s.expert,
-        s.expert_data());
+        "Ranks   {} {}: TP {} x CP {} x DP {}; for experts ETP {} x EP {} x DP {}\n",
+        s.world,
+        c.backend == "threads" ? "threads of this process"
+                               : fmt::format("processes over {}", c.backend),
+        s.tensor, s.context, s.data(), s.expert_tensor, s.expert, s.expert_data());
     const auto& columns = c.dispatchers.front().columns;
     for (std::size_t i = 0; i < columns.size(); ++i)
         fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", columns[i].label,

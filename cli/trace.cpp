@@ -202,7 +202,7 @@ void add_trace(CLI::App& app, Action& action) {
     add_threads_flag(*command);
     options->layer = std::make_unique<LayerOptions>(
         *command, LayerOptions::Defaults{"tiny", 1, 4, 2, tiny_config()});
-    options->ranks = std::make_unique<RankOptions>(*command);
+    options->ranks = std::make_unique<RankOptions>(*command, RankOptions::Kind::threads);
     command->callback(
         [&action, options] { action = [options] { return run_trace(*options); }; });
 }

@@ -31,6 +31,13 @@ struct FailureScenario {
 const std::vector<FailureScenario>& failure_scenarios();
 
 /// The scenario of that name. InputError for another.
+template <typename S>
+const S& find_by_name(const std::vector<S>& scenarios, const std::string& name) {
+    for (const S& scenario : scenarios)
+        if (scenario.name == name) return scenario;
+    reject("scenario", name, "is not known");
+}
+
 const Scenario& find_scenario(const std::string& name);
 const FailureScenario& find_failure(const std::string& name);
 
