@@ -215,13 +215,13 @@ ComparisonRequest make_request(const CompareOptions& options) {
 
     require_memory(request.config, request.text.seq_len * request.text.micro_batch);
 
+    // First what may be refused, then what may only be noted.
+    const ModuleSpec mix = ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32});
     const ComponentSpec reference{"reference_cpu", DType::f64};
     for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))
         if (supplier != reference)
             request.columns.push_back(ModuleSpec::uniform(supplier));
-    if (!options.spec.empty())
-        request.columns.push_back(
-            ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32}));
+    if (!options.spec.empty()) request.columns.push_back(mix);
     return request;
 }
 
