@@ -71,7 +71,7 @@ int RankOptions::ranks() const {
 void require_no_rank_flags(const LayerOptions& layer) {
     const MoEConfig config = layer.choose().config;
     const auto require_one = [](const char* field, std::int64_t size) {
-        if (size > 1) reject(flag_name(field), size, "needs --ranks");
+        if (size > 1) reject(field, size, "needs --ranks");
     };
     require_one(kParallelFields[0], config.tensor_model_parallel_size);
     require_one(kParallelFields[1], config.context_parallel_size);
@@ -79,7 +79,7 @@ void require_no_rank_flags(const LayerOptions& layer) {
     require_one(kParallelFields[3], config.expert_tensor_parallel_size.value_or(1));
     for (const char* type : {"all", "flex"})
         if (config.moe_token_dispatcher_type == type)
-            reject("--moe-token-dispatcher-type", type, "needs --ranks");
+            reject("moe_token_dispatcher_type", type, "needs --ranks");
 }
 
 RankConfigs choose_rank_configs(

@@ -250,6 +250,8 @@ TEST_F(RanksTest, TraceShowsAWholeDispatch) {
           "rank 0 to 1 8 rows, 480 B t0→e2 t1→e2 t2→e2 t3→e2 t0→e3 t1→e3 t2→e3 t3→e3\n",
           "input_splits 8 8\n",
           "rank 0 from 1 8 rows t4→e0 t5→e0 t6→e0 t7→e0 t4→e1 t5→e1 t6→e1 t7→e1\n",
+          "to its token's rank\nrank 0 keeps 8 rows t0→e0 t1→e0 t2→e0 t3→e0 t0→e1 ",
+          "rank 0 to 1 8 rows t4→e0 t5→e0 t6→e0 t7→e0 t4→e1 t5→e1 t6→e1 t7→e1\n",
           "✓ the outputs are those of one rank: bit for bit\n"})
         EXPECT_NE(text.find(words), std::string::npos) << words << "\n" << alltoall.out;
     const std::string allgather =
