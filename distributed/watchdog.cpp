@@ -66,9 +66,16 @@ void Watchdog::look_at_control() {
         case Kind::all_left: everybody_knows_ = true; return;
         case Kind::poisoned:
         case Kind::lost:
+            wait_for_own_words();
             everybody_knows_ = true;
             if (!gave_up_) end_process(news.text);
     }
+}
+
+void Watchdog::wait_for_own_words() const {
+    for (const auto start = Clock::now();
+         !gave_up_ && !ledger_->running() && Clock::now() - start < milliseconds(300);)
+        std::this_thread::sleep_for(milliseconds(1));
 }
 
 void Watchdog::look_at_operation() {

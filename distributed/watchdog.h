@@ -44,6 +44,9 @@ class Watchdog {
     void run();
     void look_at_control();
     void look_at_operation();
+    /// Outside an operation: perhaps the rank is just leaving one by the same error, and
+    /// is about to say more of it than the watchdog knows.
+    void wait_for_own_words() const;
     [[noreturn]] void end_process(const std::string& why);
 
     std::shared_ptr<OpLedger> ledger_;

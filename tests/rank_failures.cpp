@@ -97,7 +97,8 @@ const std::vector<FailureScenario>& failure_scenarios() {
          other_in_part,
          {"group part: rank 1 called barrier while rank 2 called all_reduce"},
          0},
-        {"throws", throws, {"barrier #2 on group world", "rank 1", "out of luck"}, 1},
+        // A process that is slow to leave the first barrier ends in that one.
+        {"throws", throws, {"barrier #", "on group world", "rank 1", "out of luck"}, 1},
         {"ends_early",
          ends_early,
          {"all_reduce #2 on group world", "rank 1 has ended without it"},
