@@ -158,15 +158,15 @@ class Experts : public Component {
 /// It works in stages. forward() and backward() run them one after another; with
 /// moe_shared_expert_overlap the dispatcher does, between its own exchanges:
 ///
-/// | stage | AlltoAll dispatcher | Flex dispatcher |
-/// |---|---|---|
-/// | pre_forward_comm | dispatch, once the splits are known | once rows are on their way
-/// | | linear_fc1_forward_and_act | between rows and probabilities | right after | |
-/// linear_fc2_forward, post_forward_comm | combine, after the exchange | the same | |
-/// get_output | where its result is added | the same | | linear_fc2_backward |
-/// combine_backward, before the exchange | the same | | linear_fc1_backward | between
-/// dprobs and dhidden | before the exchange | | pre_forward_comm_backward | MoELayer,
-/// where backward() stands otherwise | the same |
+/// - pre_forward_comm, linear_fc1_forward_and_act: in dispatch. AlltoAll: once the splits
+///   are known, and between rows and probabilities. Flex: both once rows are on their
+///   way.
+/// - linear_fc2_forward, post_forward_comm: in combine, after the exchange.
+/// - get_output: where its result is added.
+/// - linear_fc2_backward: in combine_backward, before the exchange.
+/// - linear_fc1_backward: in dispatch_backward. AlltoAll: between dprobs and dhidden.
+///   Flex: before the exchange.
+/// - pre_forward_comm_backward: MoELayer, where backward() stands otherwise.
 ///
 /// The last stands where it does so that gradients add up in one order, and overlap
 /// changes no bit. A stage out of order is an InternalError. Between the first stage and

@@ -2,6 +2,7 @@
 
 #include "naive_gpu/flex_dispatcher.h"
 
+#include "core/transfer.h"
 #include "distributed/flex_plan.h"
 #include "distributed/process_groups.h"
 #include "gpu/launch.h"
@@ -27,8 +28,9 @@ constexpr MemorySpace kSpace = MemorySpace::device;
 struct DispatcherSaved : Saved {
     DispatchLayout layout;
     FlexPlan plan;
-    Tensor topk_ids;  // (N', K') i64, received
-    RowMap map;       // of the received rows and the local experts
+    Tensor topk_ids;          // (N', K') i64, received
+    RowMap map;               // of the received rows and the local experts
+    SavedPtr shared_experts;  // with moe_shared_expert_overlap
 };
 
 ExpertGrid expert_grid(const MoEConfig& config) {
@@ -88,6 +90,11 @@ TokenDispatcher::Dispatched FlexDispatcher<T>::dispatch(const Tensor& hidden,
         count_rows(*groups_->tp_ep, "flex_dispatch", plan.input_splits,
                    plan.hidden.row_bytes() + plan.topk_ids.row_bytes() +
                        plan.topk_probs.row_bytes() + plan.sources.row_bytes());
+        if (shared_experts_ != nullptr) {
+            saved->shared_experts = shared_experts_->pre_forward_comm(
+                transfer(hidden, shared_experts_->placement()), context);
+            shared_experts_->linear_fc1_forward_and_act(context);
+        }
         device_barrier(*groups_->tp_ep);
 
         // ⑥ local: what came, expert by expert
@@ -143,7 +150,15 @@ Tensor FlexDispatcher<T>::combine(const Tensor& rows, const Tensor& shared_outpu
         output = pull_rows(section_of_peers<T>(plan, plan.hidden, *groups_),
                            saved.layout.sent);
         device_barrier(*groups_->tp_ep);
-        if (shared_output.defined()) add_to<T>(output, shared_output);
+        if (shared_experts_ != nullptr) {
+            shared_experts_->linear_fc2_forward(context);
+            shared_experts_->post_forward_comm(context);
+        }
+        const Tensor shared =
+            shared_experts_ != nullptr
+                ? transfer(shared_experts_->get_output(context), placement())
+                : shared_output;
+        if (shared.defined()) add_to<T>(output, shared);
         gpu::synchronize();
     }
     context.value(Step::combine, "output", output);
@@ -160,6 +175,10 @@ Tensor FlexDispatcher<T>::combine_backward(const Tensor& doutput, const Saved& s
     Tensor drows;
     {
         StepTimer timer(context, Step::combine_backward);
+        if (shared_experts_ != nullptr)
+            shared_experts_->linear_fc2_backward(
+                transfer(doutput, shared_experts_->placement()), *saved.shared_experts,
+                context);
         // ⑪ dispatch of the gradients. The counts are known, and with them goes notify's
         // barrier: without this one a peer may still be taking an earlier push.
         device_barrier(*groups_->tp_ep);
@@ -187,6 +206,7 @@ TokenDispatcher::Gradients FlexDispatcher<T>::dispatch_backward(
     Gradients gradients;
     {
         StepTimer timer(context, Step::dispatch_backward);
+        if (shared_experts_ != nullptr) shared_experts_->linear_fc1_backward(context);
         // ⑮ each received row's gradient, and those of its choices
         offer_rows(plan, plan.hidden, permute_backward<T>(drows, saved.map), *groups_);
         offer_rows(

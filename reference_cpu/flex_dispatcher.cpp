@@ -2,6 +2,7 @@
 
 #include "reference_cpu/flex_dispatcher.h"
 
+#include "core/transfer.h"
 #include "distributed/flex_plan.h"
 #include "distributed/process_groups.h"
 #include "reference_cpu/eigen.h"
@@ -26,8 +27,9 @@ constexpr MemorySpace kSpace = MemorySpace::host;
 struct DispatcherSaved : Saved {
     DispatchLayout layout;
     FlexPlan plan;
-    Tensor topk_ids;  // (N', K') i64, received
-    RowMap map;       // of the received rows and the local experts
+    Tensor topk_ids;          // (N', K') i64, received
+    RowMap map;               // of the received rows and the local experts
+    SavedPtr shared_experts;  // with moe_shared_expert_overlap
 };
 
 ExpertGrid expert_grid(const MoEConfig& config) {
@@ -82,6 +84,11 @@ TokenDispatcher::Dispatched FlexDispatcher<Scalar>::dispatch(const Tensor& hidde
         count_rows(*groups_->tp_ep, "flex_dispatch", plan.input_splits,
                    plan.hidden.row_bytes() + plan.topk_ids.row_bytes() +
                        plan.topk_probs.row_bytes() + plan.sources.row_bytes());
+        if (shared_experts_ != nullptr) {
+            saved->shared_experts = shared_experts_->pre_forward_comm(
+                transfer(hidden, shared_experts_->placement()), context);
+            shared_experts_->linear_fc1_forward_and_act(context);
+        }
         groups_->tp_ep->barrier();
 
         // ⑥ local: what came, expert by expert
@@ -137,8 +144,15 @@ Tensor FlexDispatcher<Scalar>::combine(const Tensor& rows, const Tensor& shared_
         output = pull_rows(section_of_peers<Scalar>(plan, plan.hidden, *groups_),
                            saved.layout.sent);
         groups_->tp_ep->barrier();
-        if (shared_output.defined())
-            as_matrix<Scalar>(output) += as_matrix<Scalar>(shared_output);
+        if (shared_experts_ != nullptr) {
+            shared_experts_->linear_fc2_forward(context);
+            shared_experts_->post_forward_comm(context);
+        }
+        const Tensor shared =
+            shared_experts_ != nullptr
+                ? transfer(shared_experts_->get_output(context), placement())
+                : shared_output;
+        if (shared.defined()) as_matrix<Scalar>(output) += as_matrix<Scalar>(shared);
     }
     context.value(Step::combine, "output", output);
     return output;
@@ -155,6 +169,10 @@ Tensor FlexDispatcher<Scalar>::combine_backward(const Tensor& doutput,
     Tensor drows;
     {
         StepTimer timer(context, Step::combine_backward);
+        if (shared_experts_ != nullptr)
+            shared_experts_->linear_fc2_backward(
+                transfer(doutput, shared_experts_->placement()), *saved.shared_experts,
+                context);
         // ⑪ dispatch of the gradients. The counts are known, and with them goes notify's
         // barrier: without this one a peer may still be taking an earlier push.
         groups_->tp_ep->barrier();
@@ -181,6 +199,7 @@ TokenDispatcher::Gradients FlexDispatcher<Scalar>::dispatch_backward(
     Gradients gradients;
     {
         StepTimer timer(context, Step::dispatch_backward);
+        if (shared_experts_ != nullptr) shared_experts_->linear_fc1_backward(context);
         // ⑮ each received row's gradient, and those of its choices
         offer_rows(plan, plan.hidden, permute_backward<Scalar>(drows, saved.map),
                    *groups_);

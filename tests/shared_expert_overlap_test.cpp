@@ -74,9 +74,16 @@ TensorMap run(const MoEConfig& c, const ComponentSpec& supplier, const GroupsPtr
 }
 
 TEST_P(SharedExpertOverlapTest, ChangesNoBit) {
-    for (const int ranks : {1, 2})
+    struct Way {
+        int ranks;
+        const char* dispatcher;
+    };
+    for (const auto& [ranks, dispatcher] :
+         {Way{1, "alltoall"}, Way{2, "alltoall"}, Way{2, "flex"}})
         for (const bool gate : {false, true}) {
-            const MoEConfig plain = config(ranks, gate);
+            MoEConfig plain = config(ranks, gate);
+            plain.moe_token_dispatcher_type = dispatcher;
+            plain.finalize();
             MoEConfig overlap = plain;
             overlap.moe_shared_expert_overlap = true;
             distributed::run_ranks(ranks, [&](Communicator& world) {
@@ -85,7 +92,8 @@ TEST_P(SharedExpertOverlapTest, ChangesNoBit) {
                 const TensorMap got = run(overlap, GetParam(), groups, world.rank());
                 ASSERT_EQ(got.size(), expected.size());
                 for (const auto& [name, tensor] : got)
-                    EXPECT_TRUE(BitwiseEqual(tensor, expected.at(name))) << name;
+                    EXPECT_TRUE(BitwiseEqual(tensor, expected.at(name)))
+                        << dispatcher << " " << name;
             });
         }
 }
