@@ -8,6 +8,8 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "core/tier.h"
+#include "distributed/mpi_communicator.h"
+#include "distributed/nccl_communicator.h"
 
 namespace moe {
 namespace {
@@ -54,8 +56,22 @@ void print_tiers() {
             fmt::print("  ✗ {:<15} {}; {}\n", tier->name(), dtypes, missing);
     }
     fmt::print("  ✗ optimized_gpu   not part of the project yet\n");
-    fmt::print("Dispatchers\n  ✓ alltoall        one rank\n");
-    fmt::print("  ✗ allgather, flex, several ranks: not part of the project yet\n");
+    fmt::print("Dispatchers\n  ✓ allgather, alltoall, flex\n");
+}
+
+void print_ranks() {
+    const auto back_end = [](bool there, const char* name, const char* what,
+                             const char* otherwise) {
+        fmt::print("  {} {:<15} {}\n", there ? "✓" : "✗", name, there ? what : otherwise);
+    };
+    fmt::print("Ranks\n");
+    back_end(true, "threads", "of one process (--ranks)", "");
+    back_end(distributed::MpiSession::available(), "MPI",
+             "processes without GPUs (--spawn, --processes)",
+             "not in this build: `./moe compare --spawn 2` installs it");
+    back_end(distributed::NcclSession::available(), "NCCL",
+             "one GPU each (--spawn, --processes); compiled, never run so far",
+             "not in this build: needs the preset cuda and NCCL's headers");
 }
 
 }  // namespace
@@ -73,6 +89,7 @@ void add_info(CLI::App& app, Action& action) {
             } else {
                 print_build();
                 print_tiers();
+                print_ranks();
             }
             return kExitOk;
         };

@@ -210,12 +210,12 @@ std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier
     std::string left_out;
     for (const std::string& name : tier_names)
         chosen.push_back(&find_tier("--tier", name));
-    if (tier_names.empty())
-        for (const Tier* tier : tiers())
-            if (tier->missing().empty())
-                chosen.push_back(tier);
-            else
-                left_out += "; left out: tier = " + tier->name() + ": " + tier->missing();
+    for (const Tier* tier : tier_names.empty() ? tiers() : std::vector<const Tier*>()) {
+        if (const std::string missing = tier->missing(); missing.empty())
+            chosen.push_back(tier);
+        else
+            left_out += "; left out: tier = " + tier->name() + ": " + missing;
+    }
     std::vector<DType> wanted;
     for (const std::string& name : dtype_names)
         wanted.push_back(parse_dtype("--dtype", name));

@@ -53,10 +53,12 @@ struct Outcome {
     }
 };
 
-/// rank_program, started in a process group of its own.
+/// A program, started in a process group of its own.
 class Job {
   public:
-    explicit Job(const std::vector<std::string>& arguments) : start_(Clock::now()) {
+    explicit Job(const std::vector<std::string>& arguments,
+                 const char* program = MOE_RANK_PROGRAM)
+        : start_(Clock::now()) {
         std::array<int, 2> pipe_ends;
         if (pipe(pipe_ends.data()) != 0) std::abort();
         child_ = fork();
@@ -66,11 +68,11 @@ class Job {
             dup2(pipe_ends[1], STDERR_FILENO);
             close(pipe_ends[0]);
             close(pipe_ends[1]);
-            std::vector<char*> words = {const_cast<char*>(MOE_RANK_PROGRAM)};
+            std::vector<char*> words = {const_cast<char*>(program)};
             for (const std::string& word : arguments)
                 words.push_back(const_cast<char*>(word.c_str()));
             words.push_back(nullptr);
-            execv(MOE_RANK_PROGRAM, words.data());
+            execv(program, words.data());
             _exit(127);
         }
         close(pipe_ends[1]);
@@ -326,6 +328,37 @@ TEST(Nccl, ConformanceOfRanksThatShareAGpu) {
                 << outcome.output;
     }
     unsetenv("MOE_RANKS_SHARE_GPU");
+}
+
+// ----------------------------------------------------------------- moe itself
+Outcome run_moe(const std::vector<std::string>& arguments) {
+    return Job(arguments, MOE_PROGRAM).finish();
+}
+
+TEST(Compare, IsTheSameOverProcesses) {
+    NEEDS_MPI();
+    const Outcome outcome =
+        run_moe({"compare", "--spawn", "2", "--scale", "64", "--seq-length", "12",
+                 "--micro-batch-size", "2", "--report", "none"});
+    EXPECT_EQ(outcome.code, 0) << outcome.output;
+    EXPECT_EQ(outcome.count("Ranks   2 processes over MPI"), 1) << outcome.output;
+    EXPECT_EQ(outcome.count("✓ all dispatchers and tiers agree"), 1) << outcome.output;
+}
+
+TEST(Compare, RefusesBeforeItStartsProcesses) {
+    const auto refuses = [](const std::vector<std::string>& arguments,
+                            const std::string& line) {
+        std::vector<std::string> whole = {"compare", "--report", "none"};
+        whole.insert(whole.end(), arguments.begin(), arguments.end());
+        const Outcome outcome = run_moe(whole);
+        EXPECT_EQ(outcome.code, 2) << outcome.output;
+        EXPECT_EQ(outcome.count("moe: " + line), 1) << outcome.output;
+    };
+    refuses({"--spawn", "0"}, "--spawn = 0: must be from 1 to 64");
+    refuses({"--spawn", "2", "--ranks", "4"}, "--ranks = 4: must be left out, or 2");
+    refuses({"--spawn", "3"}, "--ranks = 3: must divide num_moe_experts (8)");
+    refuses({"--processes"}, "--processes = no launcher: start with mpirun");
+    refuses({"--processes", "--spawn", "2"}, "--spawn = 2: must be left out");
 }
 
 }  // namespace
