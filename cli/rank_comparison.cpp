@@ -215,6 +215,10 @@ Links RankColumn::sent_in(const std::vector<Step>& steps) const {
     return sum;
 }
 
+std::string RankComparison::ranks_in_words() const {
+    return backend == "threads" ? "threads of one process" : "processes over " + backend;
+}
+
 RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     RankComparison result;
     result.model = request.model;

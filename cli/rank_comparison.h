@@ -72,6 +72,8 @@ struct RankComparison {
 
     std::int64_t num_tokens() const { return seq_len * micro_batch; }
     const MoEConfig& config() const { return dispatchers.front().config; }
+    /// "threads of one process", "processes over MPI".
+    std::string ranks_in_words() const;
 };
 
 struct RankComparisonRequest {

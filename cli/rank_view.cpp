@@ -38,10 +38,8 @@ void print_header(const RankComparison& c) {
                c.micro_batch, c.num_tokens());
     fmt::print(
         "Ranks   {} {}: TP {} x CP {} x DP {}; for experts ETP {} x EP {} x DP {}\n",
-        s.world,
-        c.backend == "threads" ? "threads of this process"
-                               : fmt::format("processes over {}", c.backend),
-        s.tensor, s.context, s.data(), s.expert_tensor, s.expert, s.expert_data());
+        s.world, c.ranks_in_words(), s.tensor, s.context, s.data(), s.expert_tensor,
+        s.expert, s.expert_data());
     const auto& columns = c.dispatchers.front().columns;
     for (std::size_t i = 0; i < columns.size(); ++i)
         fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", columns[i].label,

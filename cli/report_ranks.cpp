@@ -249,15 +249,16 @@ std::string introduction(const RankComparison& c) {
     const distributed::ParallelSizes& s = c.sizes;
     return fmt::format(
         R"(<h1>One Mixture-of-Experts layer on {} ranks</h1>
-<p>The ranks are threads of one process. Each holds some experts and some tokens, so tokens
+<p>The ranks are {}. Each holds some experts and some tokens, so tokens
 travel to their experts and the results travel back. The model is <b>{}</b>, {} of {}
 experts per token; its weights are random. The text is <b>{}</b>, {} tokens.</p>
 <p>Dense grid: TP {} × CP {} × DP {}. Grid of the experts: ETP {} × EP {} × DP {}.</p>
 <div class='verdict {}'><b>{}</b>{}</div>
 {})",
-        s.world, escape(c.model), c.config().moe_router_topk, c.config().num_experts(),
-        escape(c.text_name), grouped(c.num_tokens()), s.tensor, s.context, s.data(),
-        s.expert_tensor, s.expert, s.expert_data(), c.ok ? "good" : "bad",
+        s.world, c.ranks_in_words(), escape(c.model), c.config().moe_router_topk,
+        c.config().num_experts(), escape(c.text_name), grouped(c.num_tokens()), s.tensor,
+        s.context, s.data(), s.expert_tensor, s.expert, s.expert_data(),
+        c.ok ? "good" : "bad",
         c.ok ? "✓ Every dispatcher gives what one rank gives, in every column."
              : "✗ Some values differ.",
         differences(c), rank_table(c));

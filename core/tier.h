@@ -58,8 +58,8 @@ void register_tier(std::unique_ptr<Tier> tier);
 /// All registered tiers, in the order of registration; also those that cannot run here.
 std::vector<const Tier*> tiers();
 
-/// The tier of that name. InputError, naming `field`, when there is none or when it cannot
-/// run here.
+/// The tier of that name. InputError, naming `field`, when there is none or when it
+/// cannot run here.
 const Tier& find_tier(const std::string& field, const std::string& name);
 
 }  // namespace moe

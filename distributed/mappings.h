@@ -11,7 +11,8 @@
 /// | reduce_from_tensor_model_parallel_region | all-reduce | identity |
 /// | copy_to_tensor_model_parallel_region | identity | reduce_from_… |
 ///
-/// In a group of one rank each returns its input.
+/// The last has no function here: forward is the input itself. In a group of one rank each
+/// returns its input.
 #pragma once
 
 #include "distributed/communicator.h"

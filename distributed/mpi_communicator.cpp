@@ -94,7 +94,8 @@ class MpiCommunicator : public Communicator {
         Offer mine = offer(std::int64_t(data.size_bytes()));
         mine.root = root;
         meet(mine);
-        const Staged host = rank() == root ? Staged::to_read(data, kHost) : Staged::to_fill(data, kHost);
+        const Staged host =
+            rank() == root ? Staged::to_read(data, kHost) : Staged::to_fill(data, kHost);
         MpiMessages messages(comm_);
         if (rank() != root) receive(messages, root, host.view());
         if (rank() == root)
@@ -146,7 +147,8 @@ class MpiCommunicator : public Communicator {
         mine.received = received_rows;
         mine.sent = sent_rows;
         meet(mine);
-        const Staged source = Staged::to_read(sent, kHost), target = Staged::to_fill(received, kHost);
+        const Staged source = Staged::to_read(sent, kHost),
+                     target = Staged::to_fill(received, kHost);
         exchange(blocks(target.view(), received_rows), blocks(source.view(), sent_rows));
         target.write_back();
     }

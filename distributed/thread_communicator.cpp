@@ -255,10 +255,9 @@ class ThreadCommunicator : public Communicator {
         });
         if (group_->meetings != meeting) return true;
         if (world_->failure.empty())
-            fail(absent() >= 0
-                     ? fmt::format("rank {} has ended without it", absent())
-                     : fmt::format("rank {} did not come within {} ms", missing(),
-                                   world_->deadline.count()));
+            fail(absent() >= 0 ? fmt::format("rank {} has ended without it", absent())
+                               : fmt::format("rank {} did not come within {} ms",
+                                             missing(), world_->deadline.count()));
         return false;
     }
 

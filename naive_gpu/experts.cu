@@ -134,7 +134,8 @@ Experts::Output GroupedMLP<T>::forward(const Tensor& rows,
     // ⑧ a = act(h) p
     {
         StepTimer timer(context, Step::activation);
-        saved->a = activation_forward<T>({config_, config_.local_ffn()}, saved->h, saved->p);
+        saved->a =
+            activation_forward<T>({config_, config_.local_ffn()}, saved->h, saved->p);
         gpu::synchronize();
     }
     context.value(Step::activation, "activation_output", saved->a);
@@ -177,7 +178,8 @@ Experts::Gradients GroupedMLP<T>::backward(TensorMap& gradients, const Tensor& d
     ActivationGradients through;
     {
         StepTimer timer(context, Step::activation_backward);
-        through = activation_backward<T>({config_, config_.local_ffn()}, saved.h, da, saved.p);
+        through =
+            activation_backward<T>({config_, config_.local_ffn()}, saved.h, da, saved.p);
         if (fc2_bias_.defined())
             add_bias_dots<T>(through.dp, fc2_bias_, doutput, saved.groups);
         gpu::synchronize();

@@ -56,7 +56,8 @@ Tensor unpermute_backward(const Tensor& doutput, const RowMap& map);
 /// Cuts rows into consecutive chunks of the given sizes and concatenates them in the
 /// given order. Its backward is itself with the inverse order (and the sizes as they then
 /// lie).
-/// @param rows  (N, H) or (N); the sizes sum to N @param order  a permutation of the chunks
+/// @param rows  (N, H) or (N); the sizes sum to N @param order  a permutation of the
+/// chunks
 template <typename T>
 Tensor sort_chunks_by_idxs(const Tensor& rows, const std::vector<std::int64_t>& sizes,
                            const std::vector<std::int64_t>& order);

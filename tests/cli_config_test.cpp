@@ -152,8 +152,8 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_token_drop_policy", {"position", "position"}}};
     // Only one value is built, so these flags have nothing to change.
     const std::vector<std::string> fixed = {
-        "moe_token_dispatcher_type", "tensor_model_parallel_size",
-        "context_parallel_size", "expert_model_parallel_size",
+        "moe_token_dispatcher_type",   "tensor_model_parallel_size",
+        "context_parallel_size",       "expert_model_parallel_size",
         "expert_tensor_parallel_size", "moe_flex_peer_heap_bytes"};
     for (const FieldInfo& field : config_fields()) {
         const std::string& name = field.name;
