@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "core/transfer.h"
-#include "reference_cpu/load_balancing.h"
+#include "reference_cpu/sinkhorn.h"
 #include "tests/support.h"
 
 namespace moe::test {

@@ -7,7 +7,7 @@
 
 #include "core/transfer.h"
 #include "reference_cpu/activation.h"
-#include "reference_cpu/load_balancing.h"
+#include "reference_cpu/sinkhorn.h"
 #include "tests/support.h"
 
 namespace moe::test {
