@@ -1,7 +1,7 @@
 /// @file
-/// What keeps experts evenly used: auxiliary losses, z-loss, the expert bias, sinkhorn.
+/// What keeps experts evenly used: auxiliary losses, z-loss, the expert bias.
 /// Source: router.py, TopKRouter; moe_utils.py, switch_load_balancing_loss_func,
-/// z_loss_func, sinkhorn, get_updated_expert_bias.
+/// z_loss_func, get_updated_expert_bias.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -84,13 +84,6 @@ template <typename Scalar>
 Tensor auxiliary_losses_backward(const AuxiliaryLossesSaved& saved, const Tensor& logits,
                                  const TokenGrid& grid, const MoEConfig& config,
                                  double main_loss_backward_scale);
-
-/// Balanced affinities d0_i c_ij d1_j, c = exp(fp32 logits), whose rows and columns sum
-/// to 1/T and 1/E up to the tolerance of Megatron's loop. @return (T, E) f32 InputError
-/// for logits so large that exp() overflows, or so uneven that the loop does not settle
-/// within 10 000 rounds (Megatron would go on forever).
-template <typename Scalar>
-Tensor sinkhorn(const Tensor& logits);
 
 /// bias_e += rate * sign(mean(n) - n_e), in fp32.
 /// @param expert_bias (E) f32 @param tokens_per_expert (E) i64, of all ranks of tp_dp_cp

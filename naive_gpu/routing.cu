@@ -7,8 +7,8 @@
 #include "gpu/tensor.h"
 #include "naive_gpu/activation.h"
 #include "naive_gpu/linear.h"
-#include "naive_gpu/load_balancing.h"
 #include "naive_gpu/scores.h"
+#include "naive_gpu/sinkhorn.h"
 
 namespace moe::naive {
 namespace {

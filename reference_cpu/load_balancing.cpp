@@ -1,4 +1,4 @@
-// load_balancing.cpp: auxiliary losses, z-loss, expert bias, sinkhorn.
+// load_balancing.cpp: auxiliary losses, z-loss, expert bias.
 
 #include "reference_cpu/load_balancing.h"
 
@@ -208,36 +208,6 @@ Tensor auxiliary_losses_backward(const AuxiliaryLossesSaved& saved, const Tensor
 }
 //! [auxiliary_losses_backward]
 
-//! [sinkhorn]
-template <typename Scalar>
-Tensor sinkhorn(const Tensor& logits) {
-    constexpr float kTolerance = 1e-4f, kEpsilon = 1e-8f;
-    constexpr int kMaxRounds = 10'000;
-    const std::int64_t T = logits.dim(0), E = logits.dim(1);
-    Tensor result = transfer(logits.view(), {MemorySpace::host, DType::f32});
-    auto cost = as_matrix<float>(result);  // (T, E)
-    if (T == 0) return result;
-    if (const float largest = cost.maxCoeff(); !std::isfinite(std::exp(largest)))
-        reject("logits", largest, "must be at most 88 with sinkhorn (exp in fp32)");
-    cost = cost.array().exp();
-
-    // Scale rows, then columns, until the column factors rest
-    Eigen::VectorXf d0 = Eigen::VectorXf::Ones(T);
-    Eigen::RowVectorXf d1 = Eigen::RowVectorXf::Ones(E);
-    for (int round = 0;; ++round) {
-        if (round == kMaxRounds)
-            reject("logits", fmt::format("{} rounds of sinkhorn", kMaxRounds),
-                   "must be even enough for sinkhorn to converge");
-        d0 = 1.0f / float(T) / ((cost * d1.transpose()).array() + kEpsilon);
-        const Eigen::RowVectorXf previous = d1;
-        d1 = 1.0f / float(E) / ((d0.transpose() * cost).array() + kEpsilon);
-        if ((previous - d1).cwiseAbs().mean() <= kTolerance) break;
-    }
-    cost = d0.asDiagonal() * cost * d1.asDiagonal();
-    return result;
-}
-//! [sinkhorn]
-
 Tensor get_updated_expert_bias(const Tensor& expert_bias, const Tensor& tokens_per_expert,
                                double update_rate) {
     const std::int64_t E = expert_bias.dim(0);
@@ -259,8 +229,7 @@ Tensor get_updated_expert_bias(const Tensor& expert_bias, const Tensor& tokens_p
         const distributed::ProcessGroups&, const RunContext&);                          \
     template Tensor auxiliary_losses_backward<Scalar>(const AuxiliaryLossesSaved&,      \
                                                       const Tensor&, const TokenGrid&,  \
-                                                      const MoEConfig&, double);        \
-    template Tensor sinkhorn<Scalar>(const Tensor&);
+                                                      const MoEConfig&, double);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

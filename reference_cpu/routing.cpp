@@ -3,9 +3,9 @@
 #include "reference_cpu/routing.h"
 
 #include "reference_cpu/activation.h"
-#include "reference_cpu/load_balancing.h"
 #include "reference_cpu/rows.h"
 #include "reference_cpu/scores.h"
+#include "reference_cpu/sinkhorn.h"
 
 namespace moe::cpu {
 namespace {

@@ -7,6 +7,7 @@
 #include "naive_gpu/load_balancing.h"
 #include "naive_gpu/permutation.h"
 #include "naive_gpu/scores.h"
+#include "naive_gpu/sinkhorn.h"
 #include "naive_gpu/token_dropping.h"
 #include "tests/ops.h"
 

@@ -7,6 +7,7 @@
 #include "reference_cpu/permutation.h"
 #include "reference_cpu/rows.h"
 #include "reference_cpu/scores.h"
+#include "reference_cpu/sinkhorn.h"
 #include "reference_cpu/token_dropping.h"
 #include "tests/ops.h"
 
