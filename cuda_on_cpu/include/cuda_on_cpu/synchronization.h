@@ -31,13 +31,25 @@ inline int __syncthreads_or(int predicate, CUDA_ON_CPU_SITE) {
     return cuda_on_cpu::block_barrier(cuda_on_cpu::Vote::any, predicate, {file, line});
 }
 
-// Threads run one at a time per block and memory is the host's: nothing to order.
-inline void __threadfence() {
+namespace cuda_on_cpu {
+/// Orders memory between the CPU threads that run blocks.
+inline void host_fence() {
+#ifdef __SANITIZE_THREAD__  // it knows no fences; one shared atomic orders as much
+    static int everybody = 0;
+    __atomic_fetch_add(&everybody, 1, __ATOMIC_SEQ_CST);
+#else
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
 }
+}  // namespace cuda_on_cpu
+
+inline void __threadfence() {
+    cuda_on_cpu::host_fence();
+}
+// Threads of a block run one at a time: nothing to order.
 inline void __threadfence_block() {}
 inline void __threadfence_system() {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    cuda_on_cpu::host_fence();
 }
 inline void __nanosleep(unsigned) {
     cuda_on_cpu::yield_thread();
