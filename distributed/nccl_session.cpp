@@ -55,7 +55,7 @@ void choose_gpu(int local_rank, bool shared) {
 }  // namespace
 
 NcclSession::NcclSession(ControlConnection& control, int local_rank,
-                         milliseconds deadline)
+                         std::chrono::milliseconds deadline)
     : state_(std::make_shared<NcclState>()) {
     state_->deadline = deadline;
     state_->rank = control.rank();
