@@ -19,6 +19,14 @@ const std::size_t kPage = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 
 thread_local void (*starting_body)() = nullptr;
 
+/// Frames that never return leave AddressSanitizer's red zones behind, also for whoever
+/// gets the same addresses next.
+void clear_red_zones([[maybe_unused]] const Fiber& fiber) {
+#ifdef CUDA_ON_CPU_ASAN
+    ASAN_UNPOISON_MEMORY_REGION(fiber.stack, fiber.size);
+#endif
+}
+
 }  // namespace
 
 FiberPool::~FiberPool() {
@@ -26,6 +34,7 @@ FiberPool::~FiberPool() {
 #ifdef CUDA_ON_CPU_TSAN
         __tsan_destroy_fiber(fiber->tsan_fiber);
 #endif
+        clear_red_zones(*fiber);
         munmap(fiber->stack - kPage, kStackBytes + kPage);
     }
 }
@@ -53,6 +62,7 @@ Fiber& FiberPool::add() {
 }
 
 void FiberPool::start(Fiber& fiber, std::size_t index) {
+    clear_red_zones(fiber);
     // Tops at equal offsets in their pages would compete for the same cache sets.
     const std::size_t stagger = (index * 5 % 64) * 64;
     fiber.context = boost::context::detail::make_fcontext(
@@ -90,10 +100,6 @@ void FiberPool::entry(boost::context::detail::transfer_t from) {
 void FiberPool::restart_all() {
     free_.clear();
     for (std::size_t i = 0; i < all_.size(); ++i) {
-#ifdef CUDA_ON_CPU_ASAN
-        // Frames that never returned left their red zones behind.
-        ASAN_UNPOISON_MEMORY_REGION(all_[i]->stack, all_[i]->size);
-#endif
         start(*all_[i], i);
         free_.push_back(all_[i].get());
     }
