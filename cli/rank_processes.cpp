@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "distributed/launch.h"
 #include "distributed/mappings.h"
+#include "distributed/mpi_communicator.h"
 #include "gpu/tensor.h"
 
 namespace moe {
@@ -139,6 +140,10 @@ int launched_ranks() {
 }
 
 int spawn_ranks(int ranks) {
+    if (gpu::is_emulated() && !distributed::MpiSession::available())
+        reject("--spawn", ranks,
+               "this build has no MPI; get it with: apt install libopenmpi-dev "
+               "openmpi-bin, then configure again");
     std::vector<std::string> command = {"/proc/self/exe"};
     const std::vector<std::string>& arguments = program_arguments();
     for (std::size_t i = 0; i < arguments.size(); ++i) {
