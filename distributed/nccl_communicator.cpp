@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "distributed/agreement.h"
+#include "distributed/ipc_memory.h"
 #include "distributed/nccl_state.h"
 #include "distributed/staging.h"
 #include "gpu/check.h"
@@ -163,12 +164,19 @@ class NcclCommunicator : public Communicator {
 
     std::shared_ptr<PeerMemory> do_peer_memory(std::size_t bytes,
                                                MemorySpace space) override {
-        if (size() > 1)
-            reject(
-                "peer memory: back-end", "NCCL",
-                "has none yet for groups of several ranks; use the alltoall dispatcher");
-        return local_communicator(name(), world_rank(0), std::make_shared<OpLedger>())
-            ->peer_memory(bytes, space);
+        if (size() == 1)
+            return local_communicator(name(), world_rank(0), std::make_shared<OpLedger>())
+                ->peer_memory(bytes, space);
+        if (space != kDevice)
+            reject("peer memory: space", "host",
+                   "over NCCL it is on the device; use the alltoall dispatcher");
+        const Splits one_each(size(), 1);
+        const auto memory = make_ipc_memory(
+            rank(), size(), bytes, [&](const TensorView& whole, const TensorView& part) {
+                do_all_gather(whole, part, one_each);
+            });
+        do_barrier();  // nobody writes before all have zeroed theirs
+        return memory;
     }
 
     std::unique_ptr<Communicator> do_split(const std::string& name, int color,
