@@ -7,6 +7,7 @@
 #include "distributed/ipc_memory.h"
 #include "distributed/nccl_state.h"
 #include "distributed/staging.h"
+#include "distributed/window_memory.h"
 #include "gpu/check.h"
 
 namespace moe::distributed {
@@ -170,11 +171,14 @@ class NcclCommunicator : public Communicator {
         if (space != kDevice)
             reject("peer memory: space", "host",
                    "over NCCL it is on the device; use the alltoall dispatcher");
+        auto memory = make_window_memory(comm_, rank(), size(), bytes, state_->deadline);
         const Splits one_each(size(), 1);
-        const auto memory = make_ipc_memory(
-            rank(), size(), bytes, [&](const TensorView& whole, const TensorView& part) {
-                do_all_gather(whole, part, one_each);
-            });
+        if (memory == nullptr)
+            memory =
+                make_ipc_memory(rank(), size(), bytes,
+                                [&](const TensorView& whole, const TensorView& part) {
+                                    do_all_gather(whole, part, one_each);
+                                });
         do_barrier();  // nobody writes before all have zeroed theirs
         return memory;
     }

@@ -4,8 +4,9 @@
 ///
 /// Three things differ from the other back-ends. NCCL chooses the order of its sums (it
 /// is the same on every rank). Ranks that call different operations, or bring other
-/// counts, are not told apart: they end at the deadline. And peer memory is that of GPUs
-/// in one machine (ipc_memory.h).
+/// counts, are not told apart: they end at the deadline. And peer memory is that of
+/// GPUs that reach each other: a window of NCCL's (window_memory.h), or else CUDA's
+/// memory handles (ipc_memory.h).
 ///
 /// Nothing here waits without end: every call is non-blocking, and is asked for its
 /// result until a deadline. NCCL's kernels do spin without end when a rank is gone; the
