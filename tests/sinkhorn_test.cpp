@@ -91,7 +91,7 @@ TEST_P(SinkhornTest, RejectsWhatNeverSettles) {
         const auto start = std::chrono::steady_clock::now();
         EXPECT_TRUE(
             Rejects([&] { sinkhorn(logits); }, {"rounds of sinkhorn", "converge"}));
-        EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+        EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::minutes(1));
     }
 }
 
