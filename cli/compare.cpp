@@ -31,12 +31,7 @@ struct CompareOptions {
 
 void print_header(const Comparison& c) {
     const MoEConfig& config = c.config;
-    fmt::print("Layer   {}: H={} E={} K={} F={}{}, {}{}, {}\n", c.model,
-               config.hidden_size, config.num_experts(), config.moe_router_topk,
-               config.ffn(),
-               config.shared_ffn() > 0 ? fmt::format(" Fs={}", config.shared_ffn()) : "",
-               config.gated_linear_unit ? "gated " : "", config.activation_func,
-               config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function);
+    fmt::print("Layer   {}: {}\n", c.model, layer_in_words(config));
     fmt::print("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows\n",
                c.text.name, c.text.seq_len, c.text.micro_batch, c.sizes.num_tokens,
                c.sizes.num_rows);

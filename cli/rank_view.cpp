@@ -28,12 +28,7 @@ std::int64_t sum(const std::vector<std::int64_t>& values) {
 void print_header(const RankComparison& c) {
     const MoEConfig& config = c.config();
     const distributed::ParallelSizes& s = c.sizes;
-    fmt::print("Layer   {}: H={} E={} K={} F={}{}, {}{}, {}\n", c.model,
-               config.hidden_size, config.num_experts(), config.moe_router_topk,
-               config.ffn(),
-               config.shared_ffn() > 0 ? fmt::format(" Fs={}", config.shared_ffn()) : "",
-               config.gated_linear_unit ? "gated " : "", config.activation_func,
-               config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function);
+    fmt::print("Layer   {}: {}\n", c.model, layer_in_words(config));
     fmt::print("Text    {}: S={} x B={} = {} tokens (bytes)\n", c.text_name, c.seq_len,
                c.micro_batch, c.num_tokens());
     fmt::print(

@@ -1,11 +1,13 @@
 /// @file
-/// Numbers in words, as the terminal and the report both say them.
+/// Numbers, and a layer, in words, as the terminal and the report both say them.
 #pragma once
 
 #include <fmt/format.h>
 
 #include <cstdint>
 #include <string>
+
+#include "core/config.h"
 
 namespace moe {
 
@@ -28,6 +30,16 @@ inline std::string grouped(std::int64_t number) {
 
 inline std::string percent(double share) {
     return fmt::format("{:.1f} %", 100.0 * share);
+}
+
+/// "H=256 E=8 K=2 F=896, gated silu, softmax".
+inline std::string layer_in_words(const MoEConfig& config) {
+    return fmt::format(
+        "H={} E={} K={} F={}{}, {}{}, {}", config.hidden_size, config.num_experts(),
+        config.moe_router_topk, config.ffn(),
+        config.shared_ffn() > 0 ? fmt::format(" Fs={}", config.shared_ffn()) : "",
+        config.gated_linear_unit ? "gated " : "", config.activation_func,
+        config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function);
 }
 
 }  // namespace moe
