@@ -11,6 +11,7 @@
 #include "cli/comparison.h"
 #include "cli/memory.h"
 #include "cli/options.h"
+#include "cli/places.h"
 #include "cli/rank_comparison.h"
 #include "cli/rank_options.h"
 #include "cli/rank_processes.h"
@@ -200,8 +201,8 @@ class Progress {
 TextTokens read_tokens(const CompareOptions& options, std::int64_t seq_len,
                        std::int64_t micro_batch, std::int64_t multiple = 1) {
     TextTokens text =
-        read_text(options.text.value_or(MOE_SOURCE_DIR "/README.md"), seq_len,
-                  micro_batch, !options.layer->seq_length_given(), multiple);
+        read_text(options.text.value_or(default_text()), seq_len, micro_batch,
+                  !options.layer->seq_length_given(), multiple);
     if (!options.text) text.name = "README.md";
     return text;
 }
@@ -228,7 +229,7 @@ ComparisonRequest make_request(const CompareOptions& options) {
     if (request.repeats < 1 || request.repeats > 1000)
         reject("--repeats", request.repeats, "must be from 1 to 1000");
     request.text = read_tokens(options, layer.seq_length(), layer.micro_batch_size());
-    request.golden_folder = MOE_SOURCE_DIR "/tests/golden";
+    request.golden_folder = golden_folder();
 
     require_memory(request.config, request.text.seq_len * request.text.micro_batch);
 

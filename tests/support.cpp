@@ -4,13 +4,14 @@
 
 #include "cli/closeness.h"
 #include "cli/commands.h"
+#include "cli/places.h"
 #include "core/rng.h"
 #include "core/transfer.h"
 
 namespace moe::test {
 
 std::string golden_folder() {
-    return MOE_GOLDEN_DIR;
+    return moe::golden_folder();
 }
 
 std::vector<ComponentSpec> available_suppliers() {
