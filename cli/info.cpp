@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "cli/commands.h"
+#include "cli/machine.h"
 #include "cli/options.h"
 #include "cli/version.h"
 #include "core/tier.h"
@@ -76,17 +77,31 @@ void print_ranks() {
              missing);
 }
 
+/// For programs: the machine, as every result names it.
+void print_json() {
+    const bench::Result machine = make_result(true);
+    const nlohmann::ordered_json json = {{"commit", machine.commit},
+                                         {"kind", machine.kind},
+                                         {"device", machine.device},
+                                         {"facts", machine.facts}};
+    fmt::print("{}\n", json.dump(1));
+}
+
 }  // namespace
 
 void add_info(CLI::App& app, Action& action) {
-    auto fields = std::make_shared<bool>(false);
+    auto fields = std::make_shared<bool>(false), json = std::make_shared<bool>(false);
     CLI::App* command = app.add_subcommand(
         "info", "Show the build, its tiers and devices, and what is missing and why.");
     command->add_flag("--fields", *fields,
                       "List every config field, its flag and default");
-    command->callback([&action, fields] {
-        action = [fields] {
-            if (*fields) {
+    command->add_flag("--json", *json, "The machine and its device as JSON")
+        ->excludes("--fields");
+    command->callback([&action, fields, json] {
+        action = [fields, json] {
+            if (*json) {
+                print_json();
+            } else if (*fields) {
                 print_fields();
             } else {
                 print_build();
