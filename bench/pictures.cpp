@@ -35,7 +35,7 @@ std::size_t index_of(const std::vector<std::string>& names, const std::string& n
 void draw_axis(Canvas& canvas, const Axis& axis, double from, double to) {
     for (const double tick : axis.ticks()) {
         canvas.line("grid", axis.at(tick), from, axis.at(tick), to);
-        canvas.text(axis.at(tick), to + 14.0, "middle", three_digits(tick), "soft");
+        canvas.text(axis.at(tick), to + 14.0, "middle", tick_label(tick), "soft");
     }
 }
 
@@ -47,9 +47,11 @@ void draw_timing(Canvas& canvas, const Axis& axis, double y, const Timing& ms,
         look, axis.at(0.0), y, axis.at(ms.median) - axis.at(0.0), kBar,
         fmt::format("median {}, p10 {}, p90 {}, {} samples", milliseconds(ms.median),
                     milliseconds(ms.p10), milliseconds(ms.p90), ms.count));
-    canvas.line("whisker", axis.at(ms.p10), middle, axis.at(ms.p90), middle);
-    for (const double end : {ms.p10, ms.p90})
-        canvas.line("whisker", axis.at(end), middle - 4.0, axis.at(end), middle + 4.0);
+    for (const char* pen : {"halo", "whisker"}) {
+        canvas.line(pen, axis.at(ms.p10), middle, axis.at(ms.p90), middle);
+        for (const double end : {ms.p10, ms.p90})
+            canvas.line(pen, axis.at(end), middle - 4.0, axis.at(end), middle + 4.0);
+    }
     canvas.text(axis.at(ms.p90) + 8.0, middle + 4.5, "start", words);
 }
 
@@ -110,9 +112,9 @@ double draw_panel(Canvas& canvas, const Panel& panel,
                         milliseconds(m->ms->median));
             if (m->floor_ms) {
                 const double x = axis.at(*m->floor_ms);
-                canvas.line("floor", x, top - 3.0, x, top + kBar + 3.0);
-                canvas.text(kRight, line, "end",
-                            fmt::format("{:.0f} %", 100.0 * *m->floor_ms / m->ms->median),
+                for (const char* pen : {"halo", "floor"})
+                    canvas.line(pen, x, top - 3.0, x, top + kBar + 3.0);
+                canvas.text(kRight, line, "end", share(*m->floor_ms / m->ms->median),
                             "soft");
             }
             y += kRow;
@@ -157,22 +159,18 @@ std::string waterfall_picture(const Run& run, const std::string& device) {
         const Measurement& m = *steps[i];
         std::string words = milliseconds(m.ms->median), change = spec_in_words(m.spec);
         if (i > 0) {
-            const double factor = steps[i - 1]->ms->median / m.ms->median;
-            words += factor >= 1.0
-                         ? fmt::format(", {} times faster", three_digits(factor))
-                         : fmt::format(", {} times slower", three_digits(1.0 / factor));
+            words += ", " + times_faster(steps[i - 1]->ms->median / m.ms->median);
             change = what_changed(steps[i - 1]->spec, m.spec);
         }
         canvas.text(from + 4.0, y + 19.0, "start",
                     fitted(change, kRight - from - 8.0, 13.0), "");
         draw_timing(canvas, axis, y + 26.0, *m.ms, hue(i), words);
     }
-    const double all = steps.front()->ms->median / steps.back()->ms->median;
     return standalone_svg(
         canvas, end + 30.0,
-        fmt::format("The waterfall: the whole layer, {} times {} in {} steps",
-                    three_digits(std::max(all, 1.0 / all)),
-                    all >= 1.0 ? "faster" : "slower", steps.size() - 1),
+        fmt::format("The waterfall: the whole layer, {} after {} steps",
+                    times_faster(steps.front()->ms->median / steps.back()->ms->median),
+                    steps.size() - 1),
         workload_in_words(run.workload) + ", forward and backward; " + device);
 }
 

@@ -54,6 +54,17 @@ std::string milliseconds(double ms) {
     return three_digits(ms) + " ms";
 }
 
+std::string share(double part) {
+    const int decimals = part >= 0.0995 || part == 0.0 ? 0 : part >= 0.001 ? 1 : 2;
+    return fmt::format("{:.{}f} %", 100.0 * part, decimals);
+}
+
+std::string times_faster(double factor) {
+    if (std::abs(factor - 1.0) < 0.005) return "as fast as before";
+    return factor > 1.0 ? three_digits(factor) + " times faster"
+                        : three_digits(1.0 / factor) + " times slower";
+}
+
 std::string spec_in_words(const std::string& spec) {
     const Mix mix = read_mix(spec);
     const auto frequency = [&](const std::string& supplier) {

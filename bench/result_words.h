@@ -17,6 +17,12 @@ std::string three_digits(double number);
 /// "0.123 ms".
 std::string milliseconds(double ms);
 
+/// "62 %", and "0.4 %" below ten.
+std::string share(double part);
+
+/// "2.31 times faster", "1.20 times slower", or "as fast as before".
+std::string times_faster(double factor);
+
 /// "naive_gpu:bf16" stays; of a mix the most frequent supplier and who differs:
 /// "naive_gpu:bf16, router fp32".
 std::string spec_in_words(const std::string& spec);

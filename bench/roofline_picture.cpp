@@ -60,7 +60,10 @@ class Labels {
                               middle + height / 2.0};
                 if (!is_free(box)) continue;
                 if (reach > 20.0) canvas.line("lead", x, y, anchor_x, middle);
-                canvas.text(left, middle + kSize * 0.36, "start", words, "soft");
+                const char* anchor = right > 0.0   ? "start"
+                                     : right < 0.0 ? "end"
+                                                   : "middle";
+                canvas.text(anchor_x, middle + kSize * 0.36, anchor, words, "soft");
                 return take(box);
             }
     }
@@ -99,9 +102,22 @@ std::vector<Point> points_of(const Run& run) {
     return points;
 }
 
+/// The subjects that no point can stand for.
+std::string left_out(const Run& run) {
+    std::string names;
+    for (const Group& group : by_subject_and_pass(run.measurements)) {
+        const std::string& name = group[0]->subject;
+        const bool timed = std::any_of(group.begin(), group.end(),
+                                       [](const Measurement* m) { return bool(m->ms); });
+        if (timed && group[0]->flops == 0.0 && !names.ends_with(name))
+            names += (names.empty() ? "" : ", ") + name;
+    }
+    return names.empty() ? "" : "without matrix products, so not here: " + names;
+}
+
 void draw_grid(Canvas& canvas, const Decades& across, const Decades& up) {
     const auto label = [](double exponent) {
-        return three_digits(std::pow(10.0, exponent));
+        return tick_label(std::pow(10.0, exponent));
     };
     for (double power = across.low; power <= across.high; power += 1.0) {
         const double x =
@@ -202,6 +218,7 @@ std::string roofline_picture(const Run& run, const std::string& device) {
         labels.put(canvas, x_of(point.intensity), y_of(point.rate),
                    fmt::format("{}, {}", m.subject, m.pass));
     }
+    canvas.text(kFrom, kBottom + 34.0, "start", left_out(run), "soft");
     const double more = draw_suppliers(canvas, names, kBottom + 60.0);
     return standalone_svg(canvas, kBottom + 80.0 + more,
                           "The roofline: matrix products below the machine's ceilings",

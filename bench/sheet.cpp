@@ -17,7 +17,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 .paper { fill: #ffffff; stroke: #dfe3ea; }
 .grid { stroke: #dfe3ea; } .axis { stroke: #5c6675; }
 .whisker { stroke: #1c2430; stroke-width: 1.5; }
-.floor { stroke: #b3261e; stroke-width: 2.5; }
+.floor { stroke: #b3261e; stroke-width: 2.5; } .halo { stroke: #ffffff; stroke-width: 4.5; }
 .ceiling { stroke: #5c6675; stroke-width: 2; }
 .lead { stroke: #9aa4b2; }
 .hue0 { fill: #0072b2; } .hue1 { fill: #d55e00; } .hue2 { fill: #009e73; }
@@ -27,7 +27,8 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
   text { fill: #e6e9ef; } .soft { fill: #9aa4b2; }
   .paper { fill: #12161d; stroke: #2c3441; }
   .grid { stroke: #2c3441; } .axis { stroke: #9aa4b2; }
-  .whisker { stroke: #e6e9ef; } .floor { stroke: #ff8a80; } .ceiling { stroke: #9aa4b2; }
+  .whisker { stroke: #e6e9ef; } .floor { stroke: #ff8a80; } .halo { stroke: #12161d; }
+  .ceiling { stroke: #9aa4b2; }
   .lead { stroke: #5c6675; }
   .hue0 { fill: #3d9be0; } .hue1 { fill: #ee7d2b; } .hue2 { fill: #1fb88c; }
   .hue3 { fill: #d98cc0; } .hue4 { fill: #d0a52c; } .hue5 { fill: #86c5ee; }
@@ -47,6 +48,10 @@ double text_width(const std::string& words, double size) {
         if (c == ';') in_entity = false;
     }
     return 0.62 * size * characters;
+}
+
+std::string tick_label(double value) {
+    return fmt::format("{:.10g}", value);
 }
 
 std::string hue(std::size_t index) {

@@ -17,6 +17,9 @@ inline constexpr double kSheetWidth = 900.0;
 /// "&amp;" count as one character.
 double text_width(const std::string& words, double size);
 
+/// A round value beside an axis: "0.01", "1", "1000".
+std::string tick_label(double value);
+
 /// Class of the colour of supplier `index`.
 std::string hue(std::size_t index);
 
