@@ -18,17 +18,23 @@ constexpr const char* kShelf = "docs/results";
 /// docs/results/*/*<extension>, from `root`, sorted.
 std::vector<std::string> files_on_shelf(const std::string& root,
                                         const std::string& extension) {
+    const fs::path shelf = fs::path(root) / kShelf;
     std::vector<std::string> paths;
+    if (!fs::exists(shelf)) return paths;
     std::error_code error;
-    for (const auto& folder : fs::directory_iterator(fs::path(root) / kShelf, error)) {
+    const auto require_readable = [&](const fs::path& folder) {
+        if (error)
+            reject("results", folder.string(),
+                   "must be a folder that can be read (" + error.message() + ")");
+    };
+    for (const auto& folder : fs::directory_iterator(shelf, error)) {
         if (!folder.is_directory()) continue;
         for (const auto& file : fs::directory_iterator(folder.path(), error))
             if (file.path().extension() == extension)
                 paths.push_back(file.path().lexically_relative(root));
+        require_readable(folder.path());
     }
-    if (error && error != std::errc::no_such_file_or_directory)
-        reject("results", (fs::path(root) / kShelf).string(),
-               "must be a folder that can be read (" + error.message() + ")");
+    require_readable(shelf);
     std::sort(paths.begin(), paths.end());
     return paths;
 }
