@@ -31,13 +31,10 @@ struct Calibration {
     std::optional<double> product_tflops;
 };
 
-/// The higher of both in each.
-Calibration best_of(const Calibration& a, const Calibration& b);
-
 /// A part of the layer in one supplier, forward, backward or both.
 struct Measurement {
-    std::string
-        subject;       ///< "router", "dispatcher", "experts", "shared_experts", "layer"
+    /// "router", "dispatcher", "experts", "shared_experts" or "layer"
+    std::string subject;
     std::string pass;  ///< "forward", "backward" or "both"
     std::string spec;  ///< "naive_gpu:bf16", or a mix: "router=… dispatcher=… …"
     bool emulated = false;  ///< ran on the CPU executor: counted, never timed
@@ -104,12 +101,18 @@ struct Result {
     std::vector<PeerTiming> peers;
 };
 
+/// With "tflops" and "gb_per_s" beside every time, for other readers. InputError for what
+/// result_from_json() would not take, such as a time of the CPU executor.
 nlohmann::ordered_json to_json(const Result& result);
 
 /// InputError "<where> <field> = …" for whatever is missing or of the wrong type, and for
 /// another format or version.
 /// @param where  the file, for messages
 Result result_from_json(const nlohmann::json& json, const std::string& where);
+
+/// The version of a file of results, which may be another than kResultVersion. InputError
+/// when it is no such file.
+int version_of_result(const nlohmann::json& json, const std::string& where);
 
 /// TFLOP/s and GB/s of a timed measurement.
 double tflops(const Measurement& measurement);

@@ -6,6 +6,7 @@
 
 #include "bench/calibration.h"
 #include "bench/eigen_products.h"
+#include "bench/result_words.h"
 #include "bench/roofline.h"
 #include "bench/timing.h"
 #include "gpu/counters.h"
@@ -222,11 +223,11 @@ class Bench {
         const std::vector<Timing> timings = time_interleaved(works, plan);
         request_.progress("calibrating again");
         run.after = calibrator->measure();
-        const Calibration ceilings = best_of(*run.before, *run.after);
+        const Calibration best = ceilings(run).value();
         for (std::size_t i = 0; i < timed.size(); ++i) {
             timed[i]->measurement.ms = timings[i];
             if (timed[i]->on_device == on_device)
-                timed[i]->measurement.floor_ms = floor_ms(timed[i]->kernels, ceilings);
+                timed[i]->measurement.floor_ms = floor_ms(timed[i]->kernels, best);
         }
     }
 

@@ -7,9 +7,11 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "bench/pictures.h"
 #include "bench/run.h"
 #include "cli/bench_view.h"
 #include "cli/commands.h"
+#include "cli/comparison.h"
 #include "cli/files.h"
 #include "cli/machine.h"
 #include "cli/memory.h"
@@ -145,6 +147,21 @@ void print_verdict(const bench::BenchOutcome& outcome) {
         fmt::print("✓ every part gives what {} gives\n", outcome.run.reference);
 }
 
+/// Those pictures of the run that there is something for, into `folder`.
+void write_pictures(const bench::Result& result, const std::string& folder) {
+    const bench::Run& run = result.runs.front();
+    std::vector<FileText> files;
+    for (const auto& [name, draw] : {std::pair("ladder", bench::ladder_picture),
+                                     {"waterfall", bench::waterfall_picture},
+                                     {"roofline", bench::roofline_picture},
+                                     {"counts", bench::counts_picture}})
+        if (std::string svg = draw(run, result.device); !svg.empty())
+            files.push_back({fmt::format("{}/bench-{}.svg", folder, name), svg});
+    if (const auto failure = write_all(files))
+        reject("--report", failure->path, "must be a file to write: " + failure->reason);
+    for (const FileText& file : files) fmt::print("Picture  {}\n", file.path);
+}
+
 int run_bench_command(const BenchOptions& options) {
     const bench::BenchRequest request = make_request(options);
     if (!options.json.empty()) require_new_file("--json", options.json);
@@ -158,11 +175,13 @@ int run_bench_command(const BenchOptions& options) {
         }));
     result.runs.push_back(outcome.run);
     print_bench_header(result, outcome.run);
-    print_bench_table(outcome.run);
+    print_bench_table(result, outcome.run);
+    print_bars(outcome.run);
     print_waterfall(outcome.run);
     print_verdict(outcome);
+    if (options.report != "none") write_pictures(result, options.report);
     if (!options.json.empty())
-        write_file("--json", options.json, to_json(result).dump(1));
+        write_file("--json", {options.json, to_json(result).dump(1) + "\n"});
     return outcome.failures.empty() ? kExitOk : kExitDiffers;
 }
 

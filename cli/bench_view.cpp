@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "bench/result_words.h"
 #include "cli/words.h"
 
 namespace moe {
@@ -12,14 +13,10 @@ namespace {
 using bench::Measurement;
 using bench::Run;
 
-/// Three digits, whatever the size: "0.0123", "1.23", "123".
-std::string three_digits(double value) {
-    const int digits = value >= 99.95 ? 0 : value >= 9.995 ? 1 : value >= 0.9995 ? 2 : 4;
-    return fmt::format("{:.{}f}", value, digits);
-}
+using bench::three_digits;
 
-std::string share(double part, double whole) {
-    return fmt::format("{:.1f} %", 100.0 * part / whole);
+std::string share_of(double part, double whole) {
+    return bench::share(part / whole);
 }
 
 bool any_timed(const Run& run) {
@@ -31,25 +28,37 @@ bool any_counted(const Run& run) {
                        [](const Measurement& m) { return m.launches > 0; });
 }
 
-std::string ceilings_in_words(const bench::Calibration& c) {
-    return fmt::format("copy {} GB/s, product {}", three_digits(c.copy_gb_per_s),
-                       c.product_tflops ? three_digits(*c.product_tflops) + " TFLOP/s"
-                                        : std::string("not measured"));
+/// CPUs are told in GFLOP/s.
+struct RateUnit {
+    const char* name;
+    double per_tflops;
+};
+RateUnit rate_unit(const bench::Result& result) {
+    return result.kind == "gpu" ? RateUnit{"TFLOP/s", 1.0} : RateUnit{"GFLOP/s", 1e3};
 }
 
-void print_timed_row(const Run& run, const Measurement& m) {
-    const bench::Calibration ceilings = best_of(*run.before, *run.after);
+std::string ceilings_in_words(const bench::Calibration& c, const RateUnit& unit) {
+    return fmt::format(
+        "copy {} GB/s, product {}", three_digits(c.copy_gb_per_s),
+        c.product_tflops
+            ? fmt::format("{} {}", three_digits(unit.per_tflops * *c.product_tflops),
+                          unit.name)
+            : "not measured");
+}
+
+void print_timed_row(const Run& run, const Measurement& m, const RateUnit& unit) {
+    const bench::Calibration ceilings = bench::ceilings(run).value();
     std::string rate = "·", of_product = "·";
-    if (m.flops > 0.0) rate = three_digits(tflops(m));
+    if (m.flops > 0.0) rate = three_digits(unit.per_tflops * tflops(m));
     if (m.flops > 0.0 && ceilings.product_tflops && m.floor_ms)
-        of_product = share(tflops(m), *ceilings.product_tflops);
+        of_product = share_of(tflops(m), *ceilings.product_tflops);
     fmt::print("{:>10} {:>19} {:>8} {:>9} {:>8} {:>8} {:>9} {:>8}",
                three_digits(m.ms->median),
                three_digits(m.ms->p10) + " - " + three_digits(m.ms->p90), rate,
                of_product, three_digits(gb_per_s(m)),
-               m.floor_ms ? share(gb_per_s(m), ceilings.copy_gb_per_s) : "·",
+               m.floor_ms ? share_of(gb_per_s(m), ceilings.copy_gb_per_s) : "·",
                m.floor_ms ? three_digits(*m.floor_ms) : "·",
-               m.floor_ms ? share(*m.floor_ms, m.ms->median) : "·");
+               m.floor_ms ? share_of(*m.floor_ms, m.ms->median) : "·");
 }
 
 void print_counts(const Measurement& m) {
@@ -64,7 +73,7 @@ void print_error(const Measurement& m) {
     if (m.bound == 0.0)
         fmt::print("\n");  // a peer; nothing is asked of it
     else
-        fmt::print("  {:.1e} {:>8}\n", m.error, share(m.error, m.bound));
+        fmt::print("  {:.1e} {:>8}\n", m.error, share_of(m.error, m.bound));
 }
 
 }  // namespace
@@ -81,31 +90,37 @@ void print_bench_header(const bench::Result& result, const Run& run) {
                result.kind == "gpu" ? result.device : result.facts.at("CPU"));
     fmt::print("Held     against {}: every part, before it is timed\n", run.reference);
     if (!run.before) return;
+    const RateUnit unit = rate_unit(result);
     fmt::print("Ceilings {}; afterwards {}\n         product: {}\n",
-               ceilings_in_words(*run.before), ceilings_in_words(*run.after),
+               ceilings_in_words(*run.before, unit), ceilings_in_words(*run.after, unit),
                run.product);
 }
 
-void print_bench_table(const Run& run) {
+void print_bench_table(const bench::Result& result, const Run& run) {
     const bool timed = any_timed(run), counted = any_counted(run);
-    fmt::print("\n{:<31}", "");
+    const RateUnit unit = rate_unit(result);
+    fmt::print("\n{:<24}", "");
     if (timed)
         fmt::print("{:>10} {:>19} {:>8} {:>9} {:>8} {:>8} {:>9} {:>8}", "ms", "p10 - p90",
-                   "TFLOP/s", "of prod.", "GB/s", "of copy", "floor ms", "reached");
+                   unit.name, "of prod.", "GB/s", "of copy", "floor ms", "reached");
     if (counted) fmt::print("{:>9} {:>6} {:>9}", "launches", "waits", "peak");
     fmt::print("  {}\n", "error, of bound");
-    std::string group;
-    for (const Measurement& m : run.measurements) {
-        if (const std::string here = m.subject + ", " + m.pass; here != group)
-            fmt::print("{}\n", group = here);
-        fmt::print("  {:<29}", m.spec);
-        if (timed && m.ms)
-            print_timed_row(run, m);
-        else if (timed)
-            fmt::print("{:>10}{:76}", m.emulated ? "emulated" : "wrong", "");
-        if (counted) print_counts(m);
-        print_error(m);
+    for (const bench::Group& group : bench::by_subject_and_pass(run.measurements)) {
+        fmt::print("{}, {}\n", group.front()->subject, group.front()->pass);
+        for (const Measurement* m : group) {
+            fmt::print("  {:<22}", m->spec);
+            if (timed && m->ms)
+                print_timed_row(run, *m, unit);
+            else if (timed)
+                fmt::print("{:>10}{:76}", m->emulated ? "emulated" : "wrong", "");
+            if (counted) print_counts(*m);
+            print_error(*m);
+        }
     }
+}
+
+void print_bars(const Run& run) {
+    if (any_timed(run)) fmt::print("\n{}", bench::bar_chart(run));
 }
 
 void print_waterfall(const Run& run) {

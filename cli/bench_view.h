@@ -3,7 +3,6 @@
 #pragma once
 
 #include "bench/result.h"
-#include "bench/run.h"
 
 namespace moe {
 
@@ -12,7 +11,10 @@ void print_bench_header(const bench::Result& result, const bench::Run& run);
 
 /// One row per part, pass and supplier: times and shares for what was timed, counts for
 /// what used a device.
-void print_bench_table(const bench::Run& run);
+void print_bench_table(const bench::Result& result, const bench::Run& run);
+
+/// The medians as bars; nothing where nothing was timed.
+void print_bars(const bench::Run& run);
 
 /// The whole layer, step by step from supplier to supplier.
 void print_waterfall(const bench::Run& run);

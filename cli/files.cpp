@@ -16,6 +16,22 @@ namespace {
 
 constexpr int kMaxDepth = 32;
 
+/// The process number keeps two runs, and the user's own files, out of the way.
+std::string draft_of(const std::string& path) {
+    return fmt::format("{}.{}.part", path, getpid());
+}
+
+/// Returns why not, or "".
+std::string write_draft(const FileText& file) {
+    errno = 0;
+    std::ofstream draft(draft_of(file.path), std::ios::binary);
+    if (!draft.is_open()) return std::generic_category().message(errno);
+    draft << file.text;
+    draft.close();  // a full disk shows here at the latest
+    if (draft) return "";
+    return errno ? std::generic_category().message(errno) : "cannot be written";
+}
+
 }  // namespace
 
 std::string read_file(const std::string& field, const std::string& path) {
@@ -52,26 +68,23 @@ nlohmann::json parse_json(const std::string& field, const std::string& text) {
     return value;
 }
 
-std::string write_whole(const std::string& path, const std::string& content) {
-    // The process number keeps two runs, and the user's own files, out of the way.
-    const std::string draft = fmt::format("{}.{}.part", path, getpid());
-    errno = 0;
-    std::ofstream file(draft, std::ios::binary);
-    if (!file.is_open()) return std::generic_category().message(errno);
-    file << content;
-    file.close();  // a full disk shows here at the latest
-    std::error_code error(file ? 0 : errno, std::generic_category());
-    if (file) std::filesystem::rename(draft, path, error);
-    if (file && !error) return "";
-    std::error_code ignored;
-    std::filesystem::remove(draft, ignored);
-    return error ? error.message() : "cannot be written";
+std::optional<WriteFailure> write_all(const std::vector<FileText>& files) {
+    std::optional<WriteFailure> failure;
+    for (const FileText& file : files)
+        if (const std::string reason = failure ? "" : write_draft(file); !reason.empty())
+            failure = {file.path, reason};
+    for (const FileText& file : files) {
+        std::error_code error;
+        if (!failure) std::filesystem::rename(draft_of(file.path), file.path, error);
+        if (error) failure = {file.path, error.message()};
+        if (failure) std::filesystem::remove(draft_of(file.path), error);
+    }
+    return failure;
 }
 
-void write_file(const std::string& field, const std::string& path,
-                const std::string& content) {
-    if (const std::string reason = write_whole(path, content); !reason.empty())
-        reject(field, path, fmt::format("must be a file to write ({})", reason));
+void write_file(const std::string& field, const FileText& file) {
+    if (const auto failure = write_all({file}))
+        reject(field, failure->path, "must be a file to write: " + failure->reason);
 }
 
 }  // namespace moe

@@ -1,10 +1,12 @@
 /// @file
-/// Files: reading what users hand over, whole, and JSON in which no name stands twice;
-/// and writing, whole or not at all.
+/// Reading what users hand over: whole files, and JSON in which no name stands twice.
+/// Writing files whole or not at all.
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace moe {
 
@@ -16,11 +18,20 @@ std::string read_file(const std::string& field, const std::string& path);
 /// two entries of one name: a reader would take one of them and say nothing.
 nlohmann::json parse_json(const std::string& field, const std::string& text);
 
-/// Writes a file whole or not at all. Why it could not, or "".
-std::string write_whole(const std::string& path, const std::string& content);
+/// A file to be written, in a folder that exists.
+struct FileText {
+    std::string path, text;
+};
 
-/// The same. InputError naming `field` when it cannot be written.
-void write_file(const std::string& field, const std::string& path,
-                const std::string& content);
+struct WriteFailure {
+    std::string path, reason;
+};
+
+/// Writes all of these files or none: each goes to a draft beside its place, and only
+/// when every draft is whole do they move there. Returns what went wrong.
+std::optional<WriteFailure> write_all(const std::vector<FileText>& files);
+
+/// One file, whole. InputError naming `field` when it cannot be written.
+void write_file(const std::string& field, const FileText& file);
 
 }  // namespace moe

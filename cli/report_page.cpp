@@ -51,8 +51,8 @@ void require_writable_folder(const std::string& field, const std::string& folder
     make_folder(field, folder);
     // As large as a report, so that a disk that is nearly full shows now
     const fs::path probe = fs::path(folder) / fmt::format(".moe-probe-{}", getpid());
-    const std::string reason = write_whole(probe, std::string(256 * 1024, ' '));
-    if (!reason.empty()) reject_unwritable(field, folder, reason);
+    if (const auto failure = write_all({{probe, std::string(256 * 1024, ' ')}}))
+        reject_unwritable(field, folder, failure->reason);
     std::error_code ignored;
     fs::remove(probe, ignored);
 }
@@ -60,8 +60,8 @@ void require_writable_folder(const std::string& field, const std::string& folder
 std::string write_page(const std::string& page, const std::string& folder) {
     make_folder("--report", folder);
     const fs::path path = fs::path(folder) / "index.html";
-    const std::string reason = write_whole(path, page);
-    if (!reason.empty()) reject_unwritable("--report", folder, reason);
+    if (const auto failure = write_all({{path, page}}))
+        reject_unwritable("--report", folder, failure->reason);
     return path;
 }
 
