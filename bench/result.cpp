@@ -143,8 +143,10 @@ class Reader : public Place {
     template <typename T>
     static void read(const json& value, const std::string& field, std::vector<T>& list) {
         if (!value.is_array()) reject(field, shown(value), "must be a list");
-        for (const json& element : value)
-            read(element, fmt::format("{}[{}]", field, list.size()), list.emplace_back());
+        for (const json& element : value) {
+            const std::string name = fmt::format("{}[{}]", field, list.size());
+            read(element, name, list.emplace_back());
+        }
     }
     template <typename T>
     static void read(const json& value, const std::string& field, T& fields) {
