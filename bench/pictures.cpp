@@ -215,7 +215,7 @@ std::string counts_picture(const Run& run, const std::string& device) {
         y += 6.0;
     }
     return standalone_svg(canvas, y + 14.0,
-                          "Counted on the CPU executor; not measured on a GPU yet",
+                          "Counted on the CPU executor: what has no time",
                           workload_in_words(run.workload) + "; " + device);
 }
 

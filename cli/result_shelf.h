@@ -24,7 +24,7 @@ struct FiledResult {
 /// folder is "executor" or "cpu" for a result without a GPU.
 std::string place_of(const bench::Result& result);
 
-/// All that is filed, device by device, the newest first; files of another version come
+/// All that is filed, device by device, GPUs before others, the newest first; files of another version come
 /// last, by name. InputError for a file that cannot be read or lies in a wrong place.
 std::vector<FiledResult> read_shelf(const std::string& root);
 
