@@ -53,11 +53,11 @@ Shown draw(const FiledResult& filed, const Run& run, std::vector<FileText>& pict
             if (picture.path == path) return true;
         return false;
     };
-    const std::string folder = std::filesystem::path(filed.path).parent_path();
     const auto file = [&](const char* kind, const std::string& svg) {
         if (svg.empty()) return std::string();
-        const std::string stem =
-            fmt::format("{}/{}-{}", folder, bench::workload_slug(run.workload), kind);
+        // Rendered documentation puts all pictures into one folder, so each is named
+        const std::string stem = fmt::format("docs/results/{0}/{0}-{1}-{2}", filed.device,
+                                             bench::workload_slug(run.workload), kind);
         std::string path = stem + ".svg";
         for (int number = 2; is_taken(path); ++number)
             path = fmt::format("{}-{}.svg", stem, number);

@@ -1,5 +1,5 @@
 /// @file
-/// Results on file: docs/results/<device>/<date>-<commit>.json under the project's
+/// Results on file: docs/results/DEVICE/DATE-COMMIT.json under the project's
 /// folder.
 #pragma once
 

@@ -119,10 +119,10 @@ TEST_F(ResultPages, ShowWhatWasCountedWhereNoGpuWasMeasured) {
     EXPECT_FALSE(contains(speed(), "ms (p10"));
     EXPECT_TRUE(contains(readme(), "Not measured on a GPU yet.** Counted instead"));
     EXPECT_TRUE(contains(readme(),
-                         "(docs/results/executor/qwen3_30b_a3b-4096-hot-8-"
+                         "(docs/results/executor/executor-qwen3_30b_a3b-4096-hot-8-"
                          "counts.svg)"));
-    EXPECT_TRUE(
-        fs::exists(path("docs/results/executor/qwen3_30b_a3b-4096-hot-8-counts.svg")));
+    EXPECT_TRUE(fs::exists(
+        path("docs/results/executor/executor-qwen3_30b_a3b-4096-hot-8-counts.svg")));
 }
 
 TEST_F(ResultPages, ShowWhatWasMeasured) {
@@ -133,7 +133,8 @@ TEST_F(ResultPages, ShowWhatWasMeasured) {
     for (const char* words :
          {"| experts | forward | quick_gpu:bf16 | 0.900 (0.810", "137 times faster",
           "| 2500 | 2490 |", "some library", "over budget", "expected 1, got 2",
-          "(results/invented-gpu-80gb/qwen3_30b_a3b-4096-hot-8-roofline.svg)"})
+          "(results/invented-gpu-80gb/"
+          "invented-gpu-80gb-qwen3_30b_a3b-4096-hot-8-roofline.svg)"})
         EXPECT_TRUE(contains(page, words)) << words;
     EXPECT_FALSE(contains(page, "another commit"));
     EXPECT_FALSE(contains(readme(), "Not measured"));
