@@ -104,7 +104,8 @@ class Reader : public Place {
     static std::string shown(const json& value) {
         const std::string text =
             value.dump(-1, ' ', false, json::error_handler_t::replace);
-        return text.size() <= 60 ? text : value.is_array() ? "[…]" : "{…}";
+        if (text.size() <= 60) return text;
+        return value.is_array() ? "[…]" : value.is_object() ? "{…}" : "…";
     }
 
   private:
