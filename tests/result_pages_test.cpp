@@ -255,9 +255,9 @@ TEST_F(ResultPages, WriteAllFilesOrNone) {
     ASSERT_TRUE(failure.has_value());
     EXPECT_EQ(failure->path, path("missing/b.txt"));
     EXPECT_FALSE(fs::exists(a));
+    for (const auto& [name, text] : everything()) EXPECT_FALSE(name.ends_with(".part"));
     EXPECT_FALSE(write_all({{a, "new"}}).has_value());
     EXPECT_EQ(read(a), "new");
-    for (const auto& [name, text] : everything()) EXPECT_FALSE(name.ends_with(".part"));
 }
 
 // The pages in the source tree say what the results in it say.
