@@ -50,6 +50,18 @@ double text_width(const std::string& words, double size) {
     return 0.62 * size * characters;
 }
 
+std::string fitted(const std::string& words, double width, double size) {
+    std::string cut = escape(words);
+    if (text_width(cut, size) <= width) return cut;
+    std::string plain = words;
+    while (!plain.empty() && text_width(escape(plain) + "…", size) > width) {
+        while ((static_cast<unsigned char>(plain.back()) & 0xC0u) == 0x80u)
+            plain.pop_back();
+        plain.pop_back();
+    }
+    return escape(plain) + "…";
+}
+
 std::string tick_label(double value) {
     return fmt::format("{:.10g}", value);
 }
@@ -66,8 +78,8 @@ std::string standalone_svg(const Canvas& canvas, double height, const std::strin
         "<rect class='paper' x='0.5' y='0.5' width='{5}' height='{6:.0f}' rx='6'/>\n"
         "<text class='title' x='24' y='34'>{2}</text>\n"
         "<text class='soft' x='24' y='54'>{3}</text>\n{7}</svg>\n",
-        kSheetWidth, height, escape(title), escape(subtitle), kSheetStyle,
-        kSheetWidth - 1.0, height - 1.0, canvas.body());
+        kSheetWidth, height, escape(title), fitted(subtitle, kSheetWidth - 48.0, 12.0),
+        kSheetStyle, kSheetWidth - 1.0, height - 1.0, canvas.body());
 }
 
 Axis::Axis(const std::vector<double>& values, double from, double to)
