@@ -51,7 +51,7 @@ class Axis {
     std::vector<double> ticks() const;
 
   private:
-    double low_ = 0.0, high_ = 1.0, from_, to_;
+    double low_ = 0.0, high_ = 0.0, from_, to_;
     bool log_ = false;
 };
 
