@@ -118,14 +118,15 @@ struct Point {
 };
 
 /// Forward and backward of each subject; both together, which lie between the two, only
-/// where they were measured as one.
+/// where they were measured as one. What has no floor ran below other ceilings, as the
+/// reference does beside a GPU.
 std::vector<Point> points_of(const Run& run) {
     std::vector<Point> points;
     std::string in_halves;  // the subject that has points already
     for (const Group& group : by_subject_and_pass(run.measurements)) {
         if (group[0]->pass == "both" && group[0]->subject == in_halves) continue;
         for (const Measurement* m : group)
-            if (m->ms && m->flops > 0.0 && m->bytes > 0.0) {
+            if (m->floor_ms && m->ms && m->flops > 0.0 && m->bytes > 0.0) {
                 points.push_back({m, m->flops / m->bytes, tflops(*m)});
                 in_halves = m->subject;
             }

@@ -48,10 +48,10 @@ std::string rate(double value, std::optional<double> ceiling) {
 
 std::vector<std::string> ladder_cells(const Measurement& m,
                                       const std::optional<Calibration>& ceiling) {
-    const std::optional<double> product =
-        ceiling ? ceiling->product_tflops : std::nullopt;
-    const std::optional<double> copy =
-        ceiling ? std::optional(ceiling->copy_gb_per_s) : std::nullopt;
+    // What has no floor ran elsewhere: the reference beside a GPU has a CPU's ceilings
+    const bool comparable = ceiling && m.floor_ms;
+    const auto product = comparable ? ceiling->product_tflops : std::nullopt;
+    const auto copy = comparable ? std::optional(ceiling->copy_gb_per_s) : std::nullopt;
     return {cell(spec_in_words(m.spec)),
             timing(*m.ms),
             rate(tflops(m), product),

@@ -67,8 +67,10 @@ Shown draw(const FiledResult& filed, const Run& run, std::vector<FileText>& pict
     const std::string& device = filed.result->device;
     Shown shown{&filed, &run, "", "", "", ""};
     shown.ladder = file("ladder", bench::ladder_picture(run, device));
-    shown.waterfall = file("waterfall", bench::waterfall_picture(run, device));
-    shown.roofline = file("roofline", bench::roofline_picture(run, device));
+    if (filed.result->kind == "gpu") {
+        shown.waterfall = file("waterfall", bench::waterfall_picture(run, device));
+        shown.roofline = file("roofline", bench::roofline_picture(run, device));
+    }
     shown.counts = file("counts", bench::counts_picture(run, device));
     return shown;
 }
@@ -222,14 +224,21 @@ ResultPages make_result_pages(const std::vector<FiledResult>& shelf,
     speed["roofline"] = of_gpus([](const Shown& shown) {
         return image(from_docs, shown.roofline, "the roofline");
     });
-    speed["calibration"] =
-        of_gpus([](const Shown& shown) { return bench::calibration_table(*shown.run); });
+    speed["calibration"] = run_by_run(
+        all, {"gpu", "executor", "cpu"}, kNotMeasured,
+        [](const Shown& shown) { return bench::calibration_table(*shown.run); });
     speed["counts"] =
         run_by_run(all, {"executor"}, "Nothing was counted on the CPU executor yet.",
                    [&](const Shown& shown) { return counts(shown, any_gpu); });
-    speed["reference"] =
-        run_by_run(all, {"executor", "cpu"}, "The reference was not timed yet.",
-                   [](const Shown& shown) { return bench::ladder_table(*shown.run); });
+    speed["reference"] = run_by_run(
+        all, {"executor", "cpu"}, "The reference was not timed yet.",
+        [](const Shown& shown) {
+            const std::string table = bench::ladder_table(*shown.run);
+            return table.empty()
+                       ? ""
+                       : image(from_docs, shown.ladder, "the reference, part by part") +
+                             workload_line(shown) + table;
+        });
     speed["stages"] =
         told_or(visit_by_visit(leaders, bench::stages_table), "Nothing was checked.");
     speed["disagreements"] = told_or(visit_by_visit(leaders, bench::disagreements_table),

@@ -152,6 +152,8 @@ TEST(ResultWords, SaySpecsAndWhatChanged) {
     EXPECT_EQ(what_changed("naive_gpu:bf16", mix),
               "router → naive_gpu:fp32; shared_experts → reference_cpu:fp64");
     EXPECT_EQ(what_changed(mix, mix), "nothing");
+    EXPECT_EQ(what_changed("naive_gpu:fp32", "naive_gpu:bf16"),
+              "everything → naive_gpu:bf16");
     EXPECT_EQ(slug("NVIDIA H100 80GB HBM3"), "nvidia-h100-80gb-hbm3");
     EXPECT_EQ(slug("../é (TM)"), "tm");
 }
@@ -192,6 +194,19 @@ TEST(ResultTables, TellTimesOnlyWhereSomethingWasTimed) {
     EXPECT_FALSE(contains(counts_table(counted), "ms"));
     EXPECT_TRUE(contains(waterfall_table(timed), "137 times faster |"));
     EXPECT_TRUE(contains(calibration_table(timed), "| 2500 | 2490 | -0.4 % |"));
+}
+
+// The reference, timed on the CPU beside a GPU, is not below the GPU's ceilings.
+TEST(ResultTables, ShareCeilingsOnlyWithWhatRanBelowThem) {
+    Run run = invented_run();
+    Measurement m =
+        invented_measurement("experts", "forward", "reference_cpu:fp32", 1000.0, 3.1e11);
+    m.floor_ms = {};
+    run.measurements = {m};
+    EXPECT_TRUE(contains(ladder_table(run), "| 0.310 | 0.610 | – | 14 |"))
+        << ladder_table(run);
+    EXPECT_EQ(roofline_picture(run, ""), "");
+    EXPECT_NE(ladder_picture(run, ""), "");
 }
 
 TEST(ResultTables, TellWhatAVisitFound) {
