@@ -49,6 +49,12 @@ class Writer : public Place {
     void derived(const char* name, std::optional<double> value) {
         if (value) object[name] = *value;
     }
+    void or_infinite(const char* name, double& value) {
+        if (std::isfinite(value))
+            (*this)(name, value);
+        else
+            object[name] = nullptr;  // JSON knows no infinity
+    }
 
     ordered_json object = ordered_json::object();
 
@@ -91,6 +97,11 @@ class Reader : public Place {
         known_.push_back(name);
         if (!object_.contains(name)) reject(prefix_ + name, "nothing", "must be there");
         read(object_[name], prefix_ + name, value);
+    }
+    void or_infinite(const char* name, double& value) {
+        std::optional<double> finite;
+        (*this)(name, finite);
+        value = finite.value_or(std::numeric_limits<double>::infinity());
     }
     /// For other readers only: it follows from the rest.
     void derived(const char* name, std::optional<double>) { known_.push_back(name); }

@@ -196,9 +196,20 @@ TEST(ResultTables, TellTimesOnlyWhereSomethingWasTimed) {
     EXPECT_TRUE(contains(calibration_table(timed), "| 2500 | 2490 | -0.4 % |"));
 }
 
+TEST(Results, KeepWhatIsWrongWithoutATime) {
+    Result result = invented_counts();
+    Measurement& wrong = result.runs[0].measurements[0];
+    wrong.error = std::numeric_limits<double>::infinity();
+    const json written = to_json(result);
+    EXPECT_TRUE(written["runs"][0]["measurements"][0]["error"].is_null());
+    const Result back = result_from_json(written, "r.json");
+    EXPECT_EQ(back.runs[0].measurements[0].error, wrong.error);
+    EXPECT_TRUE(contains(counts_table(back.runs[0]), "| 20.0 MB | wrong |"));
+}
+
 // The reference, timed on the CPU beside a GPU, is not below the GPU's ceilings.
 TEST(ResultTables, ShareCeilingsOnlyWithWhatRanBelowThem) {
-    Run run = invented_run();
+    auto run = invented_run();
     Measurement m =
         invented_measurement("experts", "forward", "reference_cpu:fp32", 1000.0, 3.1e11);
     m.floor_ms = {};
