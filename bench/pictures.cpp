@@ -3,6 +3,7 @@
 #include "bench/pictures.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "bench/result_words.h"
 #include "bench/sheet.h"
@@ -12,21 +13,8 @@ namespace {
 
 constexpr double kLeft = 24.0, kRight = kSheetWidth - 24.0;
 constexpr double kRow = 24.0, kBar = 14.0;  ///< heights
-constexpr double kBarsFrom = 312.0, kBarsTo = 716.0;
-constexpr double kNameWidth = kBarsFrom - kLeft - 90.0;
-
-/// Text that fits, cut off with "…".
-std::string fitted(const std::string& words, double width, double size) {
-    std::string cut = escape(words);
-    if (text_width(cut, size) <= width) return cut;
-    std::string plain = words;
-    while (!plain.empty() && text_width(escape(plain) + "…", size) > width) {
-        while ((static_cast<unsigned char>(plain.back()) & 0xC0u) == 0x80u)
-            plain.pop_back();
-        plain.pop_back();
-    }
-    return escape(plain) + "…";
-}
+constexpr double kBarsFrom = 342.0, kBarsTo = 720.0;
+constexpr double kNameWidth = kBarsFrom - kLeft - 78.0;
 
 std::size_t index_of(const std::vector<std::string>& names, const std::string& name) {
     return std::size_t(std::find(names.begin(), names.end(), name) - names.begin());
@@ -39,9 +27,10 @@ void draw_axis(Canvas& canvas, const Axis& axis, double from, double to) {
     }
 }
 
-/// A bar with its whisker, and the median behind it.
+/// A bar with its whisker, and words behind it.
+/// @param beyond  the words lie beyond this value as well
 void draw_timing(Canvas& canvas, const Axis& axis, double y, const Timing& ms,
-                 const std::string& look, const std::string& words) {
+                 const std::string& look, const std::string& words, double beyond = 0.0) {
     const double middle = y + kBar / 2.0;
     canvas.rect(
         look, axis.at(0.0), y, axis.at(ms.median) - axis.at(0.0), kBar,
@@ -52,12 +41,12 @@ void draw_timing(Canvas& canvas, const Axis& axis, double y, const Timing& ms,
         for (const double end : {ms.p10, ms.p90})
             canvas.line(pen, axis.at(end), middle - 4.0, axis.at(end), middle + 4.0);
     }
-    canvas.text(axis.at(ms.p90) + 8.0, middle + 4.5, "start", words);
+    canvas.text(axis.at(std::max(ms.p90, beyond)) + 8.0, middle + 4.5, "start", words);
 }
 
-/// What the marks mean, on the right of the line below the title.
+/// What the marks mean, to the right of the title.
 void draw_key(Canvas& canvas) {
-    const double y = 50.0, x = kRight - 226.0;
+    const double y = 28.0, x = kRight - 226.0;
     canvas.line("whisker", x, y, x + 22.0, y);
     canvas.line("whisker", x, y - 4.0, x, y + 4.0);
     canvas.line("whisker", x + 22.0, y - 4.0, x + 22.0, y + 4.0);
@@ -109,7 +98,7 @@ double draw_panel(Canvas& canvas, const Panel& panel,
             canvas.text(kBarsFrom - 8.0, line, "end",
                         fitted(spec_in_words(m->spec), kNameWidth, 12.0), "soft");
             draw_timing(canvas, axis, top, *m->ms, hue(index_of(names, m->spec)),
-                        milliseconds(m->ms->median));
+                        milliseconds(m->ms->median), m->floor_ms.value_or(0.0));
             if (m->floor_ms) {
                 const double x = axis.at(*m->floor_ms);
                 for (const char* pen : {"halo", "floor"})
@@ -196,9 +185,13 @@ std::string counts_picture(const Run& run, const std::string& device) {
     canvas.text(middle, y + 12.0, "start", "waits of the host", "head");
     y += 22.0;
     const std::vector<std::string> names = suppliers(run);
+    std::string subject;
     for (const Group& group : groups) {
-        canvas.text(kLeft, y + kRow / 2.0 + 4.5, "start",
-                    fmt::format("{}, {}", group[0]->subject, group[0]->pass));
+        if (std::exchange(subject, group[0]->subject) != group[0]->subject) {
+            canvas.text(kLeft, y + 14.0, "start", group[0]->subject, "head");
+            y += 24.0;
+        }
+        canvas.text(kLeft, y + kRow / 2.0 + 4.5, "start", group[0]->pass);
         for (const Measurement* m : group) {
             const double top = y + (kRow - kBar) / 2.0, line = y + kRow / 2.0 + 4.5;
             const auto bar = [&](const Axis& axis, std::int64_t count) {
@@ -207,7 +200,7 @@ std::string counts_picture(const Run& run, const std::string& device) {
                 canvas.text(end + 6.0, line, "start", std::to_string(count));
             };
             canvas.text(kBarsFrom - 8.0, line, "end",
-                        fitted(spec_in_words(m->spec), kNameWidth - 60.0, 12.0), "soft");
+                        fitted(spec_in_words(m->spec), kNameWidth, 12.0), "soft");
             bar(launch_axis, m->launches);
             bar(wait_axis, m->host_waits);
             y += kRow;
@@ -215,7 +208,7 @@ std::string counts_picture(const Run& run, const std::string& device) {
         y += 6.0;
     }
     return standalone_svg(canvas, y + 14.0,
-                          "Counted on the CPU executor; not measured on a GPU yet",
+                          "Counted on the CPU executor: launches, and waits of the host",
                           workload_in_words(run.workload) + "; " + device);
 }
 

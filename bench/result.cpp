@@ -49,6 +49,12 @@ class Writer : public Place {
     void derived(const char* name, std::optional<double> value) {
         if (value) object[name] = *value;
     }
+    void or_infinite(const char* name, double& value) {
+        if (std::isfinite(value))
+            (*this)(name, value);
+        else
+            object[name] = nullptr;  // JSON knows no infinity
+    }
 
     ordered_json object = ordered_json::object();
 
@@ -92,6 +98,11 @@ class Reader : public Place {
         if (!object_.contains(name)) reject(prefix_ + name, "nothing", "must be there");
         read(object_[name], prefix_ + name, value);
     }
+    void or_infinite(const char* name, double& value) {
+        std::optional<double> finite;
+        (*this)(name, finite);
+        value = finite.value_or(std::numeric_limits<double>::infinity());
+    }
     /// For other readers only: it follows from the rest.
     void derived(const char* name, std::optional<double>) { known_.push_back(name); }
 
@@ -104,7 +115,8 @@ class Reader : public Place {
     static std::string shown(const json& value) {
         const std::string text =
             value.dump(-1, ' ', false, json::error_handler_t::replace);
-        return text.size() <= 60 ? text : value.is_array() ? "[…]" : "{…}";
+        if (text.size() <= 60) return text;
+        return value.is_array() ? "[…]" : value.is_object() ? "{…}" : "…";
     }
 
   private:
@@ -143,8 +155,10 @@ class Reader : public Place {
     template <typename T>
     static void read(const json& value, const std::string& field, std::vector<T>& list) {
         if (!value.is_array()) reject(field, shown(value), "must be a list");
-        for (const json& element : value)
-            read(element, fmt::format("{}[{}]", field, list.size()), list.emplace_back());
+        for (const json& element : value) {
+            const std::string name = fmt::format("{}[{}]", field, list.size());
+            read(element, name, list.emplace_back());
+        }
     }
     template <typename T>
     static void read(const json& value, const std::string& field, T& fields) {

@@ -44,7 +44,9 @@ struct Measurement {
     /// Milliseconds that nothing with these ceilings can be under.
     std::optional<double> floor_ms;
     std::int64_t launches = 0, host_waits = 0, peak_device_bytes = 0;
-    double error = 0.0, bound = 0.0;  ///< the worst, against the reference
+    /// The worst, against the reference; infinite (in JSON null) where values are not
+    /// even finite. Of a peer nothing is asked, and its bound is 0.
+    double error = 0.0, bound = 0.0;
 };
 
 /// What was run.

@@ -68,7 +68,7 @@ inline void each_field(auto& fields, Measurement& measurement) {
     fields("launches", measurement.launches);
     fields("host_waits", measurement.host_waits);
     fields("peak_device_bytes", measurement.peak_device_bytes);
-    fields("error", measurement.error);
+    fields.or_infinite("error", measurement.error);
     fields("bound", measurement.bound);
     const auto derived = [&](double (*rate)(const Measurement&)) {
         return measurement.ms ? std::optional(rate(measurement)) : std::nullopt;

@@ -97,6 +97,8 @@ std::string what_changed(const std::string& from, const std::string& to) {
         else
             known->second += fmt::format(", {}", kComponents[i]);
     }
+    if (after == read_mix(after[0]) && before == read_mix(before[0]) && before != after)
+        return "everything → " + after[0];
     std::string words;
     for (const auto& [supplier, components] : changes)
         words +=

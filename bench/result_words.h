@@ -27,7 +27,8 @@ std::string times_faster(double factor);
 /// "naive_gpu:bf16, router fp32".
 std::string spec_in_words(const std::string& spec);
 
-/// What a spec replaces in another: "experts, router → optimized_gpu:bf16".
+/// What a spec replaces in another: "experts, router → optimized_gpu:bf16", or
+/// "everything → naive_gpu:bf16".
 std::string what_changed(const std::string& from, const std::string& to);
 
 /// "qwen3_30b_a3b, 4,096 tokens, balanced".

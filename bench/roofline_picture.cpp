@@ -43,7 +43,7 @@ class Labels {
 
     void put(Canvas& canvas, double x, double y, const std::string& words) {
         const double width = text_width(words, kSize), height = kSize + 3.0;
-        for (double reach = kPoint + 4.0; reach < 400.0; reach += 9.0)
+        for (double reach = kPoint + 4.0; reach < 400.0; reach += 6.0)
             for (const auto& [right, down] : {std::pair{1.0, 0.0},
                                               {-1.0, 0.0},
                                               {0.8, 0.8},
@@ -58,8 +58,13 @@ class Labels {
                                                   : anchor_x - width / 2.0;
                 const Box box{left, middle - height / 2.0, left + width,
                               middle + height / 2.0};
-                if (!is_free(box)) continue;
-                if (reach > 20.0) canvas.line("lead", x, y, anchor_x, middle);
+                const bool leads = reach > 20.0;
+                if (!is_free(box) || (leads && !is_free_line(x, y, anchor_x, middle)))
+                    continue;
+                if (leads) {
+                    canvas.line("lead", x, y, anchor_x, middle);
+                    take_line(x, y, anchor_x, middle);
+                }
                 const char* anchor = right > 0.0   ? "start"
                                      : right < 0.0 ? "end"
                                                    : "middle";
@@ -68,7 +73,35 @@ class Labels {
             }
     }
 
+    /// A straight line as small boxes, which labels then keep away from.
+    void take_line(double x1, double y1, double x2, double y2) {
+        for (const auto& [x, y] : along(x1, y1, x2, y2))
+            take({x - 3.0, y - 3.0, x + 3.0, y + 3.0});
+    }
+
   private:
+    static std::vector<std::pair<double, double>> along(double x1, double y1, double x2,
+                                                        double y2) {
+        std::vector<std::pair<double, double>> places;
+        const int pieces = 1 + int(std::hypot(x2 - x1, y2 - y1) / 6.0);
+        for (int i = 0; i <= pieces; ++i)
+            places.emplace_back(x1 + (x2 - x1) * i / pieces, y1 + (y2 - y1) * i / pieces);
+        return places;
+    }
+
+    /// Whether a line from a point to its label, which begins within the point, crosses
+    /// nothing.
+    bool is_free_line(double x1, double y1, double x2, double y2) const {
+        const auto places = along(x1, y1, x2, y2);
+        return std::all_of(places.begin(), places.end(), [&](const auto& place) {
+            const auto [x, y] = place;
+            if (std::hypot(x - x1, y - y1) < 2.0 * kPoint) return true;
+            const Box here{x, y, x, y};
+            return std::none_of(taken_.begin(), taken_.end(),
+                                [&](const Box& other) { return here.meets(other); });
+        });
+    }
+
     bool is_free(const Box& box) const {
         return box.left > kFrom + 2.0 && box.right < kTo && box.top > kTop &&
                box.bottom < kBottom &&
@@ -79,26 +112,25 @@ class Labels {
     std::vector<Box> taken_;
 };
 
-/// A straight line as small boxes, which labels then keep away from.
-void take_line(Labels& labels, double x1, double y1, double x2, double y2) {
-    const int pieces = 1 + int(std::hypot(x2 - x1, y2 - y1) / 6.0);
-    for (int i = 0; i <= pieces; ++i) {
-        const double x = x1 + (x2 - x1) * i / pieces, y = y1 + (y2 - y1) * i / pieces;
-        labels.take({x - 3.0, y - 3.0, x + 3.0, y + 3.0});
-    }
-}
-
 struct Point {
     const Measurement* measurement;
     double intensity, rate;  ///< FLOP per byte, TFLOP/s
 };
 
+/// Forward and backward of each subject; both together, which lie between the two, only
+/// where they were measured as one. What has no floor ran below other ceilings, as the
+/// reference does beside a GPU.
 std::vector<Point> points_of(const Run& run) {
     std::vector<Point> points;
-    for (const Group& group : by_subject_and_pass(run.measurements))
+    std::string in_halves;  // the subject that has points already
+    for (const Group& group : by_subject_and_pass(run.measurements)) {
+        if (group[0]->pass == "both" && group[0]->subject == in_halves) continue;
         for (const Measurement* m : group)
-            if (m->ms && m->flops > 0.0 && m->bytes > 0.0)
+            if (m->floor_ms && m->ms && m->flops > 0.0 && m->bytes > 0.0) {
                 points.push_back({m, m->flops / m->bytes, tflops(*m)});
+                in_halves = m->subject;
+            }
+    }
     return points;
 }
 
@@ -197,10 +229,10 @@ std::string roofline_picture(const Run& run, const std::string& device) {
     const double x1 = x_of(first), y1 = y_of(first * slope), x2 = x_of(last),
                  y2 = y_of(last * slope);
     canvas.line("ceiling", x1, y1, x2, y2);
-    take_line(labels, x1, y1, x2, y2);
+    labels.take_line(x1, y1, x2, y2);
     if (ceiling->product_tflops) {
         canvas.line("ceiling", x2, y2, kTo, y2);
-        take_line(labels, x2, y2, kTo, y2);
+        labels.take_line(x2, y2, kTo, y2);
         labels.put(
             canvas, (x2 + kTo) / 2.0, y2,
             fmt::format("product: {} TFLOP/s", three_digits(*ceiling->product_tflops)));
@@ -216,7 +248,9 @@ std::string roofline_picture(const Run& run, const std::string& device) {
                                hue(std::size_t(index)), x_of(point.intensity),
                                y_of(point.rate), kPoint));
         labels.put(canvas, x_of(point.intensity), y_of(point.rate),
-                   fmt::format("{}, {}", m.subject, m.pass));
+                   m.subject + (m.pass == "forward"    ? " fwd"
+                                : m.pass == "backward" ? " bwd"
+                                                       : ""));
     }
     canvas.text(kFrom, kBottom + 34.0, "start", left_out(run), "soft");
     const double more = draw_suppliers(canvas, names, kBottom + 60.0);

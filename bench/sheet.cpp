@@ -15,7 +15,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 .head { font-size: 14px; font-weight: 600; }
 .soft { fill: #5c6675; font-size: 12px; }
 .paper { fill: #ffffff; stroke: #dfe3ea; }
-.grid { stroke: #dfe3ea; } .axis { stroke: #5c6675; }
+.grid { stroke: #dfe3ea; }
 .whisker { stroke: #1c2430; stroke-width: 1.5; }
 .floor { stroke: #b3261e; stroke-width: 2.5; } .halo { stroke: #ffffff; stroke-width: 4.5; }
 .ceiling { stroke: #5c6675; stroke-width: 2; }
@@ -26,7 +26,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 @media (prefers-color-scheme: dark) {
   text { fill: #e6e9ef; } .soft { fill: #9aa4b2; }
   .paper { fill: #12161d; stroke: #2c3441; }
-  .grid { stroke: #2c3441; } .axis { stroke: #9aa4b2; }
+  .grid { stroke: #2c3441; }
   .whisker { stroke: #e6e9ef; } .floor { stroke: #ff8a80; } .halo { stroke: #12161d; }
   .ceiling { stroke: #9aa4b2; }
   .lead { stroke: #5c6675; }
@@ -50,6 +50,18 @@ double text_width(const std::string& words, double size) {
     return 0.62 * size * characters;
 }
 
+std::string fitted(const std::string& words, double width, double size) {
+    std::string cut = escape(words);
+    if (text_width(cut, size) <= width) return cut;
+    std::string plain = words;
+    while (!plain.empty() && text_width(escape(plain) + "…", size) > width) {
+        while ((static_cast<unsigned char>(plain.back()) & 0xC0u) == 0x80u)
+            plain.pop_back();
+        plain.pop_back();
+    }
+    return escape(plain) + "…";
+}
+
 std::string tick_label(double value) {
     return fmt::format("{:.10g}", value);
 }
@@ -66,8 +78,8 @@ std::string standalone_svg(const Canvas& canvas, double height, const std::strin
         "<rect class='paper' x='0.5' y='0.5' width='{5}' height='{6:.0f}' rx='6'/>\n"
         "<text class='title' x='24' y='34'>{2}</text>\n"
         "<text class='soft' x='24' y='54'>{3}</text>\n{7}</svg>\n",
-        kSheetWidth, height, escape(title), escape(subtitle), kSheetStyle,
-        kSheetWidth - 1.0, height - 1.0, canvas.body());
+        kSheetWidth, height, escape(title), fitted(subtitle, kSheetWidth - 48.0, 12.0),
+        kSheetStyle, kSheetWidth - 1.0, height - 1.0, canvas.body());
 }
 
 Axis::Axis(const std::vector<double>& values, double from, double to)
@@ -75,7 +87,7 @@ Axis::Axis(const std::vector<double>& values, double from, double to)
     double least = 0.0;
     for (const double value : values) {
         if (value > 0.0 && (least == 0.0 || value < least)) least = value;
-        high_ = value == values.front() ? value : std::max(high_, value);
+        high_ = std::max(high_, value);
     }
     if (high_ <= 0.0) high_ = 1.0;
     log_ = least > 0.0 && high_ > 30.0 * least;

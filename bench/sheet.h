@@ -20,6 +20,9 @@ double text_width(const std::string& words, double size);
 /// A round value beside an axis: "0.01", "1", "1000".
 std::string tick_label(double value);
 
+/// Text escaped, and cut off with "…" where it would not fit.
+std::string fitted(const std::string& words, double width, double size);
+
 /// Class of the colour of supplier `index`.
 std::string hue(std::size_t index);
 
@@ -48,7 +51,7 @@ class Axis {
     std::vector<double> ticks() const;
 
   private:
-    double low_ = 0.0, high_ = 1.0, from_, to_;
+    double low_ = 0.0, high_ = 0.0, from_, to_;
     bool log_ = false;
 };
 

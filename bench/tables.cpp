@@ -46,12 +46,18 @@ std::string rate(double value, std::optional<double> ceiling) {
     return fmt::format("{} ({})", three_digits(value), share(value / *ceiling));
 }
 
+/// Of a peer nothing is asked.
+std::string of_bound(const Measurement& m) {
+    if (m.bound == 0.0) return "–";
+    return m.error <= m.bound ? share(m.error / m.bound) : "wrong";
+}
+
 std::vector<std::string> ladder_cells(const Measurement& m,
                                       const std::optional<Calibration>& ceiling) {
-    const std::optional<double> product =
-        ceiling ? ceiling->product_tflops : std::nullopt;
-    const std::optional<double> copy =
-        ceiling ? std::optional(ceiling->copy_gb_per_s) : std::nullopt;
+    // What has no floor ran elsewhere: the reference beside a GPU has a CPU's ceilings
+    const bool comparable = ceiling && m.floor_ms;
+    const auto product = comparable ? ceiling->product_tflops : std::nullopt;
+    const auto copy = comparable ? std::optional(ceiling->copy_gb_per_s) : std::nullopt;
     return {cell(spec_in_words(m.spec)),
             timing(*m.ms),
             rate(tflops(m), product),
@@ -60,7 +66,7 @@ std::vector<std::string> ladder_cells(const Measurement& m,
             grouped(m.launches),
             grouped(m.host_waits),
             bytes_in_words(m.peak_device_bytes),
-            m.bound > 0.0 ? share(m.error / m.bound) : "equal"};
+            of_bound(m)};
 }
 
 }  // namespace
@@ -123,8 +129,7 @@ std::string counts_table(const Run& run) {
                 table.add({m->subject, m->pass, cell(spec_in_words(m->spec)),
                            grouped(m->launches), grouped(m->host_waits),
                            bytes_in_words(m->peak_device_bytes),
-                           bytes_in_words(std::int64_t(m->bytes)),
-                           m->bound > 0.0 ? share(m->error / m->bound) : "equal"});
+                           bytes_in_words(std::int64_t(m->bytes)), of_bound(*m)});
     return table.text();
 }
 

@@ -151,10 +151,12 @@ void print_verdict(const bench::BenchOutcome& outcome) {
 void write_pictures(const bench::Result& result, const std::string& folder) {
     const bench::Run& run = result.runs.front();
     std::vector<FileText> files;
-    for (const auto& [name, draw] : {std::pair("ladder", bench::ladder_picture),
-                                     {"waterfall", bench::waterfall_picture},
-                                     {"roofline", bench::roofline_picture},
-                                     {"counts", bench::counts_picture}})
+    using Draw = std::string (*)(const bench::Run&, const std::string& device);
+    for (const auto& [name, draw] : std::initializer_list<std::pair<const char*, Draw>>{
+             {"ladder", bench::ladder_picture},
+             {"waterfall", bench::waterfall_picture},
+             {"roofline", bench::roofline_picture},
+             {"counts", bench::counts_picture}})
         if (std::string svg = draw(run, result.device); !svg.empty())
             files.push_back({fmt::format("{}/bench-{}.svg", folder, name), svg});
     if (const auto failure = write_all(files))

@@ -46,8 +46,10 @@ std::string with_regions(const std::string& page, const std::string& text,
             reject(page, opening(name), fmt::format("must be closed by {}", kClose));
 
         // Blank lines, so that what stands between is markdown of its own
-        result += text.substr(at, open - at) + opening(name) + "\n\n" + regions.at(name) +
-                  "\n" + std::string(kClose);
+        const std::string& markdown = regions.at(name);
+        result += text.substr(at, open - at) + opening(name) + "\n\n" +
+                  markdown.substr(0, markdown.find_last_not_of('\n') + 1) + "\n\n" +
+                  std::string(kClose);
         at = close + kClose.size();
     }
     for (const auto& [name, markdown] : regions)

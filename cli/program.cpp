@@ -61,8 +61,8 @@ int run_program(std::vector<std::string> arguments) {
     add_verify(app, action);
     add_trace(app, action);
     add_bench(app, action);
-    add_results(app, action);
     add_info(app, action);
+    add_results(app, action);
     add_completion(app, action);
 
     try {

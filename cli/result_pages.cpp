@@ -1,7 +1,9 @@
 #include "cli/result_pages.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <utility>
 
 #include "bench/pictures.h"
 #include "bench/result_words.h"
@@ -51,11 +53,11 @@ Shown draw(const FiledResult& filed, const Run& run, std::vector<FileText>& pict
             if (picture.path == path) return true;
         return false;
     };
-    const std::string folder = std::filesystem::path(filed.path).parent_path();
     const auto file = [&](const char* kind, const std::string& svg) {
         if (svg.empty()) return std::string();
-        const std::string stem =
-            fmt::format("{}/{}-{}", folder, bench::workload_slug(run.workload), kind);
+        // Rendered documentation puts all pictures into one folder, so each is named
+        const std::string stem = fmt::format("docs/results/{0}/{0}-{1}-{2}", filed.device,
+                                             bench::workload_slug(run.workload), kind);
         std::string path = stem + ".svg";
         for (int number = 2; is_taken(path); ++number)
             path = fmt::format("{}-{}.svg", stem, number);
@@ -65,8 +67,10 @@ Shown draw(const FiledResult& filed, const Run& run, std::vector<FileText>& pict
     const std::string& device = filed.result->device;
     Shown shown{&filed, &run, "", "", "", ""};
     shown.ladder = file("ladder", bench::ladder_picture(run, device));
-    shown.waterfall = file("waterfall", bench::waterfall_picture(run, device));
-    shown.roofline = file("roofline", bench::roofline_picture(run, device));
+    if (filed.result->kind == "gpu") {
+        shown.waterfall = file("waterfall", bench::waterfall_picture(run, device));
+        shown.roofline = file("roofline", bench::roofline_picture(run, device));
+    }
     shown.counts = file("counts", bench::counts_picture(run, device));
     return shown;
 }
@@ -75,7 +79,7 @@ std::string image(const Link& link, const std::string& path, const std::string& 
     return path.empty() ? "" : fmt::format("![{}]({})\n\n", cell(words), link(path));
 }
 
-/// "Run: …" in bold, above what is told about it.
+/// Machine and workload in bold, above what is told about them.
 std::string heading(const Shown& shown) {
     return fmt::format("**{}; {}**\n\n", cell(shown.filed->result->device),
                        cell(bench::workload_in_words(shown.run->workload)));
@@ -84,8 +88,8 @@ std::string heading(const Shown& shown) {
 std::string workload_line(const Shown& shown) {
     const bench::Workload& w = shown.run->workload;
     return fmt::format(
-        "H={} E={} K={} F={}{}; {} expert rows, of an expert {} to {}, median {}. Held "
-        "against {}.\n\n",
+        "H={} E={} K={} F={}{}; {} expert rows, {} to {} an expert, median {}; held "
+        "against {}\n\n",
         w.H, w.E, w.K, w.F, w.Fs > 0 ? fmt::format(" Fs={}", w.Fs) : "", grouped(w.rows),
         grouped(w.min_rows), grouped(w.max_rows), grouped(w.median_rows),
         cell(shown.run->reference));
@@ -111,7 +115,9 @@ std::string visit_by_visit(const std::vector<const FiledResult*>& leaders,
     std::string text;
     for (const FiledResult* filed : leaders)
         if (const std::string words = told(*filed->result); !words.empty())
-            text += fmt::format("**{}**\n\n{}\n", cell(filed->result->device), words);
+            text += fmt::format("**{}{}**\n\n{}\n", cell(filed->result->device),
+                                filed->result->kind == "gpu" ? "" : ", where no GPU is",
+                                words);
     return text;
 }
 
@@ -129,13 +135,12 @@ std::string data_line(const FiledResult& filed, const std::string& commit) {
                        other ? " (another commit than this page was made from)" : "");
 }
 
-std::string machines(const std::vector<FiledResult>& shelf, const std::string& commit) {
+std::string machines(const std::vector<FiledResult>& shelf, const std::string& commit,
+                     bool any_gpu) {
     std::string text, device;
-    bool any_gpu = false;
     for (const FiledResult& filed : shelf) {
         const bool leads = filed.device != device;
         device = filed.device;
-        any_gpu = any_gpu || (filed.result && filed.result->kind == "gpu");
         if (leads)
             text += fmt::format("* **{}**: {}\n",
                                 cell(filed.result ? filed.result->device : filed.device),
@@ -144,8 +149,7 @@ std::string machines(const std::vector<FiledResult>& shelf, const std::string& c
             text += fmt::format("  * {}{}\n", filed.result ? "older: " : "",
                                 data_line(filed, commit));
     }
-    if (!any_gpu)
-        text = std::string(kNotMeasured) + "\n" + (text.empty() ? "" : "\n") + text;
+    if (!any_gpu) text = fmt::format("{}\n\n{}", kNotMeasured, text);
     for (const FiledResult* filed : leading(shelf))
         text += fmt::format(
             "\n<details><summary>{}: the machine</summary>\n\n{}\n"
@@ -154,17 +158,21 @@ std::string machines(const std::vector<FiledResult>& shelf, const std::string& c
     return text;
 }
 
-std::string counts(const Shown& shown, const Link& link) {
+std::string counts(const Shown& shown, bool any_gpu) {
     const std::string table = bench::counts_table(*shown.run);
-    return table.empty() ? ""
-                         : "Counted on the CPU executor; not measured on a GPU yet.\n\n" +
-                               image(link, shown.counts, "launches and host waits") +
-                               workload_line(shown) + table;
+    return table.empty()
+               ? ""
+               : fmt::format("Counted on the CPU executor{}.\n\n{}{}{}",
+                             any_gpu ? "" : "; not measured on a GPU yet",
+                             image(from_docs, shown.counts, "launches and host waits"),
+                             workload_line(shown), table);
 }
 
 /// The README's region: the whole layer where a GPU was measured, else what was counted.
 std::string summary(const std::vector<Shown>& all) {
+    const FiledResult* told = nullptr;  // the first run of each machine is enough
     const std::string measured = run_by_run(all, {"gpu"}, "", [&](const Shown& shown) {
+        if (shown.filed == std::exchange(told, shown.filed)) return std::string();
         const std::string& picture =
             shown.waterfall.empty() ? shown.ladder : shown.waterfall;
         return image(from_readme, picture, "the layer, step by step from tier to tier");
@@ -194,12 +202,15 @@ ResultPages make_result_pages(const std::vector<FiledResult>& shelf,
     const auto of_gpus = [&](const std::function<std::string(const Shown&)>& told) {
         return run_by_run(all, {"gpu"}, kNotMeasured, told);
     };
-    const auto or_none = [](const std::string& text) {
-        return text.empty() ? std::string(kNotMeasured) + "\n" : text;
+    const bool any_gpu = std::any_of(
+        leaders.begin(), leaders.end(),
+        [](const FiledResult* filed) { return filed->result->kind == "gpu"; });
+    const auto told_or = [&](const std::string& text, const char* none) {
+        return !text.empty() ? text : std::string(any_gpu ? none : kNotMeasured);
     };
     pages.readme["summary"] = summary(all);
     Regions& speed = pages.speed;
-    speed["machines"] = machines(shelf, commit);
+    speed["machines"] = machines(shelf, commit, any_gpu);
     speed["ladder"] = of_gpus([](const Shown& shown) {
         const std::string table = bench::ladder_table(*shown.run);
         return table.empty() ? ""
@@ -213,17 +224,27 @@ ResultPages make_result_pages(const std::vector<FiledResult>& shelf,
     speed["roofline"] = of_gpus([](const Shown& shown) {
         return image(from_docs, shown.roofline, "the roofline");
     });
-    speed["calibration"] =
-        of_gpus([](const Shown& shown) { return bench::calibration_table(*shown.run); });
+    speed["calibration"] = run_by_run(
+        all, {"gpu", "executor", "cpu"}, kNotMeasured,
+        [](const Shown& shown) { return bench::calibration_table(*shown.run); });
     speed["counts"] =
         run_by_run(all, {"executor"}, "Nothing was counted on the CPU executor yet.",
-                   [](const Shown& shown) { return counts(shown, from_docs); });
-    speed["reference"] =
-        run_by_run(all, {"executor", "cpu"}, "The reference was not timed yet.",
-                   [](const Shown& shown) { return bench::ladder_table(*shown.run); });
-    speed["stages"] = or_none(visit_by_visit(leaders, bench::stages_table));
-    speed["disagreements"] = or_none(visit_by_visit(leaders, bench::disagreements_table));
-    speed["peers"] = or_none(visit_by_visit(leaders, bench::peers_table));
+                   [&](const Shown& shown) { return counts(shown, any_gpu); });
+    speed["reference"] = run_by_run(
+        all, {"executor", "cpu"}, "The reference was not timed yet.",
+        [](const Shown& shown) {
+            const std::string table = bench::ladder_table(*shown.run);
+            return table.empty()
+                       ? ""
+                       : image(from_docs, shown.ladder, "the reference, part by part") +
+                             workload_line(shown) + table;
+        });
+    speed["stages"] =
+        told_or(visit_by_visit(leaders, bench::stages_table), "Nothing was checked.");
+    speed["disagreements"] = told_or(visit_by_visit(leaders, bench::disagreements_table),
+                                     "No such test was run.");
+    speed["peers"] =
+        told_or(visit_by_visit(leaders, bench::peers_table), "No peer was timed.");
     return pages;
 }
 

@@ -65,11 +65,15 @@ std::vector<FiledResult> read_shelf(const std::string& root) {
     std::vector<FiledResult> shelf;
     for (const std::string& path : files_on_shelf(root, ".json"))
         shelf.push_back(read_filed(root, path));
+    const auto is_gpu = [](const FiledResult& filed) {
+        return filed.device != "executor" && filed.device != "cpu";
+    };
     const auto created = [](const FiledResult& filed) {
         return filed.result ? filed.result->created : std::string();
     };
     std::stable_sort(shelf.begin(), shelf.end(),
                      [&](const FiledResult& a, const FiledResult& b) {
+                         if (is_gpu(a) != is_gpu(b)) return is_gpu(a);
                          if (a.device != b.device) return a.device < b.device;
                          return created(a) > created(b);
                      });

@@ -1,5 +1,5 @@
 /// @file
-/// Results on file: docs/results/<device>/<date>-<commit>.json under the project's
+/// Results on file: docs/results/DEVICE/DATE-COMMIT.json under the project's
 /// folder.
 #pragma once
 
@@ -20,12 +20,13 @@ struct FiledResult {
     std::optional<bench::Result> result;
 };
 
-/// Where a result belongs: "docs/results/nvidia-h100-80gb-hbm3/2026-11-27-….json"; the
-/// folder is "executor" or "cpu" for a result without a GPU.
+/// Where a result belongs: "docs/results/nvidia-h100-80gb-hbm3/2026-11-27-….json", or in
+/// "executor" or "cpu" when it is one without a GPU.
 std::string place_of(const bench::Result& result);
 
-/// All that is filed, device by device, the newest first; files of another version come
-/// last, by name. InputError for a file that cannot be read or lies in a wrong place.
+/// All that is filed, device by device, GPUs before others, the newest first; files of
+/// another version come last of a device, by name. InputError for a file that cannot be
+/// read or lies in a wrong place.
 std::vector<FiledResult> read_shelf(const std::string& root);
 
 /// Files a result; returns its path from `root`. InputError when the file is no result of

@@ -124,7 +124,7 @@ TEST_F(CliTest, ListsItsFieldsTiersAndFlags) {
         EXPECT_NE(info.out.find(to_string(supplier.dtype)), std::string::npos);
     }
     for (const char* command :
-         {"", "compare ", "verify ", "trace ", "info ", "completion "}) {
+         {"", "compare ", "verify ", "trace ", "info ", "results ", "completion "}) {
         const Output help = moe(std::string(command) + "--help");
         EXPECT_EQ(help.code, kExitOk) << command;
         EXPECT_NE(help.out.find("--help"), std::string::npos) << command;
