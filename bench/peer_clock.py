@@ -49,9 +49,10 @@ def plan_rounds(seconds_each, budget, rounds):
     return plan
 
 
-def interleave(clock, actions, plan, seed):
+def interleave(clock, actions, plan, seed, tell=None):
     """Samples in seconds by name: rounds in shuffled order, so that heat and clocks are
-    everybody's alike; those with fewer samples sit out evenly."""
+    everybody's alike; those with fewer samples sit out evenly.
+    @param tell  called with name and error when an action raises, which ends its part"""
     shuffle = random.Random(seed).shuffle
     samples = {name: [] for name in actions}
     most = max(plan.values(), default=0)
@@ -60,7 +61,15 @@ def interleave(clock, actions, plan, seed):
                  (turn + 1) * plan[name] // most > turn * plan[name] // most]
         shuffle(order)
         for name in order:
-            samples[name].append(clock.sample(actions[name]))
+            if name not in samples:
+                continue
+            try:
+                samples[name].append(clock.sample(actions[name]))
+            except Exception as error:  # of whatever kind: the others go on
+                if tell is None:
+                    raise
+                del samples[name]
+                tell(name, error)
     return samples
 
 

@@ -1,14 +1,16 @@
 """One run of peers.py: check, time, tell."""
 
 import gc
-import sys
+import math
 
 import torch
 
 from peer_clock import (Clock, calibrate, interleave, machine_state, plan_rounds,
                         timing)
+from peer_flags import one_line
 from peer_layers import PEERS, Unfit, our_peer
 from peer_problem import Problem, reference, relative_error
+from peer_table import table
 
 PASSES = {"forward": 1, "both": 3}  # times the forward's products
 REHEARSED_TOKENS = 128
@@ -18,26 +20,31 @@ def show(text=""):
     print(text, flush=True)
 
 
-def reason(error):
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
-
-
 def tiny(model):
     """The model with narrow experts, for rehearsals."""
     return type(model)(**{**vars(model), "H": 64, "F": 48})
 
 
+def number(error):
+    """For JSON, which has no NaN."""
+    return error if math.isfinite(error) else None
+
+
 class Session:
+    """Problem by problem: every peer's values are checked, then all are timed in turns.
+
+    A rehearsal does all of it as well, and throws the times away."""
+
     def __init__(self, flags, device, library, only, left_out, bounds):
         self.flags, self.device, self.library = flags, device, library
         self.only, self.bounds = only, bounds
         self.rehearsal = device == "cpu"
-        self.tokens = min(flags.tokens, REHEARSED_TOKENS) if self.rehearsal \
-            else flags.tokens
+        self.tokens = flags.tokens
+        if self.rehearsal:
+            self.tokens = min(flags.tokens, REHEARSED_TOKENS)
         self.clock = Clock(device)
         self.left_out = [{"peer": peer, "why": why} for peer, why in left_out]
-        self.peers, self.checks, self.memory, self.rows = [], [], [], []
+        self.peers, self.least_bytes, self.checks, self.memory = [], [], [], []
         self.calibration = {}
         self.ours_failed = False
         torch.set_float32_matmul_precision("highest")  # the fp32 loop is the measure
@@ -45,15 +52,22 @@ class Session:
     # ------------------------------------------------------------------------- the run
     def run(self, models, routings):
         self._describe()
-        if not self.rehearsal:
-            self._calibrate("before")
+        self._calibrate("before")
         share = self.flags.seconds / (len(models) * len(routings))
         for model in map(tiny, models) if self.rehearsal else models:
             for routing in routings:
                 self._run_problem(model, routing, share)
-        if not self.rehearsal:
-            self._calibrate("after")
-        self._table()
+        show()
+        self._calibrate("after")
+        lines = table(self.result(), self.least_bytes)
+        if self.rehearsal:
+            for times in (self.peers, self.memory, self.calibration):
+                times.clear()
+            passed = sum(check["ok"] for check in self.checks)
+            lines = [f"{passed} of {len(self.checks)} checks passed; rehearsal: nothing "
+                     "is timed"]
+        for line in lines:
+            show(line)
 
     def result(self):
         """What --json writes."""
@@ -72,8 +86,17 @@ class Session:
             show(f"left out: {entry['peer']}: {entry['why']}")
 
     def _calibrate(self, when):
-        self.calibration[when] = calibrate(self.clock, self.device, 8192, 1 << 30)
-        now = self.calibration[when]
+        size, copy_bytes = (64, 1 << 16) if self.rehearsal else (8192, 1 << 30)
+        try:
+            now = calibrate(self.clock, self.device, size, copy_bytes)
+        except RuntimeError as error:  # a peer may have left the device unusable
+            if when == "before":
+                raise
+            show(f"Ceilings {when}: {one_line(error)}")
+            return
+        self.calibration[when] = now
+        if self.rehearsal:
+            return
         state = machine_state()
         show(f"Ceilings {when}: cuBLAS bf16 8192^3 {now['product_tflops']:.0f} TFLOP/s, "
              f"copy {now['copy_gb_per_s']:.0f} GB/s" + (f"; {state}" if state else ""))
@@ -96,9 +119,8 @@ class Session:
         del expected
         for kind in PASSES:
             self._time(problem, peers, kind, seconds / len(PASSES))
-        if not self.rehearsal:
-            for name, peer in list(peers.items()):
-                self._attempt(name, problem, lambda: self._measure_memory(peer))
+        for name, peer in peers.items():
+            self._attempt(name, problem, lambda: self._measure_memory(peer))
         peers.clear()
         gc.collect()
         if not self.rehearsal:
@@ -111,7 +133,7 @@ class Session:
         except Exception as error:  # whatever a peer raises is the peer's end only
             if name not in PEERS and not isinstance(error, Unfit):
                 self.ours_failed = True
-            self._leave_out(name, problem, reason(error))
+            self._leave_out(name, problem, one_line(error))
             return None
 
     def _leave_out(self, name, problem, why):
@@ -126,7 +148,7 @@ class Session:
 
     def _check(self, name, problem, expected, seconds):
         """The peer, when its values are within its bound; otherwise None."""
-        if name not in PEERS and not self.rehearsal:
+        if name not in PEERS:
             self._require_speed(name, problem, seconds)
         peer = self._make(name, problem)
         run = peer.begin()
@@ -155,10 +177,11 @@ class Session:
                             "ours" if peer.ours else "theirs"]
         ok = output_error <= bound[0] and errors[worst] <= bound[1]
         self.checks.append({"peer": name, "model": problem.model.name,
-                            "routing": problem.routing, "error_output": output_error,
-                            "error_gradients": errors[worst], "worst_gradient": worst,
-                            "ok": ok})
-        show(f"{'✓' if ok else '✗'} {name}: output {output_error:.1e} of {bound[0]:.0e}, "
+                            "routing": problem.routing,
+                            "error_output": number(output_error),
+                            "error_gradients": number(errors[worst]),
+                            "worst_gradient": worst, "ok": ok})
+        show(f"{'✓' if ok else '✗'} {name}: output {output_error:.1e} of {bound[0]:.0e}; "
              f"gradients {errors[worst]:.1e} of {bound[1]:.0e} (worst {worst})")
         if ok:
             return peer
@@ -207,18 +230,19 @@ class Session:
                 first[name] = took
         plan = plan_rounds(first, seconds - sum(first.values()),
                            2 if self.rehearsal else self.flags.rounds)
-        samples = interleave(self.clock, actions, plan, self.flags.seed)
-        if self.rehearsal:
-            return
+        samples = interleave(
+            self.clock, actions, plan, self.flags.seed,
+            lambda name, error: self._leave_out(name, problem, one_line(error)))
         flops = PASSES[kind] * problem.model.flops(problem.tokens)
+        used = sum(count > 0 for count in problem.counts)
+        least = problem.model.least_bytes(problem.tokens, used, problem.hidden.itemsize,
+                                          kind == "both")
         for name, taken in samples.items():
             ms = timing(taken)
             self.peers.append({"peer": name, "pass": kind, "model": problem.model.name,
                                "routing": problem.routing, "tokens": problem.tokens,
                                "ms": ms, "tflops": flops / ms["median"] / 1e9})
-            used = sum(count > 0 for count in problem.counts)
-            self.rows.append(problem.model.least_bytes(problem.tokens, used, 2,
-                                                       kind == "both"))
+            self.least_bytes.append(least)
 
     def _first(self, action):
         """Seconds of one call, after one that compiles or fills caches."""
@@ -227,54 +251,27 @@ class Session:
 
     def _measure_memory(self, peer):
         """Bytes held between forward and backward, and the most at any time, beyond
-        tokens, parameters and the output. Torch's allocator is asked, and the library."""
-        def now():
-            return torch.cuda.memory_allocated() + self._library_memory()[0]
-
+        tokens, parameters and the output. torch's allocator is asked, and the library:
+        ours holds all it makes there, torch's peers in torch."""
         gc.collect()
-        torch.cuda.reset_peak_memory_stats()
-        before = now()
+        self._memory()  # a new peak begins
+        before, _ = self._memory()
         run = peer.begin()
         output = run.output.numel() * run.output.element_size()
-        held = now() - before - output
+        held = self._memory()[0] - before - output
         peer.finish(run)
-        # Ours holds all it makes in the library, torch's peers in torch.
-        peak = torch.cuda.max_memory_allocated() + self._library_memory()[1] - before
+        peak = self._memory()[1] - before
         run.release()
         self.memory.append({"peer": peer.name, "model": peer.problem.model.name,
                             "routing": peer.problem.routing,
                             "held_bytes_per_token": held / peer.problem.tokens,
                             "peak_mib": peak / 2 ** 20})
 
-    def _library_memory(self):
-        return self.library.memory(self.device) if self.library else (0, 0)
-
-    # ------------------------------------------------------------------------- the table
-    def _table(self):
-        show()
-        if self.rehearsal:
-            failed = [check["peer"] for check in self.checks if not check["ok"]]
-            show(f"{len(self.checks) - len(failed)} of {len(self.checks)} checks passed; "
-                 "rehearsal: nothing is timed")
-            return
-        before, after = self.calibration["before"], self.calibration["after"]
-        product = (before["product_tflops"] + after["product_tflops"]) / 2
-        copy = (before["copy_gb_per_s"] + after["copy_gb_per_s"]) / 2
-        memory = {(m["peer"], m["model"], m["routing"]): m for m in self.memory}
-        show(f"TFLOP/s: 6 T K H F forward, 18 both. Shares are of the mean ceilings, "
-             f"{product:.0f} TFLOP/s and {copy:.0f} GB/s (least bytes).")
-        show(f"{'peer':<27}{'pass':<8}{'model':<16}{'routing':<9}{'tokens':>7}"
-             f"{'ms':>9}{'p10':>9}{'p90':>9}{'n':>4}{'TFLOP/s':>9}{'product':>8}"
-             f"{'copy':>6}{'held B/tok':>11}{'peak MiB':>9}")
-        for entry, least in zip(self.peers, self.rows):
-            ms = entry["ms"]
-            kept = memory.get((entry["peer"], entry["model"], entry["routing"]))
-            held = ("", "") if kept is None or entry["pass"] == "forward" else (
-                f"{kept['held_bytes_per_token']:.0f}", f"{kept['peak_mib']:.0f}")
-            rate = least / ms["median"] / 1e6
-            show(f"{entry['peer']:<27}{entry['pass']:<8}{entry['model']:<16}"
-                 f"{entry['routing']:<9}{entry['tokens']:>7}{ms['median']:>9.3f}"
-                 f"{ms['p10']:>9.3f}{ms['p90']:>9.3f}{ms['count']:>4}"
-                 f"{entry['tflops']:>9.1f}{entry['tflops'] / product:>8.0%}"
-                 f"{rate / copy:>6.0%}{held[0]:>11}{held[1]:>9}")
-        sys.stdout.flush()
+    def _memory(self):
+        """Bytes that torch and the library have now, and at most since the last call."""
+        now, peak = self.library.memory(self.device) if self.library else (0, 0)
+        if self.device == "cuda":
+            now += torch.cuda.memory_allocated()
+            peak += torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+        return now, peak
