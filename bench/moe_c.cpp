@@ -10,7 +10,6 @@
 #include <mutex>
 #include <new>
 
-#include "bench/memory_counter.h"
 #include "bench/moe_c_arrays.h"
 #include "bench/moe_c_setup.h"
 #include "bench/routed_experts.h"
@@ -18,6 +17,7 @@
 #include "core/error.h"
 #include "core/moe_layer.h"
 #include "core/parameters.h"
+#include "gpu/counters.h"
 #include "gpu/stream.h"
 
 using moe::MoELayer;
@@ -61,13 +61,11 @@ int fail(int code, const char* message) noexcept {
     return code;
 }
 
-/// Tiers are registered, and their tensors counted, at the first call.
+/// Tiers are registered at the first call, unless the program has done it.
 void start() {
     static std::once_flag once;
     std::call_once(once, [] {
         if (tiers().empty()) register_all_tiers();
-        count_memory(MemorySpace::host);
-        count_memory(MemorySpace::device);
     });
 }
 
@@ -158,10 +156,7 @@ int32_t moe_create(const char* config, const char* spec, moe_layer** layer) {
         auto created = std::make_unique<moe_layer>();
         created->config = parse_config(config);
         created->spec = parse_spec(spec);
-        for (const ComponentSpec& supplier :
-             {created->spec.router, created->spec.dispatcher, created->spec.experts,
-              created->spec.shared_experts})
-            created->on_device |= bench::space_of(supplier) == MemorySpace::device;
+        created->on_device = created->spec.uses_device();
         *layer = created.release();
     });
 }
@@ -298,13 +293,11 @@ int32_t moe_release(moe_saved* saved) {
     return run([&] { delete saved; });
 }
 
-int32_t moe_memory(int32_t space, int64_t* now, int64_t* peak) {
+int32_t moe_count(int32_t reset_peak, moe_counters* counters) {
     return run([&] {
-        const MemorySpace where = bench::space_of("space", space);
-        const MemoryUse use = memory_use(where);
-        if (now != nullptr) *now = use.now;
-        if (peak == nullptr) return;
-        *peak = use.peak;
-        reset_memory_peak(where);
+        require("counters", counters);
+        const gpu::Counters now = gpu::counters();
+        *counters = {now.launches, now.host_waits, now.bytes, now.peak_bytes};
+        if (reset_peak != 0) gpu::reset_peak();
     });
 }

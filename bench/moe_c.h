@@ -54,6 +54,14 @@ typedef struct moe_array {
     int64_t shape[4]; /**< slowest first; the first `rank` count */
 } moe_array;
 
+/** What layers have asked of the device since the library was opened, all together. */
+typedef struct moe_counters {
+    int64_t launches;   /**< kernels */
+    int64_t host_waits; /**< times the host stood still until the device was done */
+    int64_t bytes;      /**< of the library's device tensors, now */
+    int64_t peak_bytes; /**< the most, since it was last reset */
+} moe_counters;
+
 /** A layer on one rank: config, suppliers of its components, parameters. */
 typedef struct moe_layer moe_layer;
 
@@ -148,11 +156,10 @@ int32_t moe_gradient(const moe_saved* saved, const char* name, moe_array* gradie
 int32_t moe_release(moe_saved* saved);
 
 /**
- * Bytes of tensors that this library holds in a memory space, now and at most since the
- * last call that asked for `peak` or, before that, the first call of the library.
- * @param now, peak  either may be NULL
+ * The counters as they stand.
+ * @param reset_peak  not 0: from now on peak_bytes is that of what follows
  */
-int32_t moe_memory(int32_t space, int64_t* now, int64_t* peak);
+int32_t moe_count(int32_t reset_peak, moe_counters* counters);
 
 #pragma GCC visibility pop
 

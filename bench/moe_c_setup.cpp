@@ -8,22 +8,13 @@
 
 namespace moe::bench {
 
-MemorySpace space_of(const ComponentSpec& supplier) {
-    MoEConfig config = preset(preset_names().front(), 1);
-    config.finalize();
-    return find_tier("spec", supplier.tier)
-        .make_dispatcher(config, supplier.dtype)
-        ->placement()
-        .space;
-}
-
 std::string describe_suppliers() {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();
     for (const Tier* tier : tiers()) {
         if (!tier->missing().empty()) continue;
+        const bool host = tier->memory_space() == MemorySpace::host;
         for (DType dtype : tier->dtypes()) {
             const ComponentSpec supplier{tier->name(), dtype};
-            const bool host = space_of(supplier) == MemorySpace::host;
             list.push_back({{"supplier", to_string(supplier)},
                             {"space", host ? "host" : "device"},
                             {"emulated", tier->is_emulated()},

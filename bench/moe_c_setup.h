@@ -6,12 +6,8 @@
 
 #include "core/config.h"
 #include "core/module_spec.h"
-#include "core/tensor.h"
 
 namespace moe::bench {
-
-/// Where the components of a supplier work.
-MemorySpace space_of(const ComponentSpec& supplier);
 
 /// All that can run here, as the JSON of moe_suppliers().
 std::string describe_suppliers();

@@ -19,6 +19,13 @@ class Array(ctypes.Structure):
                 ("rank", c_int32), ("shape", c_int64 * 4)]
 
 
+class Counters(ctypes.Structure):
+    """moe_counters."""
+
+    _fields_ = [("launches", c_int64), ("host_waits", c_int64), ("bytes", c_int64),
+                ("peak_bytes", c_int64)]
+
+
 SIGNATURES = {
     "moe_suppliers": [POINTER(c_char_p)],
     "moe_create": [c_char_p, c_char_p, POINTER(c_void_p)],
@@ -29,7 +36,7 @@ SIGNATURES = {
     "moe_backward": [c_void_p, POINTER(Array), c_void_p],
     "moe_gradient": [c_void_p, c_char_p, POINTER(Array)],
     "moe_release": [c_void_p],
-    "moe_memory": [c_int32, POINTER(c_int64), POINTER(c_int64)],
+    "moe_count": [c_int32, POINTER(Counters)],
 }
 
 
@@ -64,12 +71,11 @@ class Library:
         self.call("moe_suppliers", byref(text))
         return json.loads(text.value)
 
-    def memory(self, device):
-        """Bytes that the library holds, and most bytes since the last call."""
-        now, peak = c_int64(), c_int64()
-        space = HOST if device == "cpu" else DEVICE
-        self.call("moe_memory", space, byref(now), byref(peak))
-        return now.value, peak.value
+    def counters(self, reset_peak):
+        """What was asked of the device so far; a new peak may begin."""
+        counters = Counters()
+        self.call("moe_count", int(reset_peak), byref(counters))
+        return counters
 
 
 class Layer:

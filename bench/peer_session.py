@@ -269,7 +269,10 @@ class Session:
 
     def _memory(self):
         """Bytes that torch and the library have now, and at most since the last call."""
-        now, peak = self.library.memory(self.device) if self.library else (0, 0)
+        now = peak = 0
+        if self.library is not None:
+            ours = self.library.counters(reset_peak=True)
+            now, peak = ours.bytes, ours.peak_bytes
         if self.device == "cuda":
             now += torch.cuda.memory_allocated()
             peak += torch.cuda.max_memory_allocated()

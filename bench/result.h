@@ -31,11 +31,15 @@ struct Calibration {
     std::optional<double> product_tflops;
 };
 
+/// The higher of both in each.
+Calibration best_of(const Calibration& a, const Calibration& b);
+
 /// A part of the layer in one supplier, forward, backward or both.
 struct Measurement {
-    std::string subject;  ///< "router", "dispatcher", "experts", "shared_experts", "layer"
-    std::string pass;     ///< "forward", "backward" or "both"
-    std::string spec;     ///< "naive_gpu:bf16", or a mix: "router=… dispatcher=… …"
+    std::string
+        subject;       ///< "router", "dispatcher", "experts", "shared_experts", "layer"
+    std::string pass;  ///< "forward", "backward" or "both"
+    std::string spec;  ///< "naive_gpu:bf16", or a mix: "router=… dispatcher=… …"
     bool emulated = false;  ///< ran on the CPU executor: counted, never timed
     std::optional<Timing> ms;
     double flops = 0.0;  ///< of its matrix products
@@ -52,15 +56,15 @@ struct Workload {
     std::string routing;  ///< "balanced", "uniform", "skewed" or "hot:8"
     std::int64_t tokens = 0;
     std::int64_t H = 0, E = 0, K = 0, F = 0, Fs = 0;
-    std::int64_t rows = 0;  ///< N, after dispatch
+    std::int64_t rows = 0;                                     ///< N, after dispatch
     std::int64_t min_rows = 0, median_rows = 0, max_rows = 0;  ///< of an expert
 };
 
 /// One workload on one machine.
 struct Run {
     Workload workload;
-    std::string reference;   ///< what all were held against: "reference_cpu:fp64"
-    std::string product;     ///< "cuBLAS bf16 8192 x 8192 x 8192"
+    std::string reference;  ///< what all were held against: "reference_cpu:fp64"
+    std::string product;    ///< "cuBLAS bf16 8192 x 8192 x 8192"
     std::optional<Calibration> before, after;  ///< nothing where nothing was timed
     std::vector<Measurement> measurements;
     /// The whole layer, both passes, one component after another from the next tier.

@@ -1,9 +1,13 @@
 #include "cli/files.h"
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <set>
+#include <system_error>
 
 #include "core/error.h"
 
@@ -46,6 +50,28 @@ nlohmann::json parse_json(const std::string& field, const std::string& text) {
             json(text.substr(0, 60)).dump(-1, ' ', true, json::error_handler_t::replace),
             "must be JSON");
     return value;
+}
+
+std::string write_whole(const std::string& path, const std::string& content) {
+    // The process number keeps two runs, and the user's own files, out of the way.
+    const std::string draft = fmt::format("{}.{}.part", path, getpid());
+    errno = 0;
+    std::ofstream file(draft, std::ios::binary);
+    if (!file.is_open()) return std::generic_category().message(errno);
+    file << content;
+    file.close();  // a full disk shows here at the latest
+    std::error_code error(file ? 0 : errno, std::generic_category());
+    if (file) std::filesystem::rename(draft, path, error);
+    if (file && !error) return "";
+    std::error_code ignored;
+    std::filesystem::remove(draft, ignored);
+    return error ? error.message() : "cannot be written";
+}
+
+void write_file(const std::string& field, const std::string& path,
+                const std::string& content) {
+    if (const std::string reason = write_whole(path, content); !reason.empty())
+        reject(field, path, fmt::format("must be a file to write ({})", reason));
 }
 
 }  // namespace moe

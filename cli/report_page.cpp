@@ -5,12 +5,11 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <filesystem>
-#include <fstream>
 #include <system_error>
 
 #include "cli/comparison.h"
+#include "cli/files.h"
 #include "cli/report_style.h"
 #include "core/error.h"
 
@@ -18,23 +17,6 @@ namespace moe {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Writes a file whole or not at all; returns why not, or "".
-std::string write_whole(const fs::path& path, const std::string& content) {
-    // The process number keeps two runs, and the user's own files, out of the way.
-    const fs::path draft = fmt::format("{}.{}.part", path.string(), getpid());
-    errno = 0;
-    std::ofstream file(draft, std::ios::binary);
-    if (!file.is_open()) return std::generic_category().message(errno);
-    file << content;
-    file.close();  // a full disk shows here at the latest
-    std::error_code error(file ? 0 : errno, std::generic_category());
-    if (file) fs::rename(draft, path, error);
-    if (file && !error) return "";
-    std::error_code ignored;
-    fs::remove(draft, ignored);
-    return error ? error.message() : "cannot be written";
-}
 
 void make_folder(const std::string& field, const std::string& folder) {
     std::error_code error;

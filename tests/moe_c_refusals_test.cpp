@@ -132,8 +132,9 @@ TEST(CInterfaceRefuses, CallsThatCannotBeAnswered) {
     EXPECT_TRUE(Refused(moe_gradient(forward.get(), "probs", &gradient),
                         {"gradient = probs", "router.weight"}));
     EXPECT_EQ(gradient.data, nullptr);
-    EXPECT_TRUE(Refused(moe_memory(2, nullptr, nullptr), {"space = 2"}));
-    EXPECT_EQ(moe_memory(MOE_HOST, nullptr, nullptr), MOE_OK);
+    EXPECT_TRUE(Refused(moe_count(0, nullptr), {"counters = null"}));
+    moe_counters counters = {};
+    EXPECT_EQ(moe_count(0, &counters), MOE_OK);
     EXPECT_STREQ(moe_last_error(), "");
 }
 

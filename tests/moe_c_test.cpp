@@ -134,28 +134,29 @@ TEST_P(CInterface, ForwardsOutliveTheirLayer) {
         EXPECT_TRUE(BitwiseEqual(kept.gradient(name), other.gradient(name))) << name;
 }
 
-TEST_P(CInterface, CountsItsMemory) {
+TEST_P(CInterface, CountsWhatItAsksOfTheDevice) {
     const Placement placement = placement_of(GetParam());
-    const std::int32_t space =
-        placement.space == MemorySpace::host ? MOE_HOST : MOE_DEVICE;
     const TensorMap parameters = in_place(parameters_of(experts_config()), placement);
     const Tensor hidden = transfer(random_tensor({17, kHidden}, 1), placement);
-    std::int64_t before = 0, held = 0, after = 0, peak = 0;
+    moe_counters before = {}, held = {}, after = {}, again = {};
     CLayer subject(experts_config(), GetParam());
     subject.set(parameters);
-    CForward(subject, hidden).output();  // the router may have a copy of its weight
-    CLayer::check(moe_memory(space, &before, &peak));
+    CForward(subject, hidden).output();  // makes the layer, and copies it may need
+    CLayer::check(moe_count(1, &before));
     {
         CForward forward(subject, hidden);
-        CLayer::check(moe_memory(space, &held, nullptr));
-        // At least the output and the rows, two of a token's, that a backward needs
-        EXPECT_GE(held - before, std::int64_t(3 * hidden.size_bytes()));
+        CLayer::check(moe_count(0, &held));
     }
-    CLayer::check(moe_memory(space, &after, &peak));
-    EXPECT_EQ(after, before);
-    EXPECT_GE(peak, held);
-    CLayer::check(moe_memory(space, nullptr, &peak));
-    EXPECT_EQ(peak, after) << "asking for the peak begins a new one";
+    CLayer::check(moe_count(1, &after));
+    CLayer::check(moe_count(0, &again));
+    EXPECT_EQ(after.bytes, before.bytes) << "all is freed";
+    EXPECT_GE(after.peak_bytes, held.bytes);
+    EXPECT_EQ(again.peak_bytes, after.bytes) << "a new peak began";
+    if (placement.space == MemorySpace::host) return;
+    // At least the output, and the two rows of each token that a backward needs
+    EXPECT_GE(held.bytes - before.bytes, std::int64_t(3 * hidden.size_bytes()));
+    EXPECT_GT(held.launches, before.launches);
+    EXPECT_GT(held.host_waits, before.host_waits);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, CInterface, testing::ValuesIn(available_suppliers()),
