@@ -202,7 +202,7 @@ class Session:
 
         both()
         estimate = self.clock.sample(both) * problem.tokens / part.tokens
-        if estimate > seconds / 2:
+        if estimate > seconds / 2 and not self.rehearsal:
             raise Unfit(f"would take about {estimate:.0f} s of {seconds:.0f} s for one "
                         f"forward and backward; try --tokens {part.tokens}")
 

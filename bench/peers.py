@@ -44,7 +44,7 @@ def our_suppliers(library, device):
     return names, left_out
 
 
-def first_torch():
+def import_torch():
     try:
         import torch
     except ImportError as error:
@@ -53,8 +53,9 @@ def first_torch():
 
 
 def main(arguments):
+    """The exit code: 0; 1 when ours raised or was over its bound. BadInput for flags."""
     flags = parse_flags(arguments)
-    torch = first_torch()
+    torch = import_torch()
     from moe_library import Library, LibraryError
     from peer_layers import PEERS
     from peer_problem import MODELS
