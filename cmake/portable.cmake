@@ -5,7 +5,6 @@ if(NOT MOE_PORTABLE)
     return()
 endif()
 set(MOE_FMT fmt::fmt-header-only)  # Debian's libfmt is shared
-set(CMAKE_POSITION_INDEPENDENT_CODE ON)  # static libraries go into libmoe.so, too
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffunction-sections>
                     $<$<COMPILE_LANGUAGE:CXX>:-fdata-sections>)
 # A shared library shows its own interface, nothing that was linked into it.

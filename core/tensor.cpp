@@ -49,6 +49,16 @@ Tensor Tensor::zeros(Shape shape, DType dtype, MemorySpace space) {
     return result;
 }
 
+Tensor Tensor::borrow(const TensorView& view) {
+    MOE_CHECK(view.bytes != nullptr || view.numel() == 0);
+    // A tensor is defined when it has an owner; this one owns nothing, and frees nothing.
+    static char nobody;
+    Tensor result;
+    result.owner_ = std::shared_ptr<void>(&nobody, [](void*) {});
+    result.view_ = view;
+    return result;
+}
+
 Tensor Tensor::reshaped(Shape shape) const {
     MOE_CHECK_EQ(num_elements(shape), numel());
     Tensor result = *this;

@@ -69,6 +69,11 @@ class Tensor {
     /// A copy of `values` on the host; its size must match the shape.
     template <typename T>
     static Tensor from(Shape shape, const std::vector<T>& values);
+    /// Somebody else's memory, without a copy: what they write there later, this tensor
+    /// has. They keep it in place for as long as this tensor or one that shares its
+    /// memory lives, and free it themselves. InternalError for a null pointer, unless the
+    /// view has no elements.
+    static Tensor borrow(const TensorView& view);
 
     bool defined() const { return owner_ != nullptr; }
     const TensorView& view() const { return view_; }

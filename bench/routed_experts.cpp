@@ -1,0 +1,58 @@
+#include "bench/routed_experts.h"
+
+#include "core/tier.h"
+#include "core/transfer.h"
+
+namespace moe::bench {
+
+RoutedExperts::RoutedExperts(const MoEConfig& config, const ModuleSpec& spec,
+                             const TensorMap& parameters)
+    : dispatcher_(find_tier("spec", spec.dispatcher.tier)
+                      .make_dispatcher(config, spec.dispatcher.dtype)),
+      experts_(find_tier("spec", spec.experts.tier)
+                   .make_experts(config, spec.experts.dtype, parameters)) {}
+
+RoutedExperts::Forward RoutedExperts::forward(const Tensor& hidden, const Tensor& probs,
+                                              const Tensor& routing_map,
+                                              const RunContext& context) {
+    const Placement dispatcher = dispatcher_->placement();
+    const Placement experts = experts_->placement();
+    // ⑥
+    auto dispatched = dispatcher_->dispatch(transfer(hidden, dispatcher),
+                                            transfer(probs, probs_placement(dispatcher)),
+                                            transfer(routing_map, dispatcher), context);
+    // ⑦ to ⑨
+    auto expert_output = experts_->forward(
+        transfer(dispatched.rows, experts), dispatched.tokens_per_expert,
+        transfer(dispatched.row_probs, probs_placement(experts)), context);
+    // ⑩
+    Forward result;
+    result.output = dispatcher_->combine(transfer(expert_output.rows, dispatcher), {},
+                                         *dispatched.saved, context);
+    result.dispatcher = std::move(dispatched.saved);
+    result.experts = std::move(expert_output.saved);
+    return result;
+}
+
+TensorMap RoutedExperts::backward(const Tensor& doutput, const Forward& saved,
+                                  const RunContext& context) {
+    const Placement dispatcher = dispatcher_->placement();
+    TensorMap gradients;
+    // ⑪
+    const Tensor dexpert_output = dispatcher_->combine_backward(
+        transfer(doutput, dispatcher), *saved.dispatcher, context);
+    // ⑫ to ⑭
+    auto expert_gradients =
+        experts_->backward(gradients, transfer(dexpert_output, experts_->placement()),
+                           *saved.experts, context);
+    // ⑮
+    auto dispatch_gradients = dispatcher_->dispatch_backward(
+        transfer(expert_gradients.drows, dispatcher),
+        transfer(expert_gradients.drow_probs, probs_placement(dispatcher)),
+        *saved.dispatcher, context);
+    gradients["hidden_states"] = dispatch_gradients.dhidden;
+    gradients["probs"] = dispatch_gradients.dprobs;
+    return gradients;
+}
+
+}  // namespace moe::bench
