@@ -60,6 +60,7 @@ int run_program(std::vector<std::string> arguments) {
     add_verify(app, action);
     add_trace(app, action);
     add_info(app, action);
+    add_gpu_check(app, action);
     add_completion(app, action);
 
     try {
