@@ -11,6 +11,7 @@
 
 #include "bench/result.h"
 #include "cli/files.h"
+#include "cli/gpu_check/conformance.h"
 #include "cli/gpu_check/gtest_output.h"
 #include "cli/gpu_check/runner.h"
 #include "cli/gpu_check/sanitizer.h"
@@ -164,6 +165,18 @@ TEST_F(GpuCheckTest, MegabytesGoToTheLogAndOneLineToTheTable) {
     EXPECT_LT(result().stages[0].detail.size(), 400u);
 }
 
+TEST_F(GpuCheckTest, WhatAStageCallsForNextRunsWithinItsBudget) {
+    Stage stage = script("one", "exit 1", 3.0);
+    stage.next = [](const Setting&, const std::vector<Trace>& traces) {
+        return std::optional(Program{.label = fmt::format("more-{}", traces.size()),
+                                     .arguments = {"/bin/sleep", "0.6"}});
+    };
+    run({stage});
+    EXPECT_TRUE(files().contains("01-one.more-1.log"));
+    EXPECT_TRUE(files().contains("01-one.more-2.log"));
+    EXPECT_LT(result().stages[0].seconds, 3.5);
+}
+
 TEST_F(GpuCheckTest, WhenTimeIsOutTheRestDoesNotStart) {
     const Output output = run({script("one", "sleep 1"), script("two", "true")}, 3.5);
     EXPECT_EQ(output.code, kExitDiffers);
@@ -300,6 +313,45 @@ TEST_F(GpuCheckTest, ATestThatTakesTheProgramDownIsNamed) {
     EXPECT_EQ(finding.verdict, Finding::Verdict::failed);
     EXPECT_EQ(finding.detail, "ended by a signal: Aborted in A.C");
     EXPECT_EQ(finding.details["failed"][0]["test"], "A.C");
+}
+
+TEST_F(GpuCheckTest, BehindATestThatEndsItsProcessTheRestRunsAndThenItAlone) {
+    const Setting setting{.stem = path("02-conformance")};
+    const auto filter = [](const std::optional<Program>& program) {
+        return program ? program->arguments.at(1) : std::string("nothing");
+    };
+    const auto ran = [&](const std::string& label, const std::string& log, int code) {
+        return Trace{{.label = label, .log = write("log." + label, log)},
+                     {.kind = Ending::Kind::exited, .code = code}};
+    };
+    const std::string json = R"({"testsuites": [{"name": "PtxA", "testsuite": [
+        {"name": "NAME", "status": "RUN", "result": "COMPLETED"}]}]})";
+    const auto leave = [&](const std::string& label, const std::string& name) {
+        std::string text = json;
+        write("02-conformance." + label + ".gtest.json",
+              text.replace(text.find("NAME"), 4, name));
+    };
+
+    std::vector<Trace> traces = {
+        ran("", "[ RUN      ] PtxA.One\n[ RUN      ] PtxA.Two\n", 1)};
+    EXPECT_EQ(filter(next_conformance(setting, traces)),
+              "--gtest_filter=Conformance*:Ptx*-PtxA.One:PtxA.Two");
+    traces.push_back(ran("rest-1", "[ RUN      ] PtxA.Three\n", 0));
+    leave("rest-1", "Three");
+    EXPECT_EQ(filter(next_conformance(setting, traces)), "--gtest_filter=PtxA.Two");
+
+    Finding finding = judge_conformance(setting, traces);
+    EXPECT_EQ(finding.verdict, Finding::Verdict::failed);
+    EXPECT_EQ(finding.detail, "3 tests, 1 disagree: PtxA.Two");
+    EXPECT_EQ(finding.result["disagreements"][0]["message"], "exit code 1");
+
+    traces.push_back(ran("alone-1", "[ RUN      ] PtxA.Two\n", 0));
+    leave("alone-1", "Two");
+    EXPECT_EQ(filter(next_conformance(setting, traces)), "nothing");
+    finding = judge_conformance(setting, traces);
+    EXPECT_EQ(finding.verdict, Finding::Verdict::failed);
+    EXPECT_EQ(finding.detail, "3 tests, 1 failed, but not alone");
+    EXPECT_TRUE(finding.result["disagreements"].empty());
 }
 
 TEST_F(GpuCheckTest, ASanitizerCountsOnlyWithTheTestsOwnMark) {

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <fstream>
-#include <optional>
 
 #include "cli/files.h"
 #include "core/error.h"
@@ -77,13 +76,13 @@ int count_listed_tests(const std::string& path) {
     return count;
 }
 
-std::string last_test(const std::string& log) {
+std::vector<std::string> begun_tests(const std::string& log) {
     constexpr std::string_view kMark = "[ RUN      ] ";
     std::ifstream file(log);
-    std::string last;
+    std::vector<std::string> tests;
     for (std::string line; std::getline(file, line);)
-        if (line.starts_with(kMark)) last = line.substr(kMark.size());
-    return one_line(last);
+        if (line.starts_with(kMark)) tests.push_back(one_line(line.substr(kMark.size())));
+    return tests;
 }
 
 Finding judge_tests(const Trace& trace, const std::string& path) {
@@ -96,7 +95,8 @@ Finding judge_tests(const Trace& trace, const std::string& path) {
             {{"test", test.name}, {"message", test.message}});
     if (!output.there) {
         finding.verdict = Finding::Verdict::failed;
-        const std::string test = last_test(trace.program.log);
+        const std::vector<std::string> begun = begun_tests(trace.program.log);
+        const std::string test = begun.empty() ? "" : begun.back();
         const std::string where = test.empty() ? "before its first test" : "in " + test;
         finding.detail = gpu_check::in_words(trace.ending) + " " + where;
         // It belongs among those that failed: it took the program down, or hung.

@@ -10,6 +10,9 @@
 
 namespace moe::gpu_check {
 
+/// The rules of CUDA, on which hardware and executor must agree, as GoogleTest's filter.
+inline constexpr const char* kConformanceTests = "Conformance*:Ptx*";
+
 struct FailedTest {
     std::string name;     ///< "ConformanceWarp.ReductionsCoverTheMask"
     std::string message;  ///< "warp_test.cu:120: Expected equality of these values:"
@@ -28,8 +31,8 @@ GtestOutput read_gtest_output(const std::string& path);
 /// The tests that --gtest_list_tests wrote to GoogleTest's JSON: how many.
 int count_listed_tests(const std::string& path);
 
-/// The last test that a log of GoogleTest's says was begun; nothing when none was.
-std::string last_test(const std::string& log);
+/// The tests that a log of GoogleTest's says were begun, in their order.
+std::vector<std::string> begun_tests(const std::string& log);
 
 /// The judgement over a run of moe_tests whose JSON is at `path`: passed when it ran to
 /// its end, ran a test, and none failed. `details` has all names.

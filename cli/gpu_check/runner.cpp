@@ -18,6 +18,8 @@ using Clock = std::chrono::steady_clock;
 using nlohmann::ordered_json;
 
 constexpr double kLeastSeconds = 3.0;  // with less, a stage does not start
+constexpr double kKeptForNext = 0.4;   // of a stage's budget, for what may come next
+constexpr double kLeastForNext = 1.0;  // seconds
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
@@ -40,22 +42,47 @@ ordered_json to_json(const Trace& trace) {
             {"ended", in_words(trace.ending)}, {"seconds", trace.ending.seconds}};
 }
 
-/// Runs a stage's programs; each gets its share of what its stage has left.
-std::vector<Trace> run_programs(const Setting& setting, std::vector<Program> programs,
-                                Progress& progress) {
-    const auto start = Clock::now();
-    std::vector<Trace> traces;
-    for (std::size_t i = 0; i < programs.size() && !interrupted(); ++i) {
-        Program& program = programs[i];
-        program.log = setting.stem + suffix(program) + ".log";
-        const double before = seconds_since(start);
-        const double share = (setting.budget - before) / double(programs.size() - i);
+/// Runs programs of one stage, within its budget.
+class ProgramRunner {
+  public:
+    ProgramRunner(const Setting& setting, Progress& progress)
+        : setting_(setting), progress_(progress) {}
+
+    double seconds_left() const { return setting_.budget - seconds_since(start_); }
+
+    void run(Program program, double budget) {
+        program.log = setting_.stem + suffix(program) + ".log";
+        const double before = seconds_since(start_);
         const auto tick = [&](double seconds) {
-            progress.tick(program.label, before + seconds);
+            progress_.tick(program.label, before + seconds);
         };
-        traces.push_back({program, run_child(program, std::max(0.0, share), tick)});
+        traces.push_back({program, run_child(program, std::max(0.0, budget), tick)});
     }
-    return traces;
+
+    std::vector<Trace> traces;
+
+  private:
+    const Setting& setting_;
+    Progress& progress_;
+    Clock::time_point start_ = Clock::now();
+};
+
+/// What was planned, each with its share of the time that is left; then what that calls
+/// for.
+std::vector<Trace> run_programs(const Stage& stage, const Setting& setting,
+                                const std::vector<Program>& programs,
+                                Progress& progress) {
+    ProgramRunner runner(setting, progress);
+    const double kept = stage.next ? kKeptForNext * setting.budget : 0.0;
+    for (std::size_t i = 0; i < programs.size() && !interrupted(); ++i)
+        runner.run(programs[i],
+                   (runner.seconds_left() - kept) / double(programs.size() - i));
+    while (stage.next && !interrupted() && runner.seconds_left() > kLeastForNext) {
+        const std::optional<Program> program = stage.next(setting, runner.traces);
+        if (!program) break;
+        runner.run(*program, runner.seconds_left());
+    }
+    return runner.traces;
 }
 
 /// Where a program was stopped, that is the stage's status, whatever the others found.
@@ -84,7 +111,8 @@ void run_stage(const Stage& stage, const Setting& setting, Record& record,
                {});
         return;
     }
-    const std::vector<Trace> traces = run_programs(setting, plan.programs, progress);
+    const std::vector<Trace> traces =
+        run_programs(stage, setting, plan.programs, progress);
     for (const Trace& trace : traces) record.programs.push_back(to_json(trace));
     if (traces.empty())  // the user was faster
         settle(record, {.verdict = Finding::Verdict::failed, .detail = "interrupted"},

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,9 @@ struct Stage {
     std::function<Plan(const Setting&)> plan;
     /// Judges programs that ran; also when some did not end well.
     std::function<Finding(const Setting&, const std::vector<Trace>&)> judge;
+    /// Where it is set: what to run next to learn more about what went wrong, or nothing.
+    std::function<std::optional<Program>(const Setting&, const std::vector<Trace>&)>
+        next = {};
 };
 
 /// The whole `moe gpu-check`, in the order in which it should end when time is short.

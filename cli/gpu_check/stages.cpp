@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "cli/gpu_check/conformance.h"
 #include "cli/gpu_check/gtest_output.h"
 #include "cli/gpu_check/judges.h"
 #include "cli/gpu_check/sanitizer.h"
@@ -20,10 +21,8 @@ namespace {
 
 using Words = std::vector<std::string>;
 
-// The rules of CUDA that hardware and executor must agree on. The tests of gpu-check
-// itself need a shell, and would start it within itself.
-constexpr const char* kConformance = "Conformance*:Ptx*";
-constexpr const char* kOtherTests = "-Conformance*:Ptx*:GpuCheck*";
+// The tests of gpu-check itself need a shell, and would start it within itself.
+constexpr const char* kNotHere = "GpuCheck*";
 constexpr const char* kDryTests = "*RouterTest.*/reference_cpu_*";
 
 // A dozen kernels: the first launch of each. Sectors of global loads and stores with
@@ -78,36 +77,14 @@ std::string gtest_file(const Setting& setting) {
     return setting.stem + ".gtest.json";
 }
 
-Plan run_tests(const Setting& setting, const std::string& filter, Words more = {}) {
-    Words words = {tests_program(), "--gtest_filter=" + filter,
-                   "--gtest_output=json:" + gtest_file(setting)};
-    return {.programs = {{.arguments = append(words, more)}}};
+Plan run_tests(const Setting& setting) {
+    const std::string filter =
+        setting.dry ? kDryTests : fmt::format("-{}:{}", kConformanceTests, kNotHere);
+    return {.programs = {{.arguments = {tests_program(), "--gtest_filter=" + filter,
+                                        "--gtest_output=json:" + gtest_file(setting)}}}};
 }
 
-Plan run_conformance(const Setting& setting) {
-    return run_tests(setting, kConformance,
-                     setting.dry ? Words{"--gtest_list_tests"} : Words{});
-}
-
-Finding judge_conformance(const Setting& setting, const std::vector<Trace>& traces) {
-    if (setting.dry) {
-        Finding finding = judge_exit_codes(traces);
-        const int count = count_listed_tests(gtest_file(setting));
-        finding.details = {{"listed", count}};
-        finding.detail += fmt::format("{} tests listed; they run on a GPU", count);
-        if (count == 0) finding.verdict = Finding::Verdict::failed;
-        return finding;
-    }
-    Finding finding = judge_tests(traces.front(), gtest_file(setting));
-    finding.result = {{"disagreements", finding.details["failed"]}};
-    return finding;
-}
-
-Plan run_other_tests(const Setting& setting) {
-    return run_tests(setting, setting.dry ? kDryTests : kOtherTests);
-}
-
-Finding judge_other_tests(const Setting& setting, const std::vector<Trace>& traces) {
+Finding judge_all_tests(const Setting& setting, const std::vector<Trace>& traces) {
     return judge_tests(traces.front(), gtest_file(setting));
 }
 
@@ -223,11 +200,11 @@ auto of_file(Finding (*judge)(const std::vector<Trace>&, const std::string&),
 }  // namespace
 
 std::vector<Stage> all_stages() {
-    // name, seconds, needs a GPU, what runs, how it is judged; 300 seconds in all
+    // name, seconds, needs a GPU, what runs, how it is judged, what then; 300 s in all
     return {
         {"facts", 10, false, run_facts, of_traces(judge_facts)},
-        {"conformance", 30, true, run_conformance, judge_conformance},
-        {"tests", 70, true, run_other_tests, judge_other_tests},
+        {"conformance", 30, true, plan_conformance, judge_conformance, next_conformance},
+        {"tests", 70, true, run_tests, judge_all_tests},
         {"verify", 30, true, run_verify, of_traces(judge_verify)},
         {"bench", 60, true, run_bench, of_file(judge_bench, bench_file)},
         {"sanitizer", 40, true, plan_sanitizer, judge_sanitizer},
