@@ -1,9 +1,13 @@
 #include "cli/files.h"
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <set>
+#include <system_error>
 
 #include "core/error.h"
 
@@ -11,6 +15,22 @@ namespace moe {
 namespace {
 
 constexpr int kMaxDepth = 32;
+
+/// The process number keeps two runs, and the user's own files, out of the way.
+std::string draft_of(const std::string& path) {
+    return fmt::format("{}.{}.part", path, getpid());
+}
+
+/// Returns why not, or "".
+std::string write_draft(const FileText& file) {
+    errno = 0;
+    std::ofstream draft(draft_of(file.path), std::ios::binary);
+    if (!draft.is_open()) return std::generic_category().message(errno);
+    draft << file.text;
+    draft.close();  // a full disk shows here at the latest
+    if (draft) return "";
+    return errno ? std::generic_category().message(errno) : "cannot be written";
+}
 
 }  // namespace
 
@@ -46,6 +66,20 @@ nlohmann::json parse_json(const std::string& field, const std::string& text) {
             json(text.substr(0, 60)).dump(-1, ' ', true, json::error_handler_t::replace),
             "must be JSON");
     return value;
+}
+
+std::optional<WriteFailure> write_all(const std::vector<FileText>& files) {
+    std::optional<WriteFailure> failure;
+    for (const FileText& file : files)
+        if (const std::string reason = failure ? "" : write_draft(file); !reason.empty())
+            failure = {file.path, reason};
+    for (const FileText& file : files) {
+        std::error_code error;
+        if (!failure) std::filesystem::rename(draft_of(file.path), file.path, error);
+        if (error) failure = {file.path, error.message()};
+        if (failure) std::filesystem::remove(draft_of(file.path), error);
+    }
+    return failure;
 }
 
 }  // namespace moe

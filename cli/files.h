@@ -1,9 +1,12 @@
 /// @file
 /// Reading what users hand over: whole files, and JSON in which no name stands twice.
+/// Writing files whole or not at all.
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace moe {
 
@@ -14,5 +17,18 @@ std::string read_file(const std::string& field, const std::string& path);
 /// JSON from text. InputError naming `field` when it is not JSON, or when an object has
 /// two entries of one name: a reader would take one of them and say nothing.
 nlohmann::json parse_json(const std::string& field, const std::string& text);
+
+/// A file to be written, in a folder that exists.
+struct FileText {
+    std::string path, text;
+};
+
+struct WriteFailure {
+    std::string path, reason;
+};
+
+/// Writes all of these files or none: each goes to a draft beside its place, and only
+/// when every draft is whole do they move there. Returns what went wrong.
+std::optional<WriteFailure> write_all(const std::vector<FileText>& files);
 
 }  // namespace moe

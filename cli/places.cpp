@@ -50,6 +50,9 @@ std::string tests_program() {
 std::string c_library() {
     return find_built("lib/libmoe.so", "bench/libmoe.so");
 }
+std::string project_root() {
+    return MOE_SOURCE_DIR;
+}
 std::string peers_script() {
     return find("bench/peers.py", "bench/peers.py");
 }

@@ -23,6 +23,9 @@ std::string tests_program();
 /// libmoe.so, the C interface (bench/moe_c.h): lib/ of the bundle, or of a build.
 std::string c_library();
 
+/// The folder of the sources this program was built from, with README.md and docs/.
+std::string project_root();
+
 /// bench/peers.py of the bundle, or of the source tree.
 std::string peers_script();
 

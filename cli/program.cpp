@@ -59,6 +59,7 @@ int run_program(std::vector<std::string> arguments) {
     add_compare(app, action);
     add_verify(app, action);
     add_trace(app, action);
+    add_results(app, action);
     add_info(app, action);
     add_gpu_check(app, action);
     add_completion(app, action);

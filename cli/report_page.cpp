@@ -5,12 +5,11 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <filesystem>
-#include <fstream>
 #include <system_error>
 
 #include "cli/comparison.h"
+#include "cli/files.h"
 #include "cli/report_style.h"
 #include "core/error.h"
 
@@ -18,23 +17,6 @@ namespace moe {
 namespace {
 
 namespace fs = std::filesystem;
-
-/// Writes a file whole or not at all; returns why not, or "".
-std::string write_whole(const fs::path& path, const std::string& content) {
-    // The process number keeps two runs, and the user's own files, out of the way.
-    const fs::path draft = fmt::format("{}.{}.part", path.string(), getpid());
-    errno = 0;
-    std::ofstream file(draft, std::ios::binary);
-    if (!file.is_open()) return std::generic_category().message(errno);
-    file << content;
-    file.close();  // a full disk shows here at the latest
-    std::error_code error(file ? 0 : errno, std::generic_category());
-    if (file) fs::rename(draft, path, error);
-    if (file && !error) return "";
-    std::error_code ignored;
-    fs::remove(draft, ignored);
-    return error ? error.message() : "cannot be written";
-}
 
 void make_folder(const std::string& field, const std::string& folder) {
     std::error_code error;
@@ -69,8 +51,8 @@ void require_writable_folder(const std::string& field, const std::string& folder
     make_folder(field, folder);
     // As large as a report, so that a disk that is nearly full shows now
     const fs::path probe = fs::path(folder) / fmt::format(".moe-probe-{}", getpid());
-    const std::string reason = write_whole(probe, std::string(256 * 1024, ' '));
-    if (!reason.empty()) reject_unwritable(field, folder, reason);
+    if (const auto failure = write_all({{probe, std::string(256 * 1024, ' ')}}))
+        reject_unwritable(field, folder, failure->reason);
     std::error_code ignored;
     fs::remove(probe, ignored);
 }
@@ -78,8 +60,8 @@ void require_writable_folder(const std::string& field, const std::string& folder
 std::string write_page(const std::string& page, const std::string& folder) {
     make_folder("--report", folder);
     const fs::path path = fs::path(folder) / "index.html";
-    const std::string reason = write_whole(path, page);
-    if (!reason.empty()) reject_unwritable("--report", folder, reason);
+    if (const auto failure = write_all({{path, page}}))
+        reject_unwritable("--report", folder, failure->reason);
     return path;
 }
 
