@@ -2,7 +2,6 @@
 // that pass, fail, hang, die and talk too much.
 
 #include <fmt/format.h>
-#include <fnmatch.h>
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -11,10 +10,7 @@
 
 #include "bench/result.h"
 #include "cli/files.h"
-#include "cli/gpu_check/conformance.h"
-#include "cli/gpu_check/gtest_output.h"
 #include "cli/gpu_check/runner.h"
-#include "cli/gpu_check/sanitizer.h"
 #include "tests/cli_support.h"
 
 namespace moe::test {
@@ -285,119 +281,6 @@ TEST_F(GpuCheckTest, AnUnfitGpuFailsWhatNeedsItAndNothingElse) {
     EXPECT_EQ(result().stages[0].status, "passed");
     EXPECT_EQ(result().stages[1].detail, request.unfit);
 }
-
-// ------------------------------------------------------------- what programs leave
-// behind
-
-TEST_F(GpuCheckTest, FailedTestsAreNamedWithTheirFirstLine) {
-    const std::string file = write("gtest.json", R"({"tests": 3, "testsuites": [
-        {"name": "ConformanceWarp", "testsuite": [
-          {"name": "Good", "status": "RUN", "result": "COMPLETED"},
-          {"name": "Bad", "status": "RUN", "result": "COMPLETED", "failures": [
-            {"failure": "/long/way/warp_test.cu:7\nExpected equality\n  1", "type": ""}]},
-          {"name": "Left", "status": "RUN", "result": "SKIPPED"}]}]})");
-    const Trace trace{{}, {.kind = Ending::Kind::exited, .code = 1}};
-    const Finding finding = judge_tests(trace, file);
-    EXPECT_EQ(finding.verdict, Finding::Verdict::failed);
-    EXPECT_EQ(finding.detail, "2 tests, 1 failed: ConformanceWarp.Bad, 1 skipped");
-    EXPECT_EQ(finding.details["failed"][0]["message"],
-              "warp_test.cu:7: Expected equality");
-}
-
-TEST_F(GpuCheckTest, ATestThatTakesTheProgramDownIsNamed) {
-    const std::string log = write("log",
-                                  "[ RUN      ] A.B\n[       OK ] A.B (0 ms)\n"
-                                  "[ RUN      ] A.C\n");
-    const Trace trace{{.log = log}, {.kind = Ending::Kind::signalled, .code = SIGABRT}};
-    const Finding finding = judge_tests(trace, path("none.json"));
-    EXPECT_EQ(finding.verdict, Finding::Verdict::failed);
-    EXPECT_EQ(finding.detail, "ended by a signal: Aborted in A.C");
-    EXPECT_EQ(finding.details["failed"][0]["test"], "A.C");
-}
-
-TEST_F(GpuCheckTest, BehindATestThatEndsItsProcessTheRestRunsAndThenItAlone) {
-    const Setting setting{.stem = path("02-conformance")};
-    const auto filter = [](const std::optional<Program>& program) {
-        return program ? program->arguments.at(1) : std::string("nothing");
-    };
-    const auto ran = [&](const std::string& label, const std::string& log, int code) {
-        return Trace{{.label = label, .log = write("log." + label, log)},
-                     {.kind = Ending::Kind::exited, .code = code}};
-    };
-    const std::string json = R"({"testsuites": [{"name": "PtxA", "testsuite": [
-        {"name": "NAME", "status": "RUN", "result": "COMPLETED"}]}]})";
-    const auto leave = [&](const std::string& label, const std::string& name) {
-        std::string text = json;
-        write("02-conformance." + label + ".gtest.json",
-              text.replace(text.find("NAME"), 4, name));
-    };
-
-    std::vector<Trace> traces = {
-        ran("", "[ RUN      ] PtxA.One\n[ RUN      ] PtxA.Two\n", 1)};
-    EXPECT_EQ(filter(next_conformance(setting, traces)),
-              "--gtest_filter=Conformance*:Ptx*-PtxA.One:PtxA.Two");
-    traces.push_back(ran("rest-1", "[ RUN      ] PtxA.Three\n", 0));
-    leave("rest-1", "Three");
-    EXPECT_EQ(filter(next_conformance(setting, traces)), "--gtest_filter=PtxA.Two");
-
-    Finding finding = judge_conformance(setting, traces);
-    EXPECT_EQ(finding.verdict, Finding::Verdict::failed);
-    EXPECT_EQ(finding.detail, "3 tests, 1 disagree: PtxA.Two");
-    EXPECT_EQ(finding.result["disagreements"][0]["message"], "exit code 1");
-
-    traces.push_back(ran("alone-1", "[ RUN      ] PtxA.Two\n", 0));
-    leave("alone-1", "Two");
-    EXPECT_EQ(filter(next_conformance(setting, traces)), "nothing");
-    finding = judge_conformance(setting, traces);
-    EXPECT_EQ(finding.verdict, Finding::Verdict::failed);
-    EXPECT_EQ(finding.detail, "3 tests, 1 failed, but not alone");
-    EXPECT_TRUE(finding.result["disagreements"].empty());
-}
-
-TEST_F(GpuCheckTest, ASanitizerCountsOnlyWithTheTestsOwnMark) {
-    const std::string clean = "========= ERROR SUMMARY: 0 errors\n";
-    const auto judge = [&](const std::string& log, const char* tests) {
-        const Setting setting{.stem = path("06-sanitizer")};
-        if (tests) write("06-sanitizer.memcheck.gtest.json", tests);
-        return judge_sanitizer(setting, {{{.label = "memcheck", .log = write("log", log)},
-                                          {.kind = Ending::Kind::exited, .code = 0}}});
-    };
-    EXPECT_EQ(judge(clean, nullptr).verdict, Finding::Verdict::failed);
-    EXPECT_EQ(judge(clean, R"({"tests": 0, "testsuites": []})").verdict,
-              Finding::Verdict::failed);
-    const char* one = R"({"testsuites": [{"name": "A", "testsuite": [
-        {"name": "B", "status": "RUN", "result": "COMPLETED"}]}]})";
-    EXPECT_EQ(judge(clean, one).verdict, Finding::Verdict::passed);
-    EXPECT_EQ(judge(clean, one).detail, "memcheck 0 in 1 tests");
-    EXPECT_EQ(judge("========= ERROR SUMMARY: 2 errors\n", one).verdict,
-              Finding::Verdict::failed);
-    EXPECT_EQ(judge("no summary\n", one).verdict, Finding::Verdict::failed);
-    EXPECT_EQ(count_sanitizer_errors(
-                  write("log",
-                        "========= RACECHECK SUMMARY: 3 hazards displayed (3 errors, 0 "
-                        "warnings)\n")),
-              3);
-}
-
-TEST(GpuCheck, EveryPatternOfTheSanitizersTestsFindsATest) {
-    std::istringstream patterns(kSanitizerTests);
-    const auto& unit = *testing::UnitTest::GetInstance();
-    for (std::string pattern; std::getline(patterns, pattern, ':');) {
-        int found = 0;
-        for (int s = 0; s < unit.total_test_suite_count(); ++s) {
-            const auto& suite = *unit.GetTestSuite(s);
-            for (int t = 0; t < suite.total_test_count(); ++t) {
-                const std::string name =
-                    std::string(suite.name()) + "." + suite.GetTestInfo(t)->name();
-                found += fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
-            }
-        }
-        EXPECT_GT(found, 0) << pattern;
-    }
-}
-
-// ------------------------------------------------------------------------------ the
-// table
 
 TEST(GpuCheck, TheTablesBudgetsFitIntoFiveMinutes) {
     double sum = 0.0;

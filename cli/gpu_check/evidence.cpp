@@ -1,11 +1,7 @@
 #include "cli/gpu_check/evidence.h"
 
-#include <fcntl.h>
 #include <fmt/chrono.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <regex>
@@ -22,24 +18,12 @@ using nlohmann::ordered_json;
 
 constexpr const char* kFormat = "moe-gpu-check-stage";
 
-/// The file as a whole or not at all, also when this process dies now.
-void write_atomically(const std::string& path, const std::string& text) {
-    const std::string draft = path + ".draft";
-    const int file = open(draft.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (file < 0) reject("file", draft, std::strerror(errno));
-    bool ok = true;
-    for (std::size_t done = 0; ok && done < text.size();) {
-        const ssize_t count = write(file, text.data() + done, text.size() - done);
-        ok = count > 0 || errno == EINTR;
-        if (count > 0) done += std::size_t(count);
-    }
-    ok = ok && fsync(file) == 0;
-    ok = close(file) == 0 && ok;
-    if (!ok || std::rename(draft.c_str(), path.c_str()) != 0) {
-        const std::string why = std::strerror(errno);
-        unlink(draft.c_str());
-        reject("file", path, why);
-    }
+/// JSON as a file, whole or not at all, also when this process dies now.
+void write_json(const std::string& path, const ordered_json& json) {
+    const std::string text =
+        json.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+    if (const auto failure = write_all({{path, text}}))
+        reject("file", failure->path, failure->reason);
 }
 
 std::string two_digits(int number, const std::string& name) {
@@ -177,9 +161,7 @@ void Evidence::add(const Record& record) {
         stem(record.number, record.stage.name, record.attempt) + ".json";
     std::error_code error;
     if (fs::exists(path, error)) reject("file", path, "exists already");
-    write_atomically(path, to_json(record).dump(1, ' ', false,
-                                                ordered_json::error_handler_t::replace) +
-                               "\n");
+    write_json(path, to_json(record));
     records_[record.number] = record;
     write_result();
 }
@@ -189,9 +171,7 @@ void Evidence::write_result() const {
     for (const auto& [number, record] : records_) result.stages.push_back(record.stage);
     ordered_json whole = bench::to_json(result);
     for (const auto& [number, record] : records_) whole.update(record.result);
-    write_atomically(
-        result_path(),
-        whole.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+    write_json(result_path(), whole);
 }
 
 }  // namespace moe::gpu_check
