@@ -263,7 +263,7 @@ TEST_F(GpuCheckTest, WhatStagesAddIsMergedAndWhatIsWrongStaysOut) {
     EXPECT_EQ(merged.disagreements[0].test, "A.B");
     EXPECT_TRUE(merged.runs.empty());
     EXPECT_EQ(merged.stages[2].status, "failed");
-    EXPECT_NE(merged.stages[2].detail.find("bench runs[0]"), std::string::npos)
+    EXPECT_NE(merged.stages[2].detail.find("bench runs["), std::string::npos)
         << merged.stages[2].detail;
 }
 

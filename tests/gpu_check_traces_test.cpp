@@ -4,6 +4,7 @@
 #include <fnmatch.h>
 #include <signal.h>
 
+#include "bench/result.h"
 #include "cli/gpu_check/conformance.h"
 #include "cli/gpu_check/gtest_output.h"
 #include "cli/gpu_check/judges.h"
@@ -134,8 +135,9 @@ TEST_F(GpuCheckTraces, FactsBecomePartOfTheResultOrSayWhatIsWrong) {
         return judge_facts({ended({.output = write("info.json", text)}, 0)});
     };
     const Finding finding = judge(
-        R"({"kind": "gpu", "device": "NVIDIA H100", "facts": {"commit": "0a1b", "a": "b"}})");
-    EXPECT_EQ(finding.detail, "NVIDIA H100, 2 facts");
+        R"({"kind": "gpu", "device": "NVIDIA H100", "facts": {"a": "b"},
+            "commit": "0a1b"})");
+    EXPECT_EQ(finding.detail, "NVIDIA H100, 1 facts");
     EXPECT_EQ(finding.result["commit"], "0a1b");
     for (const char* wrong : {"", "[]", "{", R"({"kind": "gpu", "device": "X"})",
                               R"({"kind": "toaster", "device": "X", "facts": {}})",
@@ -143,6 +145,36 @@ TEST_F(GpuCheckTraces, FactsBecomePartOfTheResultOrSayWhatIsWrong) {
         EXPECT_TRUE(Rejects([&] { judge(wrong); }, {"info.json"})) << wrong;
     EXPECT_EQ(judge_facts({ended({.log = write("log", "no such flag\n")}, 2)}).detail,
               "exit code 2: no such flag");
+}
+
+TEST_F(GpuCheckTraces, BenchsRunsAreKeptAlsoWhenAValueDiffers) {
+    bench::Result measured;
+    measured.created = "2026-11-27T22:04:05Z";
+    measured.commit = "0a1b";
+    measured.kind = "gpu";
+    measured.device = "NVIDIA H100";
+    measured.runs.resize(1);
+    measured.runs[0].measurements.resize(2);
+    for (bench::Measurement& measurement : measured.runs[0].measurements) {
+        measurement.subject = "experts";
+        measurement.pass = "forward";
+    }
+    const std::string file = write("bench.json", bench::to_json(measured).dump());
+    const Finding finding = judge_bench({ended({}, 0)}, file);
+    EXPECT_EQ(finding.verdict, Finding::Verdict::passed);
+    EXPECT_EQ(finding.detail, "2 measurements");
+    EXPECT_EQ(finding.result["runs"].size(), 1u);
+    const Finding differing = judge_bench({ended({}, 1)}, file);
+    EXPECT_EQ(differing.verdict, Finding::Verdict::failed);
+    EXPECT_EQ(differing.detail, "2 measurements; exit code 1");
+    EXPECT_EQ(differing.result["runs"].size(), 1u);
+    EXPECT_EQ(judge_bench({ended({}, 2)}, path("none.json")).verdict,
+              Finding::Verdict::failed);
+    measured.runs.clear();
+    EXPECT_EQ(
+        judge_bench({ended({}, 0)}, write("bench.json", bench::to_json(measured).dump()))
+            .verdict,
+        Finding::Verdict::failed);
 }
 
 TEST_F(GpuCheckTraces, VerifyNamesWhatDiffersAndTheWorstShare) {

@@ -8,7 +8,8 @@
 
 namespace moe::gpu_check {
 
-/// `moe info --json`: one object {"kind", "device", "facts"} for the result.
+/// `moe info --json`: one object {"commit", "kind", "device", "facts"} for the result;
+/// it may go without the commit.
 Finding judge_facts(const std::vector<Trace>& traces);
 
 /// `moe verify --json`: how many cases match, and the worst share of a bound.

@@ -111,15 +111,15 @@ std::string bench_file(const Setting& setting) {
 }
 
 Plan run_bench(const Setting& setting) {
-    return {.programs = {{.arguments = moe_with(
-                              {"bench", "--short", "--json", bench_file(setting)})}}};
+    return {.programs = {{.arguments = moe_with({"bench", "--short", "--report", "none",
+                                                 "--json", bench_file(setting)})}}};
 }
 
 /// Four ranks that share a GPU, as threads; then a rank on every GPU, over NCCL.
 Plan run_ranks(const Setting& setting) {
     const Words layer = {"--report",     "none", "--preset",           "mixtral_8x7b",
                          "--scale",      "32",   "--micro-batch-size", "4",
-                         "--seq-length", "64",   "--repeats",          "1"};
+                         "--seq-length", "64"};
     Words threads = moe_with({"compare", "--ranks", "4", "--tier",
                               setting.dry ? "reference_cpu" : gpu_tiers()});
     Plan plan;
@@ -166,7 +166,8 @@ Plan run_counters(const Setting& setting) {
                    "12",
                    "--kill",
                    "yes"};
-    append(words, moe_with({"bench", "--short", "--json", bench_file(setting)}));
+    append(words, moe_with({"bench", "--short", "--scale", "8", "--tokens", "256",
+                            "--seconds", "1", "--no-waterfall", "--report", "none"}));
     return {.programs = {{.arguments = words}}};
 }
 
