@@ -38,15 +38,20 @@ TEST_F(GpuCheckTraces, FailedTestsAreNamedWithTheirFirstLine) {
               "warp_test.cu:7: Expected equality");
 }
 
-TEST_F(GpuCheckTraces, ATestThatTakesTheProgramDownIsNamed) {
-    const std::string log = write("log",
-                                  "[ RUN      ] A.B\n[       OK ] A.B (0 ms)\n"
-                                  "[ RUN      ] A.C\n");
+TEST_F(GpuCheckTraces, ATestThatTakesTheProgramDownIsNamedAndSoAreThoseThatFailedBefore) {
+    const std::string log = write(
+        "log",
+        "[ RUN      ] A.B\n/long/way/a_test.cu:7: Failure\nValue of: x\n  Actual: 1\n"
+        "/long/way/a_test.cu:8: Failure\nanother\n[  FAILED  ] A.B (0 ms)\n"
+        "[ RUN      ] A.C\n[       OK ] A.C (0 ms)\n[ RUN      ] A.D\n");
     const Trace trace{{.log = log}, {.kind = Ending::Kind::signalled, .code = SIGABRT}};
     const Finding finding = judge_tests(trace, path("none.json"));
     EXPECT_EQ(finding.verdict, Finding::Verdict::failed);
-    EXPECT_EQ(finding.detail, "ended by a signal: Aborted in A.C");
-    EXPECT_EQ(finding.details["failed"][0]["test"], "A.C");
+    EXPECT_EQ(finding.detail, "ended by a signal: Aborted in A.D");
+    ASSERT_EQ(finding.details["failed"].size(), 2u);
+    EXPECT_EQ(finding.details["failed"][0]["test"], "A.B");
+    EXPECT_EQ(finding.details["failed"][0]["message"], "a_test.cu:7: Value of: x");
+    EXPECT_EQ(finding.details["failed"][1]["test"], "A.D");
 }
 
 TEST_F(GpuCheckTraces, BehindATestThatEndsItsProcessTheRestRunsAndThenItAlone) {

@@ -41,7 +41,7 @@ struct Shown {
             const ordered_json details =
                 judge_tests(trace, gtest_file(setting, label)).details;
             whole = read_gtest_output(gtest_file(setting, label)).there;
-            const auto begun_now = begun_tests(trace.program.log);
+            const auto begun_now = read_gtest_log(trace.program.log).begun;
             begun.insert(begun.end(), begun_now.begin(), begun_now.end());
             last_began = !begun_now.empty();
             for (const auto& test : details["failed"]) failed.push_back(test);

@@ -76,33 +76,51 @@ int count_listed_tests(const std::string& path) {
     return count;
 }
 
-std::vector<std::string> begun_tests(const std::string& log) {
-    constexpr std::string_view kMark = "[ RUN      ] ";
+GtestLog read_gtest_log(const std::string& log) {
+    constexpr std::string_view kRun = "[ RUN      ] ", kFailed = "[  FAILED  ] ",
+                               kFailure = ": Failure";
+    GtestLog output;
+    std::string message;  // the first of the test that runs
     std::ifstream file(log);
-    std::vector<std::string> tests;
-    for (std::string line; std::getline(file, line);)
-        if (line.starts_with(kMark)) tests.push_back(one_line(line.substr(kMark.size())));
-    return tests;
+    for (std::string line; std::getline(file, line);) {
+        if (line.starts_with(kRun)) {
+            output.begun.push_back(one_line(line.substr(kRun.size())));
+            message.clear();
+        } else if (line.ends_with(kFailure) && message.empty()) {
+            const std::string where = line.substr(0, line.size() - kFailure.size());
+            std::getline(file, line);
+            message = first_lines(where + "\n" + line);
+        } else if (line.starts_with(kFailed) && !output.begun.empty() &&
+                   line.find(output.begun.back()) == kFailed.size()) {
+            output.failed.push_back({output.begun.back(), message});
+        }
+    }
+    return output;
 }
 
 Finding judge_tests(const Trace& trace, const std::string& path) {
     const GtestOutput output = read_gtest_output(path);
     Finding finding;
-    finding.details = {
-        {"run", output.run}, {"failed", json::array()}, {"skipped", output.skipped}};
-    for (const FailedTest& test : output.failed)
+    const auto add_failed = [&finding](const FailedTest& test) {
         finding.details["failed"].push_back(
             {{"test", test.name}, {"message", test.message}});
+    };
+    finding.details = {
+        {"run", output.run}, {"failed", json::array()}, {"skipped", output.skipped}};
+    for (const FailedTest& test : output.failed) add_failed(test);
     if (!output.there) {
         finding.verdict = Finding::Verdict::failed;
-        const std::vector<std::string> begun = begun_tests(trace.program.log);
-        const std::string test = begun.empty() ? "" : begun.back();
-        const std::string where = test.empty() ? "before its first test" : "in " + test;
-        finding.detail = gpu_check::in_words(trace.ending) + " " + where;
-        // It belongs among those that failed: it took the program down, or hung.
-        if (!test.empty())
-            finding.details["failed"].push_back(
-                {{"test", test}, {"message", gpu_check::in_words(trace.ending)}});
+        const GtestLog log = read_gtest_log(trace.program.log);
+        const std::string ending = gpu_check::in_words(trace.ending);
+        for (const FailedTest& test : log.failed) add_failed(test);
+        if (log.begun.empty()) {
+            finding.detail = ending + " before its first test";
+        } else {
+            finding.detail = ending + " in " + log.begun.back();
+            // It took the program down, or hung.
+            if (log.failed.empty() || log.failed.back().name != log.begun.back())
+                add_failed({log.begun.back(), ending});
+        }
         return finding;
     }
     finding.detail = in_words(output.run, "test");

@@ -31,8 +31,12 @@ GtestOutput read_gtest_output(const std::string& path);
 /// The tests that --gtest_list_tests wrote to GoogleTest's JSON: how many.
 int count_listed_tests(const std::string& path);
 
-/// The tests that a log of GoogleTest's says were begun, in their order.
-std::vector<std::string> begun_tests(const std::string& log);
+/// What a log of GoogleTest's tells, for a program that did not come to its end.
+struct GtestLog {
+    std::vector<std::string> begun;  ///< in their order
+    std::vector<FailedTest> failed;
+};
+GtestLog read_gtest_log(const std::string& log);
 
 /// The judgement over a run of moe_tests whose JSON is at `path`: passed when it ran to
 /// its end, ran a test, and none failed. `details` has all names.
