@@ -150,22 +150,9 @@ Plan run_counters(const Setting& setting) {
     const std::string ncu = find_tool("ncu");
     if (ncu.empty()) return {.skipped = "ncu: not found"};
     if (setting.dry) return {.skipped = ncu + ": not tried, needs a GPU"};
-    Words words = {ncu,
-                   "--csv",
-                   "--page",
-                   "raw",
-                   "--metrics",
-                   kMetrics,
-                   "--log-file",
-                   counters_file(setting),
-                   "--clock-control",
-                   "none",
-                   "--kernel-id",
-                   "::regex:_kernel:1",
-                   "--launch-count",
-                   "12",
-                   "--kill",
-                   "yes"};
+    Words words = {ncu, "--metrics", kMetrics, "--log-file", counters_file(setting)};
+    append(words, {"--csv", "--page", "raw", "--clock-control", "none", "--kernel-id",
+                   "::regex:_kernel:1", "--launch-count", "12", "--kill", "yes"});
     append(words, moe_with({"bench", "--short", "--scale", "8", "--tokens", "256",
                             "--seconds", "1", "--no-waterfall", "--report", "none"}));
     return {.programs = {{.arguments = words}}};
