@@ -19,6 +19,7 @@ using Action = std::function<int()>;
 void add_compare(CLI::App& app, Action& action);
 void add_verify(CLI::App& app, Action& action);
 void add_trace(CLI::App& app, Action& action);
+void add_bench(CLI::App& app, Action& action);
 void add_results(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);
 void add_gpu_check(CLI::App& app, Action& action);

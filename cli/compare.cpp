@@ -1,7 +1,6 @@
 // compare.cpp: `moe compare`, the main job: real text through every tier, step by step.
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +11,7 @@
 #include "cli/memory.h"
 #include "cli/options.h"
 #include "cli/places.h"
+#include "cli/progress.h"
 #include "cli/rank_comparison.h"
 #include "cli/rank_options.h"
 #include "cli/rank_processes.h"
@@ -181,23 +181,6 @@ void print_verdict(const Comparison& c) {
     fmt::print("{}\n", c.ok ? "✓ all tiers agree, step by step" : "✗ some values differ");
 }
 
-/// Says on a terminal what is being done; erased when done.
-class Progress {
-  public:
-    ~Progress() {
-        if (shown_) fmt::print(stderr, "\r\033[K");
-    }
-    void operator()(const std::string& what) {
-        if (!isatty(STDERR_FILENO)) return;
-        shown_ = true;
-        fmt::print(stderr, "\r\033[K… {}", what);
-        std::fflush(stderr);
-    }
-
-  private:
-    bool shown_ = false;
-};
-
 TextTokens read_tokens(const CompareOptions& options, std::int64_t seq_len,
                        std::int64_t micro_batch, std::int64_t multiple = 1) {
     TextTokens text =
@@ -255,14 +238,6 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch);
     request.columns = choose_columns(options);
     return request;
-}
-
-/// Runs `run` with a request that says on the terminal how far it is.
-template <typename Request, typename Run>
-auto run_with_progress(Request request, Run run) {
-    Progress progress;
-    request.progress = [&](const std::string& what) { progress(what); };
-    return run(request);
 }
 
 /// What could end a run badly is said before it starts.

@@ -82,4 +82,9 @@ std::optional<WriteFailure> write_all(const std::vector<FileText>& files) {
     return failure;
 }
 
+void write_file(const std::string& field, const FileText& file) {
+    if (const auto failure = write_all({file}))
+        reject(field, failure->path, "must be a file to write: " + failure->reason);
+}
+
 }  // namespace moe

@@ -31,4 +31,7 @@ struct WriteFailure {
 /// when every draft is whole do they move there. Returns what went wrong.
 std::optional<WriteFailure> write_all(const std::vector<FileText>& files);
 
+/// One file, whole. InputError naming `field` when it cannot be written.
+void write_file(const std::string& field, const FileText& file);
+
 }  // namespace moe

@@ -6,7 +6,9 @@
 #include <thread>
 
 #include "cli/commands.h"
+#include "cli/machine.h"
 #include "cli/options.h"
+#include "cli/version.h"
 #include "core/tier.h"
 #include "distributed/mpi_communicator.h"
 #include "distributed/nccl_communicator.h"
@@ -24,12 +26,8 @@ void print_fields() {
 }
 
 void print_build() {
-    fmt::print("Build    {}, {}{}{}\n", MOE_COMPILER, MOE_BUILD_TYPE,
-#ifdef MOE_NATIVE_BUILD
-               ", this machine's vector instructions",
-#else
-               ", generic vector instructions",
-#endif
+    fmt::print("Commit   {}\n", commit());
+    fmt::print("Build    {}, {}, {}{}\n", MOE_COMPILER, MOE_BUILD_TYPE, MOE_INSTRUCTIONS,
 #ifdef MOE_CHECKED
                ", checked"
 #else
@@ -60,31 +58,50 @@ void print_tiers() {
 }
 
 void print_ranks() {
-    const auto back_end = [](bool there, const char* name, const char* what,
-                             const char* otherwise) {
-        fmt::print("  {} {:<15} {}\n", there ? "✓" : "✗", name, there ? what : otherwise);
+    const auto back_end = [](const char* name, const std::string& what,
+                             const std::string& missing) {
+        const bool there = missing.empty();
+        fmt::print("  {} {:<15} {}\n", there ? "✓" : "✗", name, there ? what : missing);
     };
     fmt::print("Ranks\n");
-    back_end(true, "threads", "of one process (--ranks)", "");
-    back_end(distributed::MpiSession::available(), "MPI",
-             "processes without GPUs (--spawn, --processes)",
-             "not in this build: `./moe compare --spawn 2` installs it");
-    back_end(distributed::NcclSession::available(), "NCCL",
-             "one GPU each (--spawn, --processes); compiled, never run so far",
-             "not in this build: needs the preset cuda and NCCL's headers");
+    back_end("threads", "of one process (--ranks)", "");
+    back_end("MPI", "processes without GPUs (--spawn, --processes)",
+             distributed::MpiSession::available()
+                 ? ""
+                 : "not in this build: `./moe compare --spawn 2` installs it");
+    using distributed::NcclSession;
+    const std::string missing = NcclSession::missing();
+    back_end("NCCL",
+             fmt::format("one GPU each (--spawn, --processes); {}; never run so far",
+                         missing.empty() ? NcclSession::library() : ""),
+             missing);
+}
+
+/// For programs: the machine, as every result names it.
+void print_json() {
+    const bench::Result machine = make_result(true);
+    const nlohmann::ordered_json json = {{"commit", machine.commit},
+                                         {"kind", machine.kind},
+                                         {"device", machine.device},
+                                         {"facts", machine.facts}};
+    fmt::print("{}\n", json.dump(1));
 }
 
 }  // namespace
 
 void add_info(CLI::App& app, Action& action) {
-    auto fields = std::make_shared<bool>(false);
+    auto fields = std::make_shared<bool>(false), json = std::make_shared<bool>(false);
     CLI::App* command = app.add_subcommand(
         "info", "Show the build, its tiers and devices, and what is missing and why.");
     command->add_flag("--fields", *fields,
                       "List every config field, its flag and default");
-    command->callback([&action, fields] {
-        action = [fields] {
-            if (*fields) {
+    command->add_flag("--json", *json, "The machine and its device as JSON")
+        ->excludes("--fields");
+    command->callback([&action, fields, json] {
+        action = [fields, json] {
+            if (*json) {
+                print_json();
+            } else if (*fields) {
                 print_fields();
             } else {
                 print_build();

@@ -51,6 +51,7 @@ int run_program(std::vector<std::string> arguments) {
         "  moe compare --preset deepseek_v3 --scale 64\n"
         "  moe verify tests/golden/*.safetensors    Megatron's own numbers\n"
         "  moe trace                                eight tokens, every value\n"
+        "  moe bench                                what is fast, and what could be\n"
         "  moe info --fields                        what can be configured",
         "moe");
     app.require_subcommand(1);
@@ -59,6 +60,7 @@ int run_program(std::vector<std::string> arguments) {
     add_compare(app, action);
     add_verify(app, action);
     add_trace(app, action);
+    add_bench(app, action);
     add_results(app, action);
     add_info(app, action);
     add_gpu_check(app, action);

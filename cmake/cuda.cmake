@@ -14,16 +14,13 @@ if(MOE_CUDA)
     set(CMAKE_CUDA_STANDARD 20)
     find_package(CUDAToolkit REQUIRED)
     find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
-    find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR}
-                 ${CUDAToolkit_LIBRARY_ROOT}/lib ${CUDAToolkit_LIBRARY_ROOT}/lib64)
-    if(NCCL_INCLUDE_DIR AND NCCL_LIBRARY)
-        set(MOE_NCCL ON)
+    if(NCCL_INCLUDE_DIR)
+        set(MOE_NCCL ON)  # its library is opened at run time: distributed/nccl_library.h
         add_library(moe_nccl INTERFACE)
         target_include_directories(moe_nccl SYSTEM INTERFACE ${NCCL_INCLUDE_DIR})
-        target_link_libraries(moe_nccl INTERFACE ${NCCL_LIBRARY})
     endif()
     moe_part("${MOE_NCCL}" "NCCL" "ranks over several GPUs" "libnccl-dev")
-    target_link_libraries(moe_cuda INTERFACE CUDA::cudart)
+    target_link_libraries(moe_cuda INTERFACE CUDA::cudart_static)
     target_compile_options(moe_cuda INTERFACE
         # A spilled register is an error, and so is any warning; -v is for the table of
         # registers. {fmt} 9 believes that nvcc knows no constexpr.

@@ -82,6 +82,14 @@ bool ModuleSpec::is_emulated() const {
     return false;
 }
 
+bool ModuleSpec::uses_device() const {
+    for (const ComponentSpec* component :
+         {&router, &dispatcher, &experts, &shared_experts})
+        if (find_tier("spec", component->tier).memory_space() == MemorySpace::device)
+            return true;
+    return false;
+}
+
 std::string to_string(const ModuleSpec& spec) {
     if (spec.router == spec.dispatcher && spec.router == spec.experts &&
         spec.router == spec.shared_experts)

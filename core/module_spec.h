@@ -45,6 +45,9 @@ struct ModuleSpec {
 
     /// True when kernels of any component run on the CPU executor (Tier::is_emulated).
     bool is_emulated() const;
+
+    /// True when any component works in device memory (Tier::memory_space).
+    bool uses_device() const;
 };
 
 /// "router=… dispatcher=… experts=… shared_experts=…", or one supplier when all agree.

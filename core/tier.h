@@ -32,6 +32,8 @@ class Tier {
     /// True when its kernels run on the CPU executor: its times then say nothing about a
     /// GPU, and nobody shows them.
     virtual bool is_emulated() const { return false; }
+    /// Where its components want their tensors.
+    virtual MemorySpace memory_space() const { return MemorySpace::host; }
     /// Floating-point types, most precise first.
     virtual std::vector<DType> dtypes() const = 0;
 

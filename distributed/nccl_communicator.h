@@ -25,8 +25,8 @@ namespace moe::distributed {
 /// Shared by the session and all groups of this process.
 struct NcclState;
 
-/// This process's NCCL. A build without NCCL rejects the construction and says how to get
-/// it; so does a library that is older than the headers.
+/// This process's NCCL. The construction is rejected in a build without it, and where the
+/// program finds no library (nccl_library.h) or one that is older than its headers.
 class NcclSession {
   public:
     /// Chooses the GPU, and joins the world of the control connection.
@@ -45,8 +45,11 @@ class NcclSession {
     /// What NCCL found out by itself, for the watchdog; empty while all is well.
     std::string error() const;
 
-    /// False in a build without NCCL.
-    static bool available();
+    /// What it lacks here, in one line, or nothing.
+    static std::string missing();
+    /// The library that was found: "libnccl.so.2, version 2.28.9". Only when nothing is
+    /// missing.
+    static std::string library();
 
   private:
     std::shared_ptr<NcclState> state_;

@@ -22,8 +22,12 @@ std::string NcclSession::error() const {
     return {};
 }
 
-bool NcclSession::available() {
-    return false;
+std::string NcclSession::missing() {
+    return "not in this build: needs the preset cuda and NCCL's headers";
+}
+
+std::string NcclSession::library() {
+    return {};  // one is missing
 }
 
 }  // namespace moe::distributed

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "distributed/nccl_library.h"
 #include "distributed/nccl_state.h"
 #include "gpu/check.h"
 
@@ -12,12 +13,22 @@ namespace {
 
 using std::chrono::milliseconds;
 
-/// InputError unless the library that was loaded knows all that the headers promise.
-void check_version() {
+/// NCCL's version code: 22809 is version 2.28.9. That of the library is 0 when it does
+/// not tell.
+int version_of_library() {
     int version = 0;
-    if (ncclGetVersion(&version) != ncclSuccess || version < NCCL_VERSION_CODE)
-        reject("NCCL", version,
-               fmt::format("this build needs version {} or newer", NCCL_VERSION_CODE));
+    return ncclGetVersion(&version) == ncclSuccess ? version : 0;
+}
+std::string version_text(int version) {
+    return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+/// InputError unless the library was found and knows all that the headers promise.
+void check_library() {
+    if (const std::string missing = NcclSession::missing(); !missing.empty())
+        reject("NCCL",
+               nccl_library().found() ? version_text(version_of_library()) : "missing",
+               missing);
 }
 
 /// For tests of the machinery where there are fewer GPUs than ranks: each rank claims a
@@ -61,7 +72,7 @@ NcclSession::NcclSession(ControlConnection& control, int local_rank,
     state_->rank = control.rank();
     state_->world_size = control.world_size();
     choose_gpu(local_rank, ranks_share_gpu(control.rank()));
-    check_version();
+    check_library();
     const auto require = [&](ncclResult_t status, const char* call) {
         if (status == ncclSuccess) return;
         state_->failed = true;
@@ -109,8 +120,24 @@ std::string NcclSession::error() const {
     return {};
 }
 
-bool NcclSession::available() {
-    return true;
+std::string NcclSession::missing() {
+    const gpu::Library& library = nccl_library();
+    if (!library.found())
+        return fmt::format(
+            "needs libnccl.so.2, looked for in MOE_LIBRARY_PATH, by the loader, and in "
+            "python3's packages ({})",
+            library.where());
+    if (version_of_library() < NCCL_VERSION_CODE)
+        return fmt::format(
+            "needs version {} or newer, which {} is not; MOE_LIBRARY_PATH "
+            "may name another's folder",
+            version_text(NCCL_VERSION_CODE), library.where());
+    return "";
+}
+
+std::string NcclSession::library() {
+    return fmt::format("{}, version {}", nccl_library().where(),
+                       version_text(version_of_library()));
 }
 
 }  // namespace moe::distributed

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "gpu/check.h"
+#include "gpu/counters.h"
 
 namespace moe::gpu {
 
@@ -49,6 +50,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig&
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    int(config.smem)),
               std::string(name) + ", shared memory");
+    count_launch();
     check(
         cudaLaunchKernelEx(&launch_config, kernel, std::forward<Arguments>(arguments)...),
         name);
@@ -56,6 +58,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig&
 
 /// Waits until the device has done all its work. DeviceError when a kernel failed.
 inline void synchronize() {
+    count_host_wait();
     check(cudaDeviceSynchronize(), "kernel");
 }
 

@@ -2,19 +2,58 @@
 
 #include "gpu/tensor.h"
 
+#include <map>
+#include <mutex>
+
 #include "core/transfer.h"
 #include "gpu/check.h"
+#include "gpu/counters.h"
 
 namespace moe::gpu {
 namespace {
 
+/// Sizes of what allocate() gave, by address, for the counters.
+class Allocations {
+  public:
+    void add(void* pointer, std::size_t bytes) {
+        const std::lock_guard lock(mutex_);
+        sizes_[static_cast<std::byte*>(pointer)] = bytes;
+        count_bytes(std::int64_t(bytes));
+    }
+    void remove(void* pointer) {
+        const std::lock_guard lock(mutex_);
+        const auto found = sizes_.find(static_cast<std::byte*>(pointer));
+        if (found == sizes_.end()) return;
+        count_bytes(-std::int64_t(found->second));
+        sizes_.erase(found);
+    }
+    /// True for an address inside any of them.
+    bool contains(const void* address) {
+        const std::lock_guard lock(mutex_);
+        auto* byte = static_cast<std::byte*>(const_cast<void*>(address));
+        auto after = sizes_.upper_bound(byte);
+        return after != sizes_.begin() && byte < (--after)->first + after->second;
+    }
+
+  private:
+    std::mutex mutex_;
+    std::map<std::byte*, std::size_t> sizes_;
+};
+
+Allocations& allocations() {
+    static auto* all = new Allocations;  // tensors may outlive any static object
+    return *all;
+}
+
 void* allocate(std::size_t bytes) {
     void* pointer = nullptr;
     check(cudaMalloc(&pointer, bytes), fmt::format("cudaMalloc of {} bytes", bytes));
+    allocations().add(pointer, bytes);
     return pointer;
 }
 
 void release(void* pointer) {
+    allocations().remove(pointer);
     // An error here is an earlier kernel's, which somebody else reports.
     cudaFree(pointer);
 }
@@ -26,6 +65,8 @@ void fill(void* pointer, int value, std::size_t count) {
 void copy(void* target, const void* source, std::size_t bytes) {
     // TUTORIAL: with unified addressing the runtime tells device pointers from host ones
     // by their value, so a copy need not say its direction.
+    if (!allocations().contains(target) || !allocations().contains(source))
+        count_host_wait();
     check(cudaMemcpy(target, source, bytes, cudaMemcpyDefault), "cudaMemcpy");
 }
 

@@ -33,6 +33,7 @@ class NaiveGpu : public Tier {
     std::string missing() const override { return gpu::missing_device(); }
     std::string device() const override { return gpu::device_name(); }
     bool is_emulated() const override { return gpu::is_emulated(); }
+    MemorySpace memory_space() const override { return MemorySpace::device; }
     std::vector<DType> dtypes() const override { return {DType::f32, DType::bf16}; }
 
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,

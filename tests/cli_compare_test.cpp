@@ -92,7 +92,7 @@ TEST_F(CompareTest, ComparesAndWritesAReport) {
 
 // What the CPU executor ran has no time and no speed-up, neither printed nor drawn.
 TEST_F(CompareTest, ShowsNoTimesOfWhatIsEmulated) {
-    available_suppliers();  // registers the tiers
+    NEEDS_DEVICE();
     if (!find_tier("tier", "naive_gpu").is_emulated())
         GTEST_SKIP() << "this build runs kernels on a GPU";
     const std::string text = write("text.txt", std::string(300, 'e'));

@@ -163,6 +163,7 @@ TEST_F(RanksTest, CompareCountsEveryLink) {
 }
 
 TEST_F(RanksTest, CompareAgreesOnEveryGrid) {
+    NEEDS_DEVICE();
     const std::string common =
         "compare --scale 256 --num-experts 4 --tier reference_cpu,naive_gpu --dtype fp32 "
         "--report none --text " +
@@ -266,6 +267,7 @@ TEST_F(RanksTest, TraceShowsAWholeDispatch) {
 }
 
 TEST_F(RanksTest, TraceIsTrueForEveryDispatcherTierAndGrid) {
+    NEEDS_DEVICE();
     for (const char* dispatcher : {"allgather", "alltoall", "flex"})
         for (const char* tier : {"", "--tier naive_gpu --dtype bf16"})
             for (const char* grid :

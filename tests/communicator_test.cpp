@@ -35,6 +35,7 @@ class CommunicatorTest : public testing::TestWithParam<Case> {};
 
 TEST_P(CommunicatorTest, OverThreads) {
     const Case& run = GetParam();
+    if (run.space == MemorySpace::device) NEEDS_DEVICE();
     try {
         run_ranks(run.ranks,
                   [&](Communicator& world) { run.scenario.run(world, run.space); });

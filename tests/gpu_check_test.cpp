@@ -298,11 +298,12 @@ TEST(GpuCheck, TheTablesBudgetsFitIntoFiveMinutes) {
 TEST_F(GpuCheckTest, ADryRunExercisesTheStagesAndNamesWhatIsLeftOut) {
     const Program program{
         .arguments = {MOE_PROGRAM, "gpu-check", "--dry", "--out", out_, "--stages",
-                      "conformance,tests,verify,sanitizer,ranks,counters,peers"},
+                      "facts,conformance,tests,verify,sanitizer,ranks,counters,peers"},
         .log = path("log")};
     const Ending ending = run_child(program, 60.0, [](double) {});
     const std::string log = read(path("log"));
     EXPECT_TRUE(ending.ok()) << in_words(ending) << "\n" << log;
+    EXPECT_NE(log.find("✓ facts"), std::string::npos) << log;
     EXPECT_NE(log.find("✓ conformance"), std::string::npos) << log;
     EXPECT_NE(log.find("✓ tests"), std::string::npos) << log;
     EXPECT_NE(log.find("✓ verify"), std::string::npos) << log;
@@ -313,7 +314,8 @@ TEST_F(GpuCheckTest, ADryRunExercisesTheStagesAndNamesWhatIsLeftOut) {
     EXPECT_GT(record("02-conformance.json")["details"]["listed"], 30);
     EXPECT_EQ(record("04-verify.json")["details"]["cases"], 4);  // 2 files, fp64 and fp32
     EXPECT_GT(record("04-verify.json")["details"]["worst_share"], 0.0);
-    EXPECT_EQ(result().stages.size(), 7u);
+    EXPECT_EQ(result().stages.size(), 8u);
+    EXPECT_NE(result().device, "unknown");
 }
 
 TEST_F(GpuCheckTest, BadInputIsOneLineAndLeavesNothing) {

@@ -314,8 +314,8 @@ TEST(Forked, AnOperationThatTakesTooLongEndsAll) {
 
 // --------------------------------------------------------------------- over NCCL
 TEST(Nccl, ConformanceOfRanksThatShareAGpu) {
-    if (!NcclSession::available())
-        GTEST_SKIP() << "this build has no NCCL: configure with the preset cuda";
+    if (const std::string missing = NcclSession::missing(); !missing.empty())
+        GTEST_SKIP() << "NCCL " << missing;
     if (!std::filesystem::exists("/proc/driver/nvidia/gpus"))
         GTEST_SKIP() << "no GPU was found";
     setenv("MOE_RANKS_SHARE_GPU", "1", 1);

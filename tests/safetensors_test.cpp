@@ -1,6 +1,7 @@
 // Safetensors: reading, writing, and what lies on disk in between.
 
 #include "tests/safetensors_support.h"
+#include "tests/support.h"
 
 namespace moe::test {
 namespace {
@@ -109,6 +110,7 @@ TEST(Safetensors, OpenFileAndItsTensorsOutliveTheNameOnDisk) {
 }
 
 TEST(Safetensors, BringsDeviceTensorsToTheHost) {
+    NEEDS_DEVICE();
     // Without a GPU tier in this program, host memory plays the device.
     bool registered = true;
     try {

@@ -7,6 +7,7 @@
 #include "cli/places.h"
 #include "core/rng.h"
 #include "core/transfer.h"
+#include "gpu/tensor.h"
 
 namespace moe::test {
 
@@ -14,10 +15,20 @@ std::string golden_folder() {
     return moe::golden_folder();
 }
 
-std::vector<ComponentSpec> available_suppliers() {
+std::string missing_device() {
+    return gpu::missing_device();
+}
+
+std::vector<const Tier*> available_tiers() {
     if (tiers().empty()) register_all_tiers();
+    std::vector<const Tier*> available = tiers();
+    std::erase_if(available, [](const Tier* tier) { return !tier->missing().empty(); });
+    return available;
+}
+
+std::vector<ComponentSpec> available_suppliers() {
     std::vector<ComponentSpec> suppliers;
-    for (const Tier* tier : tiers())
+    for (const Tier* tier : available_tiers())
         for (DType dtype : tier->dtypes()) suppliers.push_back({tier->name(), dtype});
     return suppliers;
 }
@@ -29,9 +40,8 @@ std::vector<ComponentSpec> precise_suppliers() {
 }
 
 std::vector<ComponentSpec> router_suppliers() {
-    available_suppliers();  // registers the tiers
     std::vector<ComponentSpec> suppliers;
-    for (const Tier* tier : tiers())
+    for (const Tier* tier : available_tiers())
         for (DType dtype : {DType::f64, DType::f32})
             suppliers.push_back({tier->name(), dtype});
     return suppliers;

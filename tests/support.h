@@ -31,6 +31,16 @@ namespace moe::test {
 /// Where the golden cases lie.
 std::string golden_folder();
 
+/// Why kernels cannot run on this machine, or nothing: gpu::missing_device().
+std::string missing_device();
+
+/// In a test that runs kernels: skips it where they cannot run.
+#define NEEDS_DEVICE() \
+    if (!missing_device().empty()) GTEST_SKIP() << missing_device()
+
+/// The tiers that can run on this machine. The first call registers all.
+std::vector<const Tier*> available_tiers();
+
 /// Every dtype of every available tier: what TEST_P suites run over. The first call
 /// registers the tiers, so it may be used in INSTANTIATE_TEST_SUITE_P.
 std::vector<ComponentSpec> available_suppliers();
@@ -38,10 +48,10 @@ std::vector<ComponentSpec> available_suppliers();
 /// The same without bf16, for tests that must tell numbers apart that bf16 cannot.
 std::vector<ComponentSpec> precise_suppliers();
 
-/// fp64 and fp32 of every tier: a router exists in both, and never in bf16.
+/// fp64 and fp32 of every available tier: a router exists in both, and never in bf16.
 std::vector<ComponentSpec> router_suppliers();
 
-/// fp32 of every tier, for what is fp32 whatever the supplier's dtype.
+/// fp32 of every available tier, for what is fp32 whatever the supplier's dtype.
 std::vector<ComponentSpec> fp32_suppliers();
 
 /// Where a supplier's components want their tensors.

@@ -31,7 +31,7 @@ const char* const kCases[] = {"hf_gpt_oss",  "shared_gate",    "sigmoid_groups_b
 class MixedSpecs : public testing::TestWithParam<int> {};
 
 TEST_P(MixedSpecs, MatchGoldenCases) {
-    available_suppliers();  // registers the tiers
+    NEEDS_DEVICE();
     const ComponentSpec cpu{"reference_cpu", DType::f32}, gpu{"naive_gpu", DType::f32};
     const auto pick = [&](int bit) { return GetParam() & 1 << bit ? gpu : cpu; };
     const ModuleSpec spec{pick(0), pick(1), pick(2), pick(3)};
@@ -45,7 +45,7 @@ TEST_P(MixedSpecs, MatchGoldenCases) {
 INSTANTIATE_TEST_SUITE_P(AllMixes, MixedSpecs, testing::Range(1, 15));
 
 TEST(MixedSpecs, MixPrecisionsAsWell) {
-    available_suppliers();
+    NEEDS_DEVICE();
     const ModuleSpec spec = ModuleSpec::parse("experts=naive_gpu:bf16,router=naive_gpu",
                                               {"reference_cpu", DType::f64});
     EXPECT_EQ(spec.router.dtype, DType::f32) << "its most precise, as it has no fp64";
@@ -55,7 +55,7 @@ TEST(MixedSpecs, MixPrecisionsAsWell) {
 }
 
 TEST(MixedSpecs, SayWhatTheyAre) {
-    available_suppliers();
+    NEEDS_DEVICE();
     const ComponentSpec cpu{"reference_cpu", DType::f32}, gpu{"naive_gpu", DType::f32};
     EXPECT_FALSE(ModuleSpec::uniform(cpu).is_emulated());
     const bool emulated = find_tier("tier", "naive_gpu").is_emulated();

@@ -7,6 +7,7 @@
 #include <regex>
 
 #include "cli/files.h"
+#include "cli/version.h"
 #include "core/error.h"
 #include "gpu/tensor.h"
 
@@ -22,8 +23,7 @@ constexpr const char* kFormat = "moe-gpu-check-stage";
 void write_json(const std::string& path, const ordered_json& json) {
     const std::string text =
         json.dump(1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
-    if (const auto failure = write_all({{path, text}}))
-        reject("file", failure->path, failure->reason);
+    write_file("file", {path, text});
 }
 
 std::string two_digits(int number, const std::string& name) {
@@ -89,7 +89,7 @@ bench::Result empty_result(const std::string& created) {
     result.created = created;
     result.kind = gpu::is_emulated() ? "executor" : "gpu";
     result.device = "unknown";
-    result.commit = "unknown";
+    result.commit = commit();
     return result;
 }
 

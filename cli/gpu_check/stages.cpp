@@ -124,7 +124,7 @@ Plan run_ranks(const Setting& setting) {
                               setting.dry ? "reference_cpu" : gpu_tiers()});
     Plan plan;
     plan.programs.push_back({.label = "threads", .arguments = append(threads, layer)});
-    if (setting.dry || !distributed::NcclSession::available()) return plan;
+    if (setting.dry || !distributed::NcclSession::missing().empty()) return plan;
     Words processes = moe_with({"compare", "--spawn", std::to_string(device_count())});
     plan.programs.push_back({.label = "nccl", .arguments = append(processes, layer)});
     return plan;
@@ -137,8 +137,8 @@ Finding judge_ranks(const Setting& setting, const std::vector<Trace>& traces) {
     if (traces.size() > 1)
         finding.detail += fmt::format(", {} over NCCL", device_count());
     else
-        finding.detail +=
-            setting.dry ? "; NCCL: not tried, needs GPUs" : "; NCCL: not in this build";
+        finding.detail += setting.dry ? "; NCCL: not tried, needs GPUs"
+                                      : "; NCCL: " + distributed::NcclSession::missing();
     return finding;
 }
 

@@ -1,0 +1,35 @@
+/// @file
+/// What every timed part is given, and held against: one run of the layer in the
+/// reference.
+#pragma once
+
+#include <string>
+
+#include "bench/workload.h"
+#include "core/config.h"
+#include "core/module_spec.h"
+#include "core/steps.h"
+
+namespace moe::bench {
+
+/// The layer's values, forward and backward, as the steps of core/steps.h name them.
+struct Reference {
+    MoEConfig config;
+    Inputs inputs;
+    ComponentSpec supplier;  ///< "reference_cpu:fp64"
+    TensorMap values;        ///< by name; on the host, in the supplier's dtype
+    TensorMap gradients;     ///< of parameters, by name
+    StepSizes sizes;
+
+    const Tensor& at(const std::string& name) const { return values.at(name); }
+};
+
+/// Runs the layer once. `dtype` is that of reference_cpu: fp64, or fp32 where memory is
+/// short.
+Reference run_reference(const MoEConfig& config, Inputs inputs, DType dtype);
+
+/// What came out of the routing, for Run::workload. `model` and `routing` in words.
+Workload describe_workload(const Reference& reference, const std::string& model,
+                           const std::string& routing);
+
+}  // namespace moe::bench

@@ -1,0 +1,240 @@
+// bench.cpp: `moe bench`, how fast each part of the layer is in each tier, against the
+// machine's own ceilings.
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "bench/pictures.h"
+#include "bench/run.h"
+#include "cli/bench_view.h"
+#include "cli/commands.h"
+#include "cli/comparison.h"
+#include "cli/files.h"
+#include "cli/machine.h"
+#include "cli/memory.h"
+#include "cli/options.h"
+#include "cli/progress.h"
+#include "cli/rank_options.h"
+#include "core/tier.h"
+#include "gpu/tensor.h"
+
+namespace moe {
+namespace {
+
+struct BenchOptions {
+    std::vector<std::string> tiers, dtypes, subjects, passes;
+    std::string spec, routing = "uniform", reference_dtype = "fp64", json,
+                      report = "moe-report";
+    std::optional<std::int64_t> tokens;
+    double seconds = 20.0;
+    bool quick = false, no_waterfall = false;
+    std::unique_ptr<LayerOptions> layer;
+};
+
+/// True where kernels run on a real GPU, and are timed.
+bool has_gpu() {
+    return !gpu::is_emulated() && gpu::missing_device().empty();
+}
+
+std::int64_t choose_tokens(const BenchOptions& options) {
+    const LayerOptions& layer = *options.layer;
+    if (!options.tokens) return layer.seq_length() * layer.micro_batch_size();
+    if (layer.seq_length_given() || layer.micro_batch_size_given())
+        reject("--tokens", *options.tokens,
+               "must be left out with --seq-length and --micro-batch-size");
+    if (*options.tokens < 1 || *options.tokens > 1'000'000)
+        reject("--tokens", *options.tokens, "must be from 1 to 1000000");
+    return *options.tokens;
+}
+
+/// Those of `allowed` that were asked for, in the order of `allowed`; all when none was.
+std::vector<std::string> choose(const std::string& flag,
+                                const std::vector<std::string>& wanted,
+                                const std::vector<std::string>& allowed) {
+    for (const std::string& name : wanted)
+        if (std::count(allowed.begin(), allowed.end(), name) == 0)
+            reject(flag, name, fmt::format("known are {}", fmt::join(allowed, ", ")));
+    std::vector<std::string> chosen;
+    for (const std::string& name : allowed)
+        if (wanted.empty() || std::count(wanted.begin(), wanted.end(), name) > 0)
+            chosen.push_back(name);
+    return chosen;
+}
+
+/// Suppliers to bench: what was asked for. By default, with a GPU, what runs on it (the
+/// reference would take most of the time; the waterfall has it); without, all, fp64 left
+/// out as the reference itself.
+std::vector<ComponentSpec> choose_bench_suppliers(const BenchOptions& options) {
+    std::vector<ComponentSpec> suppliers =
+        choose_suppliers(options.tiers, options.dtypes);
+    if (options.tiers.empty())
+        std::erase_if(suppliers, [&](const ComponentSpec& s) {
+            return has_gpu() &&
+                   find_tier("--tier", s.tier).memory_space() != MemorySpace::device;
+        });
+    if (options.dtypes.empty())
+        std::erase_if(suppliers, [&](const ComponentSpec& s) {
+            return s.dtype == DType::f64 ||
+                   (options.quick && has_gpu() && s.dtype != DType::bf16);
+        });
+    return suppliers;
+}
+
+/// reference_cpu:fp32, then every tier that can be timed here in its least precise dtype.
+std::vector<ModuleSpec> choose_waterfall(const BenchOptions& options) {
+    if (options.no_waterfall || !options.subjects.empty() || !options.passes.empty())
+        return {};
+    std::vector<ComponentSpec> suppliers;
+    for (const Tier* tier : tiers())
+        if (tier->missing().empty() && !tier->is_emulated())
+            suppliers.push_back({tier->name(), tier->dtypes().back()});
+    if (suppliers.size() < 2) return {};
+    return bench::waterfall_specs(suppliers);
+}
+
+bench::BenchRequest make_request(const BenchOptions& options) {
+    const LayerOptions& layer = *options.layer;
+    require_no_rank_flags(layer);
+    bench::BenchRequest request;
+    request.model = layer.model();
+    request.config = layer.config();
+    request.tokens = choose_tokens(options);
+    request.routing = bench::parse_routing("--routing", options.routing, request.config);
+    request.routing_name = options.routing;
+    request.seed = layer.seed();
+    request.reference_dtype = parse_dtype("--reference-dtype", options.reference_dtype);
+    if (request.reference_dtype == DType::bf16)
+        reject("--reference-dtype", options.reference_dtype, "must be fp64 or fp32");
+    request.subjects =
+        choose("--component", options.subjects, bench::part_names(request.config));
+    request.passes = choose("--pass", options.passes, bench::kPasses);
+    if (!(options.seconds > 0.0 && options.seconds <= 3600.0))
+        reject("--seconds", options.seconds, "must be over 0 and at most 3600");
+    request.seconds = options.seconds;
+
+    const ModuleSpec mix = ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32});
+    for (const ComponentSpec& supplier : choose_bench_suppliers(options))
+        request.specs.push_back(ModuleSpec::uniform(supplier));
+    if (!options.spec.empty()) request.specs.push_back(mix);
+    request.waterfall = choose_waterfall(options);
+    require_memory(request.config, request.tokens);
+    return request;
+}
+
+/// A file that is not there yet, in a folder that is.
+void require_new_file(const std::string& field, const std::string& path) {
+    namespace fs = std::filesystem;
+    std::error_code ignored;
+    if (fs::exists(path, ignored)) reject(field, path, "is there already; name another");
+    const fs::path folder = fs::absolute(path, ignored).parent_path();
+    if (!fs::is_directory(folder, ignored))
+        reject(field, path, "must lie in a folder that exists");
+}
+
+void print_verdict(const bench::BenchOutcome& outcome) {
+    fmt::print("\n");
+    for (const std::string& note : outcome.notes) fmt::print("- {}\n", note);
+    for (const std::string& failure : outcome.failures)
+        fmt::print("✗ {}; it has no time\n", failure);
+    if (!has_gpu())
+        fmt::print(
+            "- no GPU: kernels ran on the CPU executor; they were counted, and "
+            "not timed\n");
+    if (outcome.failures.empty())
+        fmt::print("✓ every part gives what {} gives\n", outcome.run.reference);
+}
+
+/// Those pictures of the run that there is something for, into `folder`.
+void write_pictures(const bench::Result& result, const std::string& folder) {
+    const bench::Run& run = result.runs.front();
+    std::vector<FileText> files;
+    for (const auto& [name, draw] : {std::pair("ladder", bench::ladder_picture),
+                                     {"waterfall", bench::waterfall_picture},
+                                     {"roofline", bench::roofline_picture},
+                                     {"counts", bench::counts_picture}})
+        if (std::string svg = draw(run, result.device); !svg.empty())
+            files.push_back({fmt::format("{}/bench-{}.svg", folder, name), svg});
+    if (const auto failure = write_all(files))
+        reject("--report", failure->path, "must be a file to write: " + failure->reason);
+    for (const FileText& file : files) fmt::print("Picture  {}\n", file.path);
+}
+
+int run_bench_command(const BenchOptions& options) {
+    const bench::BenchRequest request = make_request(options);
+    if (!options.json.empty()) require_new_file("--json", options.json);
+    if (options.report != "none") require_writable_folder("--report", options.report);
+    const bench::BenchOutcome outcome = run_with_progress(request, bench::run_bench);
+
+    const auto& specs = request.specs;
+    bench::Result result =
+        make_result(std::any_of(specs.begin(), specs.end(), [](const ModuleSpec& spec) {
+            return spec.uses_device();
+        }));
+    result.runs.push_back(outcome.run);
+    print_bench_header(result, outcome.run);
+    print_bench_table(result, outcome.run);
+    print_bars(outcome.run);
+    print_waterfall(outcome.run);
+    print_verdict(outcome);
+    if (options.report != "none") write_pictures(result, options.report);
+    if (!options.json.empty())
+        write_file("--json", {options.json, to_json(result).dump(1) + "\n"});
+    return outcome.failures.empty() ? kExitOk : kExitDiffers;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Action& action) {
+    auto options = std::make_shared<BenchOptions>();
+    CLI::App* command = app.add_subcommand(
+        "bench",
+        "Time each part of the layer in each tier, against the machine's own ceilings.\n"
+        "Exit code: 0 measured, 1 a value differs from the reference, 2 bad input.\n\n"
+        "Examples:\n"
+        "  moe bench                                  what this machine can time\n"
+        "  moe bench --preset olmoe --scale 1 --tokens 8192 --routing skewed\n"
+        "  moe bench --component experts --pass forward --dtype bf16\n"
+        "  moe bench --json result.json");
+    command
+        ->add_option("--tier", options->tiers,
+                     "Tiers to run (default: with a GPU those that use it, else all)")
+        ->delimiter(',');
+    command
+        ->add_option("--dtype", options->dtypes, "fp64, fp32, bf16 (default: not fp64)")
+        ->delimiter(',');
+    command->add_option("--spec", options->spec,
+                        "One more supplier, a mix: component=tier:dtype,…");
+    command
+        ->add_option("--component", options->subjects,
+                     "router, dispatcher, experts, shared_experts, layer (default: all)")
+        ->delimiter(',');
+    command
+        ->add_option("--pass", options->passes, "forward, backward, both (default: all)")
+        ->delimiter(',');
+    command->add_option("--tokens", options->tokens, "T, one sequence of that length");
+    command->add_option("--routing", options->routing,
+                        "balanced, uniform, skewed, or hot:N, all rows on N experts "
+                        "(default uniform)");
+    command->add_option("--reference-dtype", options->reference_dtype,
+                        "Of what all is held against: fp64, or fp32 for half the memory");
+    command->add_option("--seconds", options->seconds, "For timing, about (default 20)");
+    command->add_flag("--short", options->quick,
+                      "The least that says something: with a GPU bf16 alone");
+    command->add_flag("--no-waterfall", options->no_waterfall,
+                      "Leave out the layer from tier to tier");
+    command->add_option("--json", options->json, "Write the result to a new file");
+    command->add_option("--report", options->report,
+                        "Folder for pictures, or none (default moe-report)");
+    add_threads_flag(*command);
+    options->layer = std::make_unique<LayerOptions>(
+        *command, has_gpu() ? LayerOptions::Defaults{"qwen3_30b_a3b", 1, 1024, 1}
+                            : LayerOptions::Defaults{"qwen3_30b_a3b", 8, 256, 1});
+    command->callback([&action, options] {
+        action = [options] { return run_bench_command(*options); };
+    });
+}
+
+}  // namespace moe

@@ -1,0 +1,58 @@
+#include "cli/machine.h"
+
+#include <fmt/chrono.h>
+
+#include <ctime>
+#include <fstream>
+#include <thread>
+
+#include "cli/version.h"
+#include "gpu/device_facts.h"
+#include "gpu/tensor.h"
+
+namespace moe {
+namespace {
+
+/// The value of the first line "name : value" of /proc/cpuinfo or /proc/meminfo.
+std::string proc_value(const char* file, const std::string& name) {
+    std::ifstream lines(file);
+    for (std::string line; std::getline(lines, line);) {
+        if (!line.starts_with(name)) continue;
+        const std::size_t start = line.find_first_not_of(" \t", line.find(':') + 1);
+        return start == std::string::npos ? "" : line.substr(start);
+    }
+    return "";
+}
+
+std::string cpu_model() {
+    const std::string model = proc_value("/proc/cpuinfo", "model name");
+    return model.empty() ? "a CPU that does not say its name" : model;
+}
+
+}  // namespace
+
+std::string cpu_in_words() {
+    return fmt::format("{}, {} threads", cpu_model(),
+                       std::thread::hardware_concurrency());
+}
+
+bench::Result make_result(bool emulated) {
+    bench::Result result;
+    const std::time_t now = std::time(nullptr);
+    result.created = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(now));
+    result.commit = commit();
+    if (!gpu::is_emulated() && gpu::missing_device().empty()) {
+        result.kind = "gpu";
+        result.device = gpu::device_name();
+        result.facts = gpu::device_facts();
+    } else {
+        result.kind = emulated ? "executor" : "cpu";
+        result.device = emulated ? "CUDA on a CPU" : cpu_model();
+    }
+    result.facts["CPU"] = cpu_in_words();
+    result.facts["host memory"] = proc_value("/proc/meminfo", "MemTotal");
+    result.facts["compiler"] = MOE_COMPILER ", " MOE_BUILD_TYPE;
+    return result;
+}
+
+}  // namespace moe

@@ -1,0 +1,29 @@
+# MOE_PORTABLE: a program for other machines. All that it needs but the C library is linked
+# into it, and its instructions are those of every x86-64 server since 2013.
+set(MOE_FMT fmt::fmt)
+if(NOT MOE_PORTABLE)
+    return()
+endif()
+set(MOE_FMT fmt::fmt-header-only)  # Debian's libfmt is shared
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)  # static libraries go into libmoe.so, too
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffunction-sections>
+                    $<$<COMPILE_LANGUAGE:CXX>:-fdata-sections>)
+# A shared library shows its own interface, nothing that was linked into it.
+add_link_options(-static-libstdc++ -static-libgcc LINKER:--gc-sections
+                 LINKER:--exclude-libs,ALL)
+
+if(OpenMP_CXX_FOUND)
+    # The thread-local variables of libgomp.a fit into programs only: libmoe.so takes the
+    # shared one, which lies beside it in a bundle.
+    foreach(name libgomp.a libgomp.so)
+        execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=${name}
+                        OUTPUT_VARIABLE ${name} OUTPUT_STRIP_TRAILING_WHITESPACE)
+    endforeach()
+    if(NOT IS_ABSOLUTE "${libgomp.a}")
+        message(FATAL_ERROR "libgomp.a = missing: MOE_PORTABLE needs it; g++ brings it")
+    endif()
+    set(is_shared $<STREQUAL:$<TARGET_PROPERTY:TYPE>,SHARED_LIBRARY>)
+    set_target_properties(OpenMP::OpenMP_CXX PROPERTIES INTERFACE_LINK_LIBRARIES
+        "$<IF:${is_shared},${libgomp.so},${libgomp.a}>;Threads::Threads")
+    set(CMAKE_BUILD_RPATH "$ORIGIN")
+endif()
