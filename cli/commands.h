@@ -21,6 +21,7 @@ void add_verify(CLI::App& app, Action& action);
 void add_trace(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);
+void add_gpu_check(CLI::App& app, Action& action);
 void add_results(CLI::App& app, Action& action);
 void add_completion(CLI::App& app, Action& action);
 

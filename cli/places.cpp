@@ -44,6 +44,9 @@ std::string golden_folder() {
 std::string default_text() {
     return find("README.md", "README.md");
 }
+std::string moe_program() {
+    return find_built("bin/moe", "cli/moe");
+}
 std::string tests_program() {
     return find_built("bin/moe_tests", "tests/moe_tests");
 }

@@ -17,6 +17,9 @@ std::string golden_folder();
 /// `compare` without --text: the bundle's README.md, or that of the source tree.
 std::string default_text();
 
+/// The program `moe`: bin/ of the bundle, or cli/ of a build.
+std::string moe_program();
+
 /// moe_tests: beside the program in a bundle, in tests/ of a build.
 std::string tests_program();
 

@@ -62,6 +62,7 @@ int run_program(std::vector<std::string> arguments) {
     add_trace(app, action);
     add_bench(app, action);
     add_info(app, action);
+    add_gpu_check(app, action);
     add_results(app, action);
     add_completion(app, action);
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "cli/places.h"
 #include "gpu/stream.h"
 #include "tests/layer_support.h"
 #include "tests/moe_c_support.h"
@@ -179,7 +180,7 @@ TEST(CInterface, NamesItsSuppliers) {
 }
 
 TEST(CInterface, IsALibraryThatShowsNothingElse) {
-    void* library = dlopen(MOE_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+    void* library = dlopen(c_library().c_str(), RTLD_NOW | RTLD_LOCAL);
     ASSERT_NE(library, nullptr) << dlerror();
     const auto version = reinterpret_cast<decltype(&moe_interface_version)>(
         dlsym(library, "moe_interface_version"));
