@@ -66,6 +66,8 @@ void narrow(BFloat16& target, double value) {
 
 template <typename Target, typename Source>
 void cast_elements(Target* target, const Source* source, std::int64_t count) {
+    // A layer's weights are worth several threads, a row of tokens is not.
+#pragma omp parallel for schedule(static) if (count > (1 << 20))
     for (std::int64_t i = 0; i < count; ++i) narrow(target[i], widen(source[i]));
 }
 
