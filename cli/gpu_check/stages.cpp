@@ -111,8 +111,10 @@ std::string bench_file(const Setting& setting) {
 }
 
 Plan run_bench(const Setting& setting) {
-    return {.programs = {{.arguments = moe_with({"bench", "--short", "--report", "none",
-                                                 "--json", bench_file(setting)})}}};
+    Words words =
+        moe_with({"bench", "--short", "--report", "none", "--json", bench_file(setting)});
+    if (setting.dry) append(words, {"--scale", "16", "--tokens", "64", "--seconds", "1"});
+    return {.programs = {{.arguments = words}}};
 }
 
 /// Four ranks that share a GPU, as threads; then a rank on every GPU, over NCCL.
