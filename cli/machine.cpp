@@ -46,8 +46,9 @@ bench::Result make_result(bool emulated) {
         result.device = gpu::device_name();
         result.facts = gpu::device_facts();
     } else {
-        result.kind = emulated ? "executor" : "cpu";
-        result.device = emulated ? "CUDA on a CPU" : cpu_model();
+        const bool executor = emulated && gpu::is_emulated();
+        result.kind = executor ? "executor" : "cpu";
+        result.device = executor ? "CUDA on a CPU" : cpu_model();
     }
     result.facts["CPU"] = cpu_in_words();
     result.facts["host memory"] = proc_value("/proc/meminfo", "MemTotal");

@@ -9,7 +9,8 @@
 namespace moe {
 
 /// A result without runs: when, by which commit, on what. Its device is the GPU where
-/// there is one; otherwise the executor or, when `emulated` is false, the CPU alone.
+/// there is one; otherwise the executor, if this build has it and `emulated` says that
+/// kernels ran, or the CPU.
 bench::Result make_result(bool emulated);
 
 /// "Intel(R) Xeon(R) …, 2 threads".

@@ -38,6 +38,9 @@ constexpr const char* kMetrics =
     "dram__bytes_read.sum,dram__bytes_write.sum,"
     "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active";
 
+// torch.compile alone takes longer than all the others: a visit of its own has it.
+constexpr const char* kPeers = "torch_grouped_mm,transformers_grouped_mm,cublas_loop";
+
 Words& append(Words& words, const Words& more) {
     words.insert(words.end(), more.begin(), more.end());
     return words;
@@ -59,12 +62,12 @@ Words files_of(const std::string& folder, std::size_t most = 1000) {
     return files;
 }
 
-/// "naive_gpu,…": the tiers other than the reference.
-std::string gpu_tiers() {
+/// "naive_gpu,…": the tiers that work on the device, each with `suffix`.
+std::string gpu_tiers(const std::string& suffix = "") {
     std::string names;
     for (const Tier* tier : tiers())
-        if (tier->name() != "reference_cpu")
-            names += (names.empty() ? "" : ",") + tier->name();
+        if (tier->memory_space() == MemorySpace::device)
+            names += (names.empty() ? "" : ",") + tier->name() + suffix;
     return names;
 }
 
@@ -168,8 +171,11 @@ Plan run_peers(const Setting& setting) {
     const std::string python = find_python_with_torch();
     if (python.empty()) return {.skipped = "python3 with torch: not found"};
     if (setting.dry) return {.skipped = python + ": not tried, needs a GPU"};
-    return {.programs = {{.arguments = {python, peers_script(), "--library", c_library(),
-                                        "--json", peers_file(setting)}}}};
+    const std::string peers = fmt::format("{},{}", kPeers, gpu_tiers(":bf16"));
+    return {.programs = {
+                {.arguments = {python, peers_script(), "--library", c_library(), "--json",
+                               peers_file(setting), "--tokens", "4096", "--seconds", "8",
+                               "--rounds", "15", "--only", peers}}}};
 }
 
 /// A judge that wants no more than what ran.
@@ -198,9 +204,9 @@ std::vector<Stage> all_stages() {
         {"verify", 30, true, run_verify, of_traces(judge_verify)},
         {"bench", 60, true, run_bench, of_file(judge_bench, bench_file)},
         {"sanitizer", 40, true, plan_sanitizer, judge_sanitizer},
-        {"ranks", 20, true, run_ranks, judge_ranks},
-        {"counters", 20, true, run_counters, of_file(judge_counters, counters_file)},
-        {"peers", 20, true, run_peers, of_file(judge_peers, peers_file)},
+        {"ranks", 15, true, run_ranks, judge_ranks},
+        {"counters", 15, true, run_counters, of_file(judge_counters, counters_file)},
+        {"peers", 30, true, run_peers, of_file(judge_peers, peers_file)},
     };
 }
 
