@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/pictures.h"
+#include "bench/result_words.h"
 #include "bench/run.h"
 #include "cli/bench_view.h"
 #include "cli/commands.h"
@@ -25,10 +26,9 @@ namespace moe {
 namespace {
 
 struct BenchOptions {
-    std::vector<std::string> tiers, dtypes, subjects, passes;
-    std::string spec, routing = "uniform", reference_dtype = "fp64", json,
-                      report = "moe-report";
-    std::optional<std::int64_t> tokens;
+    std::vector<std::string> tiers, dtypes, subjects, passes, routings = {"uniform"};
+    std::string spec, reference_dtype = "fp64", json, report = "moe-report";
+    std::vector<std::int64_t> tokens;
     double seconds = 20.0;
     bool quick = false, no_waterfall = false;
     std::unique_ptr<LayerOptions> layer;
@@ -39,15 +39,17 @@ bool has_gpu() {
     return !gpu::is_emulated() && gpu::missing_device().empty();
 }
 
-std::int64_t choose_tokens(const BenchOptions& options) {
+std::vector<std::int64_t> choose_tokens(const BenchOptions& options) {
     const LayerOptions& layer = *options.layer;
-    if (!options.tokens) return layer.seq_length() * layer.micro_batch_size();
-    if (layer.seq_length_given() || layer.micro_batch_size_given())
-        reject("--tokens", *options.tokens,
-               "must be left out with --seq-length and --micro-batch-size");
-    if (*options.tokens < 1 || *options.tokens > 1'000'000)
-        reject("--tokens", *options.tokens, "must be from 1 to 1000000");
-    return *options.tokens;
+    if (options.tokens.empty()) return {layer.seq_length() * layer.micro_batch_size()};
+    for (const std::int64_t tokens : options.tokens) {
+        if (layer.seq_length_given() || layer.micro_batch_size_given())
+            reject("--tokens", tokens,
+                   "must be left out with --seq-length and --micro-batch-size");
+        if (tokens < 1 || tokens > 1'000'000)
+            reject("--tokens", tokens, "must be from 1 to 1000000");
+    }
+    return options.tokens;
 }
 
 /// Those of `allowed` that were asked for, in the order of `allowed`; all when none was.
@@ -95,15 +97,13 @@ std::vector<ModuleSpec> choose_waterfall(const BenchOptions& options) {
     return bench::waterfall_specs(suppliers);
 }
 
-bench::BenchRequest make_request(const BenchOptions& options) {
+/// One request for each number of tokens and each routing.
+std::vector<bench::BenchRequest> make_requests(const BenchOptions& options) {
     const LayerOptions& layer = *options.layer;
     require_no_rank_flags(layer);
     bench::BenchRequest request;
     request.model = layer.model();
     request.config = layer.config();
-    request.tokens = choose_tokens(options);
-    request.routing = bench::parse_routing("--routing", options.routing, request.config);
-    request.routing_name = options.routing;
     request.seed = layer.seed();
     request.reference_dtype = parse_dtype("--reference-dtype", options.reference_dtype);
     if (request.reference_dtype == DType::bf16)
@@ -120,8 +120,18 @@ bench::BenchRequest make_request(const BenchOptions& options) {
         request.specs.push_back(ModuleSpec::uniform(supplier));
     if (!options.spec.empty()) request.specs.push_back(mix);
     request.waterfall = choose_waterfall(options);
-    require_memory(request.config, request.tokens);
-    return request;
+
+    std::vector<bench::BenchRequest> requests;
+    for (const std::int64_t tokens : choose_tokens(options)) {
+        require_memory(request.config, tokens);
+        for (const std::string& routing : options.routings) {
+            request.tokens = tokens;
+            request.routing = bench::parse_routing("--routing", routing, request.config);
+            request.routing_name = routing;
+            requests.push_back(request);
+        }
+    }
+    return requests;
 }
 
 /// A file that is not there yet, in a folder that is.
@@ -139,52 +149,59 @@ void print_verdict(const bench::BenchOutcome& outcome) {
     for (const std::string& note : outcome.notes) fmt::print("- {}\n", note);
     for (const std::string& failure : outcome.failures)
         fmt::print("✗ {}; it has no time\n", failure);
-    if (!has_gpu())
-        fmt::print(
-            "- no GPU: kernels ran on the CPU executor; they were counted, and "
-            "not timed\n");
     if (outcome.failures.empty())
         fmt::print("✓ every part gives what {} gives\n", outcome.run.reference);
 }
 
 /// Those pictures of the run that there is something for, into `folder`.
-void write_pictures(const bench::Result& result, const std::string& folder) {
-    const bench::Run& run = result.runs.front();
-    std::vector<FileText> files;
+void write_pictures(const bench::Run& run, const std::string& device,
+                    const std::string& folder) {
     using Draw = std::string (*)(const bench::Run&, const std::string& device);
+    const std::string stem =
+        fmt::format("{}/bench-{}", folder, bench::workload_slug(run.workload));
+    std::vector<FileText> files;
     for (const auto& [name, draw] : std::initializer_list<std::pair<const char*, Draw>>{
              {"ladder", bench::ladder_picture},
              {"waterfall", bench::waterfall_picture},
              {"roofline", bench::roofline_picture},
              {"counts", bench::counts_picture}})
-        if (std::string svg = draw(run, result.device); !svg.empty())
-            files.push_back({fmt::format("{}/bench-{}.svg", folder, name), svg});
+        if (std::string svg = draw(run, device); !svg.empty())
+            files.push_back({fmt::format("{}-{}.svg", stem, name), svg});
     if (const auto failure = write_all(files))
         reject("--report", failure->path, "must be a file to write: " + failure->reason);
     for (const FileText& file : files) fmt::print("Picture  {}\n", file.path);
 }
 
 int run_bench_command(const BenchOptions& options) {
-    const bench::BenchRequest request = make_request(options);
+    const std::vector<bench::BenchRequest> requests = make_requests(options);
     if (!options.json.empty()) require_new_file("--json", options.json);
     if (options.report != "none") require_writable_folder("--report", options.report);
-    const bench::BenchOutcome outcome = run_with_progress(request, bench::run_bench);
-
-    const auto& specs = request.specs;
+    const auto& specs = requests.front().specs;
+    const auto on_device = [](const ModuleSpec& spec) { return spec.uses_device(); };
     bench::Result result =
-        make_result(std::any_of(specs.begin(), specs.end(), [](const ModuleSpec& spec) {
-            return spec.uses_device();
-        }));
-    result.runs.push_back(outcome.run);
-    print_bench_header(result, outcome.run);
-    print_bench_table(result, outcome.run);
-    print_bars(outcome.run);
-    print_waterfall(outcome.run);
-    print_verdict(outcome);
-    if (options.report != "none") write_pictures(result, options.report);
-    if (!options.json.empty())
-        write_file("--json", {options.json, to_json(result).dump(1) + "\n"});
-    return outcome.failures.empty() ? kExitOk : kExitDiffers;
+        make_result(std::any_of(specs.begin(), specs.end(), on_device));
+    bool ok = true;
+    for (const bench::BenchRequest& request : requests) {
+        const bench::BenchOutcome outcome = run_with_progress(request, bench::run_bench);
+        result.runs.push_back(outcome.run);
+        print_bench_header(result, outcome.run);
+        print_bench_table(result, outcome.run);
+        print_bars(outcome.run);
+        print_waterfall(outcome.run);
+        print_verdict(outcome);
+        if (options.report != "none")
+            write_pictures(outcome.run, result.device, options.report);
+        // After every run: what comes next may be ended from outside
+        if (!options.json.empty())
+            write_file("--json", {options.json, to_json(result).dump(1) + "\n"});
+        ok = ok && outcome.failures.empty();
+        if (&request != &requests.back()) fmt::print("\n");
+    }
+    if (!has_gpu())
+        fmt::print(
+            "- no GPU: kernels ran on the CPU executor; they were counted, and "
+            "not timed\n");
+    return ok ? kExitOk : kExitDiffers;
 }
 
 }  // namespace
@@ -216,10 +233,15 @@ void add_bench(CLI::App& app, Action& action) {
     command
         ->add_option("--pass", options->passes, "forward, backward, both (default: all)")
         ->delimiter(',');
-    command->add_option("--tokens", options->tokens, "T, one sequence of that length");
-    command->add_option("--routing", options->routing,
-                        "balanced, uniform, skewed, or hot:N, all rows on N experts "
-                        "(default uniform)");
+    command
+        ->add_option("--tokens", options->tokens,
+                     "T, one sequence of that length; several: one run for each")
+        ->delimiter(',');
+    command
+        ->add_option("--routing", options->routings,
+                     "balanced, uniform, skewed, or hot:N, all rows on N experts; "
+                     "several: one run for each (default uniform)")
+        ->delimiter(',');
     command->add_option("--reference-dtype", options->reference_dtype,
                         "Of what all is held against: fp64, or fp32 for half the memory");
     command->add_option("--seconds", options->seconds, "For timing, about (default 20)");
