@@ -39,11 +39,11 @@ std::string timing(const Timing& ms) {
                        three_digits(ms.p90));
 }
 
-/// "12.3 (45 %)": a rate and its share of a ceiling, where that is known.
-std::string rate(double value, std::optional<double> ceiling) {
+/// "12.3 (45 %)": a rate and its share of a ceiling, which is 0 where it is not known.
+std::string rate(double value, double ceiling) {
     if (value == 0.0) return "–";
-    if (!ceiling) return three_digits(value);
-    return fmt::format("{} ({})", three_digits(value), share(value / *ceiling));
+    if (ceiling == 0.0) return three_digits(value);
+    return fmt::format("{} ({})", three_digits(value), share(value / ceiling));
 }
 
 /// Of a peer nothing is asked.
@@ -56,8 +56,8 @@ std::vector<std::string> ladder_cells(const Measurement& m,
                                       const std::optional<Calibration>& ceiling) {
     // What has no floor ran elsewhere: the reference beside a GPU has a CPU's ceilings
     const bool comparable = ceiling && m.floor_ms;
-    const auto product = comparable ? ceiling->product_tflops : std::nullopt;
-    const auto copy = comparable ? std::optional(ceiling->copy_gb_per_s) : std::nullopt;
+    const double product = comparable ? ceiling->product_tflops.value_or(0.0) : 0.0;
+    const double copy = comparable ? ceiling->copy_gb_per_s : 0.0;
     return {cell(spec_in_words(m.spec)),
             timing(*m.ms),
             rate(tflops(m), product),

@@ -24,7 +24,7 @@ inline std::string bytes_in_words(std::int64_t bytes) {
 /// 16777216 as "16,777,216".
 inline std::string grouped(std::int64_t number) {
     std::string digits = std::to_string(number);
-    for (std::size_t at = digits.size(); at > 3;) digits.insert(at -= 3, ",");
+    for (std::size_t at = digits.size(); at > 3;) digits.insert(at -= 3, 1, ',');
     return digits;
 }
 
