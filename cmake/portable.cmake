@@ -4,12 +4,19 @@ set(MOE_FMT fmt::fmt)
 if(NOT MOE_PORTABLE)
     return()
 endif()
-set(MOE_FMT fmt::fmt-header-only)  # Debian's libfmt is shared
+add_compile_options(-ffile-prefix-map=${PROJECT_SOURCE_DIR}/=)  # in messages
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffunction-sections>
                     $<$<COMPILE_LANGUAGE:CXX>:-fdata-sections>)
 # A shared library shows its own interface, nothing that was linked into it.
 add_link_options(-static-libstdc++ -static-libgcc LINKER:--gc-sections
                  LINKER:--exclude-libs,ALL)
+
+# Debian's libfmt is shared.
+set(MOE_FMT moe_fmt)
+add_library(moe_fmt STATIC cmake/fmt.cpp)
+target_compile_options(moe_fmt PRIVATE -fkeep-inline-functions)
+target_include_directories(moe_fmt SYSTEM PUBLIC
+    $<TARGET_PROPERTY:fmt::fmt-header-only,INTERFACE_INCLUDE_DIRECTORIES>)
 
 if(OpenMP_CXX_FOUND)
     # The thread-local variables of libgomp.a fit into programs only: libmoe.so takes the

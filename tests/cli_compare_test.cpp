@@ -345,7 +345,7 @@ class AbsentTierTest : public SpoiltCompareTest {
 TEST_F(AbsentTierTest, IsLeftOutWithANoteAndRefusedWhenAskedFor) {
     const testing::ExitedWithCode ok{kExitOk}, refused{kExitBadInput};
     EXPECT_EXIT(run(small_ + " --dtype fp32"), ok,
-                "moe: note: left out: tier = spoilt: needs another machine");
+                "left out: tier = spoilt: needs another machine");
     EXPECT_EXIT(run(small_ + " --dtype fp32"), ok, "✓ all tiers agree, step by step");
     EXPECT_EXIT(run(small_ + " --tier reference_cpu,spoilt"), refused,
                 "moe: --tier = spoilt: needs another machine");
