@@ -1,5 +1,5 @@
 # MOE_PORTABLE: a program for other machines. All that it needs but the C library is linked
-# into it, and its instructions are those of every x86-64 server since 2013.
+# into it, and its instructions are those of x86-64 servers of the last ten years.
 set(MOE_FMT fmt::fmt)
 if(NOT MOE_PORTABLE)
     return()

@@ -129,8 +129,8 @@ std::string NcclSession::missing() {
             library.where());
     if (version_of_library() < NCCL_VERSION_CODE)
         return fmt::format(
-            "needs version {} or newer, which {} is not; MOE_LIBRARY_PATH "
-            "may name another's folder",
+            "needs version {} or newer, which {} is not; MOE_LIBRARY_PATH may name the "
+            "folder of another",
             version_text(NCCL_VERSION_CODE), library.where());
     return "";
 }
