@@ -1,6 +1,7 @@
 #include "bench/stopwatch.h"
 
 #include <cuda_runtime.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,6 +15,13 @@
 namespace moe::bench {
 namespace {
 
+/// Twice the last-level cache, and 64 MiB where the system does not tell its size.
+std::size_t flush_bytes() {
+    const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return std::clamp<std::size_t>(2 * std::size_t(std::max(cache, 32L << 20)), 64u << 20,
+                                   512u << 20);
+}
+
 class HostStopwatch : public Stopwatch {
   public:
     double time(const std::function<void()>& work) override {
@@ -26,7 +34,7 @@ class HostStopwatch : public Stopwatch {
     }
 
   private:
-    std::vector<unsigned char> flush_ = std::vector<unsigned char>(256u << 20);
+    std::vector<unsigned char> flush_ = std::vector<unsigned char>(flush_bytes());
     int value_ = 0;
 };
 

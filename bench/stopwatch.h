@@ -14,7 +14,8 @@ class Stopwatch {
     virtual double time(const std::function<void()>& work) = 0;
 };
 
-/// For work on the host alone: a steady clock, after writing 256 MiB.
+/// For work on the host alone: a steady clock, after writing twice as much as
+/// its caches hold.
 std::unique_ptr<Stopwatch> make_host_stopwatch();
 
 /// For work that uses the device: CUDA events on the default stream, after zeroing a
