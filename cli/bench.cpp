@@ -154,18 +154,22 @@ void print_verdict(const bench::BenchOutcome& outcome) {
 }
 
 /// Those pictures of the run that there is something for, into `folder`.
-void write_pictures(const bench::Run& run, const std::string& device,
+void write_pictures(const bench::Run& run, const bench::Result& result,
                     const std::string& folder) {
     using Draw = std::string (*)(const bench::Run&, const std::string& device);
     const std::string stem =
         fmt::format("{}/bench-{}", folder, bench::workload_slug(run.workload));
+    // Without a GPU, what has a time ran on the CPU, and what was counted did not
+    const std::string& timed = has_gpu() ? result.device : result.facts.at("CPU");
     std::vector<FileText> files;
     for (const auto& [name, draw] : std::initializer_list<std::pair<const char*, Draw>>{
              {"ladder", bench::ladder_picture},
              {"waterfall", bench::waterfall_picture},
              {"roofline", bench::roofline_picture},
              {"counts", bench::counts_picture}})
-        if (std::string svg = draw(run, device); !svg.empty())
+        if (std::string svg =
+                draw(run, draw == bench::counts_picture ? result.device : timed);
+            !svg.empty())
             files.push_back({fmt::format("{}-{}.svg", stem, name), svg});
     if (const auto failure = write_all(files))
         reject("--report", failure->path, "must be a file to write: " + failure->reason);
@@ -189,8 +193,7 @@ int run_bench_command(const BenchOptions& options) {
         print_bars(outcome.run);
         print_waterfall(outcome.run);
         print_verdict(outcome);
-        if (options.report != "none")
-            write_pictures(outcome.run, result.device, options.report);
+        if (options.report != "none") write_pictures(outcome.run, result, options.report);
         // After every run: what comes next may be ended from outside
         if (!options.json.empty())
             write_file("--json", {options.json, to_json(result).dump(1) + "\n"});

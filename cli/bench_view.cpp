@@ -120,7 +120,17 @@ void print_bench_table(const bench::Result& result, const Run& run) {
 }
 
 void print_bars(const Run& run) {
-    if (any_timed(run)) fmt::print("\n{}", bench::bar_chart(run));
+    Run compared = run;  // one bar alone says nothing
+    compared.measurements.clear();
+    for (const bench::Group& group : bench::by_subject_and_pass(run.measurements)) {
+        std::vector<Measurement> timed;
+        for (const Measurement* m : group)
+            if (m->ms) timed.push_back(*m);
+        if (timed.size() < 2) continue;
+        compared.measurements.insert(compared.measurements.end(), timed.begin(),
+                                     timed.end());
+    }
+    if (any_timed(compared)) fmt::print("\n{}", bench::bar_chart(compared));
 }
 
 void print_waterfall(const Run& run) {

@@ -13,7 +13,7 @@ void print_bench_header(const bench::Result& result, const bench::Run& run);
 /// what used a device.
 void print_bench_table(const bench::Result& result, const bench::Run& run);
 
-/// The medians as bars; nothing where nothing was timed.
+/// The medians as bars, where at least two were timed for the same.
 void print_bars(const bench::Run& run);
 
 /// The whole layer, step by step from supplier to supplier.

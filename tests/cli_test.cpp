@@ -16,8 +16,8 @@ using Words = std::vector<std::string>;
 
 TEST_F(CliTest, NamesWrongCommands) {
     EXPECT_TRUE(IsBadInput("", {"--help"}));
-    EXPECT_TRUE(
-        IsBadInput("dance", {"command = dance: ", "compare, verify, trace, bench, info"}));
+    EXPECT_TRUE(IsBadInput("dance",
+                           {"command = dance: ", "compare, verify, trace, bench, info"}));
     EXPECT_TRUE(IsBadInput("Trace", {"command = Trace: "}));
     EXPECT_TRUE(IsBadInput("--magic", {"--help"}));
     EXPECT_TRUE(IsBadInput("trace --moe-magic 3", {"--moe-magic"}));
