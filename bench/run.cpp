@@ -74,7 +74,7 @@ class Bench {
         const std::size_t in_ladder = candidates_.size();
         for (const ModuleSpec& spec : request_.waterfall)
             add_part("layer", spec, {"both"});
-        if (on_host_only()) add_peer();
+        if (times_the_host_alone()) add_peer();
         time_all();
 
         for (std::size_t i = 0; i < candidates_.size(); ++i) {
@@ -207,7 +207,7 @@ class Bench {
                              c.stopwatch, c.prepare, c.run});
         }
         if (works.empty()) return;
-        const bool on_device = !on_host_only();
+        const bool on_device = !times_the_host_alone();
         request_.progress("calibrating");
         const auto calibrator =
             on_device ? make_device_calibrator() : make_host_calibrator();
@@ -238,11 +238,15 @@ class Bench {
         return *slot;
     }
 
-    /// True when nothing that may be timed runs on a device.
-    bool on_host_only() const {
-        return std::none_of(candidates_.begin(), candidates_.end(), [](const auto& c) {
-            return c.on_device && !c.measurement.emulated;
-        });
+    /// True when something can be timed, and nothing of it runs on a device.
+    bool times_the_host_alone() const {
+        const auto timed_on = [&](bool device) {
+            return std::any_of(candidates_.begin(), candidates_.end(),
+                               [&](const Candidate& c) {
+                                   return c.stopwatch != nullptr && c.on_device == device;
+                               });
+        };
+        return timed_on(false) && !timed_on(true);
     }
 
     const BenchRequest& request_;

@@ -2,6 +2,7 @@
 
 #include <fmt/chrono.h>
 
+#include <cstdlib>
 #include <ctime>
 #include <fstream>
 #include <thread>
@@ -29,6 +30,12 @@ std::string cpu_model() {
     return model.empty() ? "a CPU that does not say its name" : model;
 }
 
+std::string host_memory() {
+    const std::string kibibytes = proc_value("/proc/meminfo", "MemTotal");
+    return fmt::format("{:.0f} GiB",
+                       std::strtod(kibibytes.c_str(), nullptr) / (1024.0 * 1024.0));
+}
+
 }  // namespace
 
 std::string cpu_in_words() {
@@ -51,7 +58,7 @@ bench::Result make_result(bool emulated) {
         result.device = executor ? "CUDA on a CPU" : cpu_model();
     }
     result.facts["CPU"] = cpu_in_words();
-    result.facts["host memory"] = proc_value("/proc/meminfo", "MemTotal");
+    result.facts["host memory"] = host_memory();
     result.facts["compiler"] = MOE_COMPILER ", " MOE_BUILD_TYPE;
     return result;
 }

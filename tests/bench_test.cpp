@@ -12,6 +12,7 @@
 #include "bench/timing.h"
 #include "bench/workload.h"
 #include "core/transfer.h"
+#include "gpu/tensor.h"
 #include "tests/cli_support.h"
 
 namespace moe::test {
@@ -314,6 +315,25 @@ TEST_F(CliTest, BenchCountsWhatItDoesNotTime) {
     // A result is never written over.
     EXPECT_TRUE(IsBadInput(kSmall + "--json " + path("result.json"),
                            {"--json = ", "is there already"}));
+}
+
+// Nothing is timed where nothing can be, not even Eigen's products.
+TEST_F(CliTest, BenchTimesNothingOfTheExecutor) {
+    if (!gpu::is_emulated())
+        GTEST_SKIP() << "kernels do not run on the executor here";
+    const Output output =
+        moe(kSmall + "--tier naive_gpu --routing uniform,hot:8 --json " + path("r.json"));
+    ASSERT_EQ(output.code, kExitOk) << output.err;
+    EXPECT_EQ(output.out.find("Ceilings"), std::string::npos);
+    EXPECT_EQ(output.out.find(" ms"), std::string::npos);
+    const Result result =
+        result_from_json(nlohmann::json::parse(read(path("r.json"))), "result");
+    ASSERT_EQ(result.runs.size(), 2u);
+    EXPECT_EQ(result.runs[1].workload.routing, "hot:8");
+    for (const bench::Run& run : result.runs) {
+        EXPECT_FALSE(run.before.has_value());
+        for (const Measurement& m : run.measurements) EXPECT_FALSE(m.ms.has_value());
+    }
 }
 
 TEST_F(CliTest, BenchNamesWrongValues) {
