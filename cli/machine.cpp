@@ -1,13 +1,13 @@
 #include "cli/machine.h"
 
-#include <fmt/chrono.h>
+#include <fmt/format.h>
 
 #include <cstdlib>
-#include <ctime>
 #include <fstream>
 #include <thread>
 
 #include "cli/version.h"
+#include "cli/words.h"
 #include "gpu/device_facts.h"
 #include "gpu/tensor.h"
 
@@ -45,8 +45,7 @@ std::string cpu_in_words() {
 
 bench::Result make_result(bool emulated) {
     bench::Result result;
-    const std::time_t now = std::time(nullptr);
-    result.created = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(now));
+    result.created = utc_now();
     result.commit = commit();
     if (!gpu::is_emulated() && gpu::missing_device().empty()) {
         result.kind = "gpu";

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <cstdint>
+#include <ctime>
 #include <string>
 
 #include "core/config.h"
@@ -30,6 +31,16 @@ inline std::string grouped(std::int64_t number) {
 
 inline std::string percent(double share) {
     return fmt::format("{:.1f} %", 100.0 * share);
+}
+
+/// The present time in UTC as strftime() writes it: "2026-11-27T22:04:05Z".
+inline std::string utc_now(const char* form = "%Y-%m-%dT%H:%M:%SZ") {
+    const std::time_t now = std::time(nullptr);
+    std::tm parts{};
+    gmtime_r(&now, &parts);
+    char text[64] = "";
+    std::strftime(text, sizeof text, form, &parts);
+    return text;
 }
 
 /// "H=256 E=8 K=2 F=896, gated silu, softmax".

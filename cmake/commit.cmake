@@ -1,5 +1,6 @@
 # cmake -DSOURCE=<tree> -DHEADER=<file> -P commit.cmake : writes the tree's commit as a
 # header, only when it changed. Run at every build.
+cmake_minimum_required(VERSION 3.21)
 find_package(Git QUIET)
 set(commit "")
 if(GIT_FOUND)

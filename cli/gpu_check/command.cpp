@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/gpu_check/runner.h"
 #include "cli/gpu_check/tools.h"
+#include "cli/words.h"
 #include "core/error.h"
 #include "gpu/tensor.h"
 
@@ -83,7 +84,7 @@ int run_gpu_check(const GpuCheckOptions& options) {
         request.unfit = unfit_device();
     }
     const std::string out =
-        options.out.empty() ? "gpu-check-" + utc_now(true) : options.out;
+        options.out.empty() ? "gpu-check-" + utc_now("%Y%m%d-%H%M%S") : options.out;
     Evidence evidence = options.resume ? Evidence::resume(out) : Evidence::create(out);
     require_same_kind(evidence, out, options.dry);
     return run_stages(table, request, evidence);

@@ -1,13 +1,11 @@
 #include "cli/gpu_check/evidence.h"
 
-#include <fmt/chrono.h>
-
-#include <ctime>
 #include <filesystem>
 #include <regex>
 
 #include "cli/files.h"
 #include "cli/version.h"
+#include "cli/words.h"
 #include "core/error.h"
 #include "gpu/tensor.h"
 
@@ -94,12 +92,6 @@ bench::Result empty_result(const std::string& created) {
 }
 
 }  // namespace
-
-std::string utc_now(bool for_file_name) {
-    const std::tm now = fmt::gmtime(std::time(nullptr));
-    return for_file_name ? fmt::format("{:%Y%m%d-%H%M%S}", now)
-                         : fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", now);
-}
 
 void check_contribution(const ordered_json& fields, const std::string& where) {
     ordered_json whole = bench::to_json(empty_result(utc_now()));

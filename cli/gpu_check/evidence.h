@@ -56,7 +56,4 @@ class Evidence {
 /// InputError, naming `where`, when these fields do not belong into a result.
 void check_contribution(const nlohmann::ordered_json& fields, const std::string& where);
 
-/// "2026-11-27T22:04:05Z", or without punctuation, "20261127-220405", for file names.
-std::string utc_now(bool for_file_name = false);
-
 }  // namespace moe::gpu_check
