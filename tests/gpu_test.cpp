@@ -59,7 +59,9 @@ TEST(DeviceFacts, NameWhatTheDeviceIs) {
                              "L2 cache", "CUDA driver", "CUDA runtime"})
         EXPECT_NE(facts.at(name), "") << name;
     EXPECT_GT(gpu::l2_bytes(), 0);
-    if (gpu::is_emulated()) EXPECT_EQ(gpu::device_state(), "") << "a CPU has other words";
+    if (gpu::is_emulated()) {
+        EXPECT_EQ(gpu::device_state(), "") << "a CPU has other words";
+    }
 }
 
 // ------------------------------------------------------- libraries opened at run time
