@@ -319,8 +319,7 @@ TEST_F(CliTest, BenchCountsWhatItDoesNotTime) {
 
 // Nothing is timed where nothing can be, not even Eigen's products.
 TEST_F(CliTest, BenchTimesNothingOfTheExecutor) {
-    if (!gpu::is_emulated())
-        GTEST_SKIP() << "kernels do not run on the executor here";
+    if (!gpu::is_emulated()) GTEST_SKIP() << "kernels do not run on the executor here";
     const Output output =
         moe(kSmall + "--tier naive_gpu --routing uniform,hot:8 --json " + path("r.json"));
     ASSERT_EQ(output.code, kExitOk) << output.err;

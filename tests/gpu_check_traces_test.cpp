@@ -119,6 +119,7 @@ TEST_F(GpuCheckTraces, ASanitizerCountsOnlyWithTheTestsOwnMark) {
 }
 
 TEST(GpuCheck, EveryPatternOfTheSanitizersTestsFindsATest) {
+    NEEDS_DEVICE();
     std::istringstream patterns(kSanitizerTests);
     const auto& unit = *testing::UnitTest::GetInstance();
     for (std::string pattern; std::getline(patterns, pattern, ':');) {

@@ -51,6 +51,7 @@ TEST(CInterfaceRefuses, LayersThatCannotBe) {
 }
 
 TEST(CInterfaceRefuses, ArraysThatDoNotFit) {
+    NEEDS_DEVICE();
     available_suppliers();
     CLayer subject(small_config(4, 3, 2, 5), {"naive_gpu", DType::f32});
     const Tensor weight = random_tensor({3, 4}, 1);
