@@ -19,7 +19,7 @@ namespace {
 std::size_t flush_bytes() {
     const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     return std::clamp<std::size_t>(2 * std::size_t(std::max(cache, 32L << 20)), 64u << 20,
-                                   512u << 20);
+                                   256u << 20);
 }
 
 class HostStopwatch : public Stopwatch {

@@ -14,8 +14,8 @@ class Stopwatch {
     virtual double time(const std::function<void()>& work) = 0;
 };
 
-/// For work on the host alone: a steady clock, after writing twice as much as
-/// its caches hold.
+/// For work on the host alone: a steady clock, after writing 64 to 256 MiB:
+/// twice the last-level cache, as far as that goes.
 std::unique_ptr<Stopwatch> make_host_stopwatch();
 
 /// For work that uses the device: CUDA events on the default stream, after zeroing a

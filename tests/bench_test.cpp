@@ -283,11 +283,14 @@ TEST(Waterfall, ExchangesOneComponentAfterAnother) {
 
 // ------------------------------------------------------------------------ the command
 
+const std::string kNarrow =
+    "bench --preset deepseek_v3 --scale 112 --num-experts 32 --pass both --tokens 9 "
+    "--report none ";
 const std::string kSmall =
     "bench --preset deepseek_v3 --scale 28 --tokens 9 --report none ";
 
 TEST_F(CliTest, BenchCountsWhatItDoesNotTime) {
-    const Output output = moe(kSmall + "--seconds 0.01 --json " + path("result.json"));
+    const Output output = moe(kNarrow + "--seconds 0.01 --json " + path("result.json"));
     ASSERT_EQ(output.code, kExitOk) << output.err;
     EXPECT_NE(output.out.find("✓ every part gives what reference_cpu:fp64 gives"),
               std::string::npos);
@@ -313,15 +316,15 @@ TEST_F(CliTest, BenchCountsWhatItDoesNotTime) {
     }
     EXPECT_EQ(subjects.size(), 5u);
     // A result is never written over.
-    EXPECT_TRUE(IsBadInput(kSmall + "--json " + path("result.json"),
+    EXPECT_TRUE(IsBadInput(kNarrow + "--json " + path("result.json"),
                            {"--json = ", "is there already"}));
 }
 
 // Nothing is timed where nothing can be, not even Eigen's products.
 TEST_F(CliTest, BenchTimesNothingOfTheExecutor) {
     if (!gpu::is_emulated()) GTEST_SKIP() << "kernels do not run on the executor here";
-    const Output output =
-        moe(kSmall + "--tier naive_gpu --routing uniform,hot:8 --json " + path("r.json"));
+    const Output output = moe(
+        kNarrow + "--tier naive_gpu --routing uniform,hot:8 --json " + path("r.json"));
     ASSERT_EQ(output.code, kExitOk) << output.err;
     EXPECT_EQ(output.out.find("Ceilings"), std::string::npos);
     EXPECT_EQ(output.out.find(" ms"), std::string::npos);
