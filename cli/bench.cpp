@@ -20,6 +20,7 @@
 #include "cli/progress.h"
 #include "cli/rank_options.h"
 #include "core/tier.h"
+#include "gpu/device_facts.h"
 #include "gpu/tensor.h"
 
 namespace moe {
@@ -184,6 +185,7 @@ int run_bench_command(const BenchOptions& options) {
     const auto on_device = [](const ModuleSpec& spec) { return spec.uses_device(); };
     bench::Result result =
         make_result(std::any_of(specs.begin(), specs.end(), on_device));
+    if (has_gpu()) result.facts["before"] = gpu::device_state();
     bool ok = true;
     for (const bench::BenchRequest& request : requests) {
         const bench::BenchOutcome outcome = run_with_progress(request, bench::run_bench);
@@ -194,6 +196,7 @@ int run_bench_command(const BenchOptions& options) {
         print_waterfall(outcome.run);
         print_verdict(outcome);
         if (options.report != "none") write_pictures(outcome.run, result, options.report);
+        if (has_gpu()) result.facts["after"] = gpu::device_state();
         // After every run: what comes next may be ended from outside
         if (!options.json.empty())
             write_file("--json", {options.json, to_json(result).dump(1) + "\n"});

@@ -140,7 +140,11 @@ Finding judge_bench(const std::vector<Trace>& traces, const std::string& file) {
         return finding;
     const json whole = read_json(file);
     const bench::Result result = bench::result_from_json(whole, file);
-    contribute(finding, {{"commit", whole["commit"]}, {"runs", whole["runs"]}}, file);
+    // Its facts are those of the device, and clocks and power before and after
+    ordered_json fields;
+    for (const char* name : {"commit", "kind", "device", "facts", "runs"})
+        fields[name] = whole[name];
+    contribute(finding, fields, file);
     std::size_t measurements = 0;
     for (const bench::Run& run : result.runs)
         measurements += run.measurements.size() + run.waterfall.size();
