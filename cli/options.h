@@ -28,6 +28,9 @@ class LayerOptions {
     /// --micro-batch-size and --seed to `command`.
     LayerOptions(CLI::App& command, Defaults defaults);
 
+    /// Where to start instead, for a command that knows better only when it runs.
+    void set_defaults(Defaults defaults) { defaults_ = std::move(defaults); }
+
     struct Chosen {
         MoEConfig config;             ///< not finalized
         std::set<std::string> given;  ///< fields that the user named, in a file or a flag
