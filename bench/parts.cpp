@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cli/closeness.h"
+#include "cli/compare/closeness.h"
 #include "core/moe_layer.h"
 #include "core/transfer.h"
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/report_svg.h"
+#include "cli/report/svg.h"
 
 namespace moe::bench {
 

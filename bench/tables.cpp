@@ -5,7 +5,7 @@
 #include <fmt/ranges.h>
 
 #include "bench/result_words.h"
-#include "cli/report_svg.h"
+#include "cli/report/svg.h"
 #include "cli/words.h"
 
 namespace moe::bench {

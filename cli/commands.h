@@ -1,9 +1,11 @@
 /// @file
-/// The subcommands of `moe`: each adds its flags to the program and runs when chosen.
+/// The commands of `moe`.
 #pragma once
 
-#include <CLI/CLI.hpp>
-#include <functional>
+#include <string>
+#include <vector>
+
+#include "cli/flags.h"
 
 namespace moe {
 
@@ -12,18 +14,15 @@ inline constexpr int kExitOk = 0;
 inline constexpr int kExitDiffers = 1;   ///< a value differs
 inline constexpr int kExitBadInput = 2;  ///< one line on stderr says what and why
 
-/// What runs once the flags are parsed; returns the exit code.
-using Action = std::function<int()>;
-
-/// Each adds a subcommand and sets `action` when it is the one chosen.
-void add_compare(CLI::App& app, Action& action);
-void add_verify(CLI::App& app, Action& action);
-void add_trace(CLI::App& app, Action& action);
-void add_bench(CLI::App& app, Action& action);
-void add_info(CLI::App& app, Action& action);
-void add_gpu_check(CLI::App& app, Action& action);
-void add_results(CLI::App& app, Action& action);
-void add_completion(CLI::App& app, Action& action);
+/// Each adds its command.
+void add_compare(CommandLine& line);
+void add_verify(CommandLine& line);
+void add_trace(CommandLine& line);
+void add_bench(CommandLine& line);
+void add_info(CommandLine& line);
+void add_gpu_check(CommandLine& line);
+void add_results(CommandLine& line);
+void add_completion(CommandLine& line);
 
 /// Makes all built tiers known. Call once, first.
 void register_all_tiers();

@@ -1,5 +1,5 @@
 // completion.cpp: `moe completion bash|zsh`, written from the flags the program really
-// has.
+// has and the values that they may take.
 
 #include <fmt/ranges.h>
 
@@ -9,54 +9,65 @@
 namespace moe {
 namespace {
 
-std::vector<std::string> flags_of(const CLI::App& command) {
-    std::vector<std::string> flags;
-    for (const CLI::Option* option : command.get_options())
-        for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
-    return flags;
+/// "        compare) words=… ;;", and before it what each of its flags may be followed
+/// by.
+std::string case_of(const Command& command) {
+    std::string values;
+    std::vector<std::string> flags = {"--help"};
+    for (const Flag& flag : command.flags()) {
+        if (flag.names()[0].starts_with("--"))
+            flags.insert(flags.end(), flag.names().begin(), flag.names().end());
+        if (!flag.offered().empty())
+            values += fmt::format("                {}) words=\"{}\" ;;\n",
+                                  flag.names()[0], fmt::join(flag.offered(), " "));
+    }
+    return fmt::format(R"(        {})
+            case "$previous" in
+{}                *) words="{}" ;;
+            esac ;;
+)",
+                       command.name(), values, fmt::join(flags, " "));
 }
 
 /// zsh runs bash completions once bashcompinit is loaded, so one script serves both.
-std::string completion_script(const CLI::App& app, const std::string& shell) {
-    std::string cases, commands;
-    for (const CLI::App* command : app.get_subcommands({})) {
-        commands += command->get_name() + " ";
-        cases += fmt::format("        {}) words=\"{}\" ;;\n", command->get_name(),
-                             fmt::join(flags_of(*command), " "));
+std::string completion_script(const CommandLine& line, const std::string& shell) {
+    std::string cases;
+    std::vector<std::string> commands = line.elsewhere();
+    for (const Command& command : line.commands()) {
+        commands.push_back(command.name());
+        cases += case_of(command);
     }
     const std::string zsh =
         shell == "zsh" ? "autoload -U +X bashcompinit && bashcompinit\n" : "";
     return fmt::format(
         R"(# {} completion for moe. Load it with: source <(./moe completion {})
 {}_moe() {{
-    local words current="${{COMP_WORDS[COMP_CWORD]}}"
+    local words current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}"
     case "${{COMP_WORDS[1]}}" in
-{}        *) words="{}--help" ;;
+{}        *) words="{} --help" ;;
     esac
-    [ "$COMP_CWORD" -eq 1 ] && words="{}test docs --help"
+    [ "$COMP_CWORD" -eq 1 ] && words="{} --help"
     COMPREPLY=($(compgen -W "$words" -- "$current"))
-    [[ "$current" == -* ]] || COMPREPLY+=($(compgen -f -- "$current"))
+    [[ "$current" == -* || "$words" != *--* ]] || COMPREPLY+=($(compgen -f -- "$current"))
 }}
 complete -o filenames -F _moe moe ./moe
 )",
-        shell, shell, zsh, cases, commands, commands);
+        shell, shell, zsh, cases, fmt::join(commands, " "), fmt::join(commands, " "));
 }
 
 }  // namespace
 
-void add_completion(CLI::App& app, Action& action) {
+void add_completion(CommandLine& line) {
     auto shell = std::make_shared<std::string>("bash");
-    CLI::App* command = app.add_subcommand(
+    Command& command = line.add(
         "completion",
         "Print a completion script.\n\nExample: source <(./moe completion bash)");
-    command->add_option("shell", *shell, "bash or zsh (default bash)");
-    command->callback([&app, &action, shell] {
-        action = [&app, shell] {
-            if (*shell != "bash" && *shell != "zsh")
-                reject("shell", *shell, "allowed are bash, zsh");
-            fmt::print("{}", completion_script(app, *shell));
-            return kExitOk;
-        };
+    command.option("shell", *shell, "bash or zsh (default bash)").values({"bash", "zsh"});
+    command.runs([&line, shell] {
+        if (*shell != "bash" && *shell != "zsh")
+            reject("shell", *shell, "allowed are bash, zsh");
+        fmt::print("{}", completion_script(line, *shell));
+        return kExitOk;
     });
 }
 

@@ -23,14 +23,9 @@ json parse_value(const std::string& flag, const std::string& text,
                  const FieldInfo& field) {
     if (text == "none" && field.optional) return nullptr;
     const FieldKind kind = field.kind;
+    if (kind == FieldKind::integer) return parse_integer(flag, text);
     const char* begin = text.data();
     const char* end = begin + text.size();
-    if (kind == FieldKind::integer) {
-        std::int64_t value = 0;
-        const auto [stop, error] = std::from_chars(begin, end, value);
-        if (error != std::errc() || stop != end) reject(flag, text, "must be an integer");
-        return value;
-    }
     if (kind == FieldKind::number || kind == FieldKind::list) {
         double value = 0.0;
         const auto [stop, error] = std::from_chars(begin, end, value);
@@ -38,13 +33,6 @@ json parse_value(const std::string& flag, const std::string& text,
         if (kind == FieldKind::number) reject(flag, text, "must be a number");
     }
     return text;
-}
-
-/// A switch may be given a value; it must be one that CLI11 can turn into yes or no.
-std::string check_switch(const std::string& text) {
-    for (const char* allowed : {"true", "false", "1", "-1", "0"})
-        if (text == allowed) return "";
-    return "must be true or false, not " + one_line(text);
 }
 
 /// A seed of 64 bits; CLI11 would wrap -1 around.
@@ -66,51 +54,55 @@ std::string flag_name(const std::string& field) {
     return flag;
 }
 
-LayerOptions::LayerOptions(CLI::App& command, Defaults defaults) : defaults_(defaults) {
-    command.add_option("--preset", preset_,
-                       fmt::format("Layer of a known model: {} (default {})",
-                                   fmt::join(preset_names(), ", "), defaults.preset));
-    command.add_option(
+LayerOptions::LayerOptions(Command& command, Defaults defaults) : defaults_(defaults) {
+    command.option("--preset", preset_,
+                   fmt::format("Layer of a known model: {} (default {})",
+                               fmt::join(preset_names(), ", "), defaults.preset));
+    command.option(
         "--scale", scale_,
         fmt::format("Divide the preset's widths by this (default {})", defaults.scale));
-    command.add_option("--config", config_path_,
-                       "JSON file of config fields, instead of a preset");
-    command.add_option(
+    command.option("--config", config_path_,
+                   "JSON file of config fields, instead of a preset");
+    command.option(
         "--seq-length", seq_length_,
         fmt::format("S, tokens per sequence (default {})", defaults.seq_length));
-    command.add_option(
-        "--micro-batch-size", micro_batch_size_,
-        fmt::format("B, sequences (default {})", defaults.micro_batch_size));
-    command.add_option_function<std::string>(
+    command.option("--micro-batch-size", micro_batch_size_,
+                   fmt::format("B, sequences (default {})", defaults.micro_batch_size));
+    command.option(
         "--seed", [this](const std::string& text) { seed_ = parse_seed(text); },
         "Seed of weights and gradients (default 1234)");
     add_field_flags(command);
 }
 
-void LayerOptions::add_field_flags(CLI::App& command) {
+void LayerOptions::add_field_flags(Command& command) {
     const std::string group = "Config (Megatron's names)";
     for (const FieldInfo& field : config_fields()) {
         const std::string flag = flag_name(field.name);
-        CLI::Option* option = nullptr;
         if (field.kind == FieldKind::boolean) {
             const std::string opposite = field.name == "add_bias_linear"
                                              ? "--disable-bias-linear"
                                              : "--no-" + flag.substr(2);
-            option = command.add_flag_function(
-                flag + ",!" + opposite,
-                [this, name = field.name](std::int64_t count) {
-                    booleans_[name] = count > 0;
-                },
-                field.help + " (" + opposite + ": not)");
-            option->check(check_switch);
+            command
+                .flag(
+                    flag, opposite,
+                    [this, name = field.name](bool on) { booleans_[name] = on; },
+                    field.help + " (" + opposite + ": not)")
+                .group(group);
+        } else if (field.kind == FieldKind::list) {
+            command.option(flag, texts_[field.name], field.help).list(8).group(group);
         } else {
-            option = command.add_option(flag, texts_[field.name], field.help);
-            option->expected(1, field.kind == FieldKind::list ? 8 : 1);
+            command
+                .option(
+                    flag,
+                    [this, name = field.name](const std::string& text) {
+                        texts_[name] = {text};
+                    },
+                    field.help)
+                .group(group);
         }
-        option->group(group);
     }
     const auto add_shorthand = [&](const char* flag, bool& chosen, const char* help) {
-        command.add_flag(flag, chosen, help)->check(check_switch)->group(group);
+        command.flag(flag, chosen, help).group(group);
     };
     add_shorthand("--swiglu", swiglu_, "activation_func silu, gated");
     add_shorthand("--squared-relu", squared_relu_, "activation_func squared_relu");
@@ -189,10 +181,11 @@ std::int64_t LayerOptions::micro_batch_size() const {
     return size;
 }
 
-void add_threads_flag(CLI::App& command) {
-    command.add_option_function<std::int64_t>(
+void add_threads_flag(Command& command) {
+    command.option(
         "--threads",
-        [](const std::int64_t& threads) {
+        [](const std::string& text) {
+            const std::int64_t threads = parse_integer("--threads", text);
             if (threads < 1 || threads > 1024)
                 reject("--threads", threads, "must be from 1 to 1024");
 #ifdef _OPENMP

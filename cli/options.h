@@ -3,13 +3,13 @@
 /// sizes of the input, tiers, precisions and threads.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <map>
 #include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "cli/flags.h"
 #include "core/config.h"
 #include "core/module_spec.h"
 
@@ -26,7 +26,7 @@ class LayerOptions {
     };
     /// Adds --preset, --scale, --config, every config field, --seq-length,
     /// --micro-batch-size and --seed to `command`.
-    LayerOptions(CLI::App& command, Defaults defaults);
+    LayerOptions(Command& command, Defaults defaults);
 
     /// Where to start instead, for a command that knows better only when it runs.
     void set_defaults(Defaults defaults) { defaults_ = std::move(defaults); }
@@ -48,7 +48,7 @@ class LayerOptions {
     std::uint64_t seed() const { return seed_; }
 
   private:
-    void add_field_flags(CLI::App& command);
+    void add_field_flags(Command& command);
 
     Defaults defaults_;
     std::optional<std::string> preset_, config_path_;
@@ -63,7 +63,7 @@ class LayerOptions {
 std::string flag_name(const std::string& field);
 
 /// Adds --threads; applies it when parsed.
-void add_threads_flag(CLI::App& command);
+void add_threads_flag(Command& command);
 
 /// Suppliers for --tier and --dtype: every dtype of every chosen tier. Empty lists mean
 /// all that can run here; a note on stderr names the others. InputError for a tier or

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cli/comparison.h"
+#include "cli/compare/comparison.h"
 #include "cli/files.h"
 #include "core/error.h"
 #include "core/rng.h"

@@ -15,7 +15,8 @@ if(MOE_CUDA)
     find_package(CUDAToolkit REQUIRED)
     find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
     if(NCCL_INCLUDE_DIR)
-        set(MOE_NCCL ON)  # its library is opened at run time: distributed/nccl_library.h
+        # Its library is opened at run time: distributed/communicators/nccl_library.h.
+        set(MOE_NCCL ON)
         add_library(moe_nccl INTERFACE)
         target_include_directories(moe_nccl SYSTEM INTERFACE ${NCCL_INCLUDE_DIR})
     endif()

@@ -11,11 +11,11 @@
 /// | reduce_from_tensor_model_parallel_region | all-reduce | identity |
 /// | copy_to_tensor_model_parallel_region | identity | reduce_from_… |
 ///
-/// The last has no function here: forward is the input itself. In a group of one rank each
-/// returns its input.
+/// The last has no function here: forward is the input itself. In a group of one rank
+/// each returns its input.
 #pragma once
 
-#include "distributed/communicator.h"
+#include "distributed/communicators/communicator.h"
 
 namespace moe::distributed {
 

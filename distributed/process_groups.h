@@ -5,9 +5,9 @@
 
 #include <memory>
 
-#include "distributed/communicator.h"
+#include "distributed/communicators/communicator.h"
+#include "distributed/peer_memory/symmetric_heap.h"
 #include "distributed/rank_generator.h"
-#include "distributed/symmetric_heap.h"
 
 namespace moe::distributed {
 

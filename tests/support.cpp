@@ -2,8 +2,8 @@
 
 #include <cstring>
 
-#include "cli/closeness.h"
 #include "cli/commands.h"
+#include "cli/compare/closeness.h"
 #include "cli/places.h"
 #include "core/rng.h"
 #include "core/transfer.h"

@@ -75,7 +75,7 @@ Tensor identity_matrix(std::int64_t size);
 /// Standard normal values times `deviation`, fp32, exactly representable in bf16.
 Tensor random_tensor(const Shape& shape, std::uint64_t seed, double deviation = 1.0);
 
-/// Relative bound for `supplier` against fp64 (cli/closeness.h, tier_bound).
+/// Relative bound for `supplier` against fp64 (cli/compare/closeness.h, tier_bound).
 double bound_of(const ComponentSpec& supplier);
 
 /// Relative bound against fp64 formulas for what has passed through the router's scores,

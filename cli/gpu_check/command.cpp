@@ -92,34 +92,31 @@ int run_gpu_check(const GpuCheckOptions& options) {
 
 }  // namespace
 
-void add_gpu_check(CLI::App& app, Action& action) {
+void add_gpu_check(CommandLine& line) {
     auto options = std::make_shared<GpuCheckOptions>();
     const std::vector<Stage> table = all_stages();
     options->budget = sum_of_budgets(table);
-    CLI::App* command = app.add_subcommand(
+    Command& command = line.add(
         "gpu-check",
         "Check and measure everything on this machine's GPU, and leave the evidence.\n"
         "Exit code: 0 all passed (or lacks an optional tool), 1 a stage failed or went "
         "over\nits budget, 2 bad input, or no GPU.\n\n"
         "Example: moe gpu-check --stages facts,conformance");
-    command
-        ->add_option("--stages", options->stages,
-                     fmt::format("Some of {} (default: all, in this order)",
-                                 fmt::join(names_of(table), ", ")))
-        ->delimiter(',');
-    command->add_option("--out", options->out,
-                        "Folder for what it leaves, new or empty (default: gpu-check-, "
-                        "then the date and time in UTC)");
-    command->add_option(
+    command.option("--stages", options->stages,
+                   fmt::format("Some of {} (default: all, in this order)",
+                               fmt::join(names_of(table), ", ")));
+    command.option("--out", options->out,
+                   "Folder for what it leaves, new or empty (default: gpu-check-, "
+                   "then the date and time in UTC)");
+    command.option(
         "--budget", options->budget,
         fmt::format("Seconds for all stages together (default {})", options->budget));
-    command->add_flag("--resume", options->resume,
-                      "Go on in the folder of --out: what has passed does not run again");
-    command->add_flag("--dry", options->dry,
-                      "Without a GPU: exercise every stage on this CPU, and name what "
-                      "is left out");
-    command->callback(
-        [&action, options] { action = [options] { return run_gpu_check(*options); }; });
+    command.flag("--resume", options->resume,
+                 "Go on in the folder of --out: what has passed does not run again");
+    command.flag("--dry", options->dry,
+                 "Without a GPU: exercise every stage on this CPU, and name what "
+                 "is left out");
+    command.runs([options] { return run_gpu_check(*options); });
 }
 
 }  // namespace moe

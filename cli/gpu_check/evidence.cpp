@@ -4,7 +4,7 @@
 #include <regex>
 
 #include "cli/files.h"
-#include "cli/version.h"
+#include "cli/info/version.h"
 #include "cli/words.h"
 #include "core/error.h"
 #include "gpu/tensor.h"

@@ -14,7 +14,7 @@
 #include "cli/gpu_check/tools.h"
 #include "cli/places.h"
 #include "core/tier.h"
-#include "distributed/nccl_communicator.h"
+#include "distributed/communicators/nccl_communicator.h"
 
 namespace moe::gpu_check {
 namespace {

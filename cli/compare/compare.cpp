@@ -1,0 +1,326 @@
+// compare.cpp: `moe compare`, the main job: real text through every tier, step by step.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "cli/commands.h"
+#include "cli/compare/comparison.h"
+#include "cli/memory.h"
+#include "cli/options.h"
+#include "cli/places.h"
+#include "cli/progress.h"
+#include "cli/ranks/comparison.h"
+#include "cli/ranks/options.h"
+#include "cli/ranks/processes.h"
+#include "cli/words.h"
+#include "core/tier.h"
+
+namespace moe {
+namespace {
+
+struct CompareOptions {
+    std::optional<std::string> text;  // the README when left out
+    std::string report = "moe-report", spec;
+    std::vector<std::string> tiers, dtypes;
+    std::optional<std::int64_t> repeats;
+    std::unique_ptr<LayerOptions> layer;
+    std::unique_ptr<RankOptions> ranks;
+};
+
+void print_header(const Comparison& c) {
+    const MoEConfig& config = c.config;
+    fmt::print("Layer   {}: {}\n", c.model, layer_in_words(config));
+    fmt::print("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows\n",
+               c.text.name, c.text.seq_len, c.text.micro_batch, c.sizes.num_tokens,
+               c.sizes.num_rows);
+    for (std::size_t i = 0; i < c.columns.size(); ++i)
+        fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", c.columns[i].label,
+                   i == 0                  ? "  (what the others are held against)"
+                   : c.columns[i].emulated ? "  (emulated: kernels ran on this CPU, not "
+                                             "on a GPU; no times)"
+                                           : "");
+    fmt::print(
+        "        times on this machine, median; bytes: the least that must move\n");
+}
+
+/// Widths of a column's cells; the fp64 reference has no error, what is emulated no time.
+constexpr int kTimeWidth = 11, kErrorWidth = 20;
+bool has_time(const ColumnOutcome& column) {
+    return !column.emulated;
+}
+bool has_error(const Comparison& c, const ColumnOutcome& column) {
+    return &column != &c.columns.front();
+}
+
+/// A column's name over its cells: its tier, or "--spec" for a mix, and its precision.
+std::array<std::string, 2> column_heads(const ColumnOutcome& column) {
+    const ComponentSpec& experts = column.spec.experts;
+    const bool mixed = column.spec.dispatcher != experts;
+    return {mixed ? "--spec" : experts.tier, mixed ? "mixed" : to_string(experts.dtype)};
+}
+
+void print_column_heads(const Comparison& c, const std::string& bytes_head) {
+    fmt::print("\n{:<60}", "");
+    for (const ColumnOutcome& column : c.columns) {
+        const int width = (has_time(column) ? kTimeWidth : 0) +
+                          (has_error(c, column) ? kErrorWidth : 0);
+        fmt::print("  {:<{}}", column_heads(column)[0], std::max(width, 13));
+    }
+    fmt::print("\n{:<28}{:>18}{:>14}", "step", "elements", bytes_head);
+    for (const ColumnOutcome& column : c.columns) {
+        const std::string dtype = column_heads(column)[1];
+        if (!has_error(c, column))
+            fmt::print("  {:<13}", dtype);
+        else if (has_time(column))
+            fmt::print("  {:<{}}{:<{}}", dtype, kTimeWidth, "error, of bound",
+                       kErrorWidth);
+        else
+            fmt::print("  {:<{}}", dtype + " error, of bound", kErrorWidth);
+    }
+    fmt::print("\n");
+}
+
+std::string error_cell(const StepOutcome& outcome) {
+    if (!outcome.integers_equal) return "integers differ";
+    if (outcome.error == 0.0) return "equal";
+    return fmt::format("{:.1e}  {:4.1f} %", outcome.error,
+                       100.0 * outcome.error / outcome.bound);
+}
+
+/// One row: what `cells` says, time and error, for every column.
+template <typename Cells>
+void print_cells(const Comparison& c, Cells cells) {
+    std::string line;
+    for (const ColumnOutcome& column : c.columns) {
+        const auto [time, error] = cells(column);
+        line += "  ";
+        if (has_time(column))
+            line += fmt::format("{:>9}{}", time, has_error(c, column) ? "  " : "    ");
+        if (has_error(c, column)) line += fmt::format("{:<{}}", error, kErrorWidth);
+    }
+    fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
+}
+
+void print_steps(const Comparison& c) {
+    const DType narrowest = c.columns.back().spec.experts.dtype;
+    print_column_heads(c, "bytes in " + to_string(narrowest));
+    for (int number = 1; number <= kNumSteps; ++number) {
+        const auto step = static_cast<Step>(number);
+        const StepCost cost = step_cost(step, c.config, c.sizes, narrowest);
+        if (cost.formula.empty()) {
+            fmt::print("{} {:<26}{:>18}\n", circled(step), title(step), "off");
+            continue;
+        }
+        fmt::print("{} {:<26}{:>18}{:>14}", circled(step), title(step), cost.formula,
+                   bytes_in_words(cost.bytes));
+        print_cells(c, [&](const ColumnOutcome& column) {
+            return std::pair(fmt::format("{:.2f} ms", 1e3 * column.at(step).seconds),
+                             error_cell(column.at(step)));
+        });
+    }
+    fmt::print("  {:<58}", "forward + backward");
+    print_cells(c, [](const ColumnOutcome& column) {
+        return std::pair(fmt::format("{:.1f} ms", 1e3 * column.seconds),
+                         std::string(column.emulated ? "emulated" : ""));
+    });
+}
+
+void print_losses(const Comparison& c) {
+    if (c.columns.front().losses.empty()) return;
+    fmt::print("\nLosses, before their coefficients\n");
+    for (const auto& [name, value] : c.columns.front().losses) {
+        fmt::print("  {:<28}", name);
+        for (const ColumnOutcome& column : c.columns)
+            fmt::print("  {:.9f}", column.losses.at(name));
+        fmt::print("\n");
+    }
+}
+
+void print_expert_load(const Comparison& c) {
+    constexpr std::int64_t kMostBars = 64;
+    constexpr double kWidth = 48.0;
+    const std::int64_t E = c.config.num_experts();
+    const std::int64_t* load = c.tokens_per_expert.data<std::int64_t>();
+    const std::int64_t largest =
+        std::max<std::int64_t>(1, *std::max_element(load, load + E));
+    fmt::print("\nExpert load, rows per expert; an even share is {:.1f}\n",
+               double(c.sizes.num_rows) / double(E));
+    for (std::int64_t e = 0; e < std::min(E, kMostBars); ++e) {
+        // Eighths of a character cell make short bars comparable.
+        const auto eighths =
+            std::int64_t(8.0 * kWidth * double(load[e]) / double(largest));
+        std::string bar;
+        for (std::int64_t full = 0; full < eighths / 8; ++full) bar += "█";
+        const char* parts[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
+        fmt::print("  expert {:<4}{:>7}  {}{}\n", e, load[e], bar, parts[eighths % 8]);
+    }
+    if (E > kMostBars)
+        fmt::print("  … and {} more; the report shows all\n", E - kMostBars);
+}
+
+void print_verdict(const Comparison& c) {
+    fmt::print("\n");
+    for (const ColumnOutcome& column : c.columns)
+        for (int number = 1; number <= kNumSteps; ++number) {
+            const auto step = static_cast<Step>(number);
+            if (!column.at(step).detail.empty())
+                fmt::print("✗ {} {} {}: {}\n", column.label, circled(step), title(step),
+                           column.at(step).detail);
+        }
+    for (const GoldenOutcome& golden : c.golden) {
+        fmt::print(
+            "{} {}: {} of {} golden cases, Megatron-Core's and Hugging Face's own "
+            "numbers, forward and backward; worst {:.0f} % of its bound\n",
+            golden.failed.empty() ? "✓" : "✗", golden.label, golden.passed, golden.total,
+            100.0 * golden.worst_share);
+        for (const std::string& name : golden.failed) fmt::print("    ✗ {}\n", name);
+    }
+    fmt::print("{}\n", c.ok ? "✓ all tiers agree, step by step" : "✗ some values differ");
+}
+
+TextTokens read_tokens(const CompareOptions& options, std::int64_t seq_len,
+                       std::int64_t micro_batch, std::int64_t multiple = 1) {
+    TextTokens text =
+        read_text(options.text.value_or(default_text()), seq_len, micro_batch,
+                  !options.layer->seq_length_given(), multiple);
+    if (!options.text) text.name = "README.md";
+    return text;
+}
+
+/// The chosen suppliers, and the mix of --spec.
+std::vector<ModuleSpec> choose_columns(const CompareOptions& options) {
+    // First what may be refused, then what may only be noted.
+    const ModuleSpec mix = ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32});
+    std::vector<ModuleSpec> columns;
+    for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))
+        columns.push_back(ModuleSpec::uniform(supplier));
+    if (!options.spec.empty()) columns.push_back(mix);
+    return columns;
+}
+
+ComparisonRequest make_request(const CompareOptions& options) {
+    const LayerOptions& layer = *options.layer;
+    require_no_rank_flags(layer);
+    ComparisonRequest request;
+    request.model = layer.model();
+    request.config = layer.config();
+    request.seed = layer.seed();
+    request.repeats = options.repeats.value_or(3);
+    if (request.repeats < 1 || request.repeats > 1000)
+        reject("--repeats", request.repeats, "must be from 1 to 1000");
+    request.text = read_tokens(options, layer.seq_length(), layer.micro_batch_size());
+    request.golden_folder = golden_folder();
+
+    require_memory(request.config, request.text.seq_len * request.text.micro_batch);
+
+    request.columns = choose_columns(options);
+    std::erase(request.columns, ModuleSpec::uniform({"reference_cpu", DType::f64}));
+    return request;
+}
+
+RankComparisonRequest make_rank_request(const CompareOptions& options) {
+    if (options.repeats)
+        reject("--repeats", *options.repeats,
+               "must be left out with --ranks: ranks that share cores have no times");
+    const LayerOptions& layer = *options.layer;
+    const RankConfigs chosen = choose_rank_configs(layer, options.ranks->ranks());
+    RankComparisonRequest request;
+    request.model = layer.model();
+    request.configs = chosen.configs;
+    request.left_out = chosen.left_out;
+    request.sizes = chosen.sizes;
+    request.seed = layer.seed();
+    const RankSizes sizes = choose_rank_sizes(layer, chosen.sizes);
+    request.text = read_tokens(options, sizes.seq_len, sizes.micro_batch, sizes.shards);
+    require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch);
+    request.columns = choose_columns(options);
+    return request;
+}
+
+/// What could end a run badly is said before it starts.
+void prepare(const CompareOptions& options, const MoEConfig& config) {
+    if (options.report != "none") require_writable_folder("--report", options.report);
+    for (const std::string& warning : config.warnings())
+        fmt::print(stderr, "moe: note: {}\n", warning);
+}
+
+int show_rank_comparison(const RankComparison& comparison,
+                         const CompareOptions& options) {
+    print_rank_comparison(comparison);
+    if (options.report != "none")
+        fmt::print("Report  {}\n", write_rank_report(comparison, options.report));
+    return comparison.ok ? kExitOk : kExitDiffers;
+}
+
+int run_rank_compare(const CompareOptions& options) {
+    RankComparisonRequest request = make_rank_request(options);
+    if (options.ranks->spawns()) return spawn_ranks(request.sizes.world);
+    if (!options.ranks->is_process()) {
+        prepare(options, request.configs[0]);
+        const RankComparison comparison = run_with_progress(request, run_rank_comparison);
+        return show_rank_comparison(comparison, options);
+    }
+    return run_as_process(request.configs, [&](distributed::Communicator& world) {
+        request.world = &world;
+        const bool speaks = world.rank() == 0;
+        if (speaks) prepare(options, request.configs[0]);
+        const RankComparison comparison =
+            speaks ? run_with_progress(request, run_rank_comparison)
+                   : run_rank_comparison(request);
+        return speaks          ? show_rank_comparison(comparison, options)
+               : comparison.ok ? kExitOk
+                               : kExitDiffers;
+    });
+}
+
+int run_compare(const CompareOptions& options) {
+    if (options.ranks->given()) return run_rank_compare(options);
+    const ComparisonRequest request = make_request(options);
+    prepare(options, request.config);
+    const Comparison comparison = run_with_progress(request, run_comparison);
+    print_header(comparison);
+    print_steps(comparison);
+    print_losses(comparison);
+    print_expert_load(comparison);
+    print_verdict(comparison);
+    if (options.report != "none")
+        fmt::print("Report  {}\n", write_report(comparison, options.report));
+    return comparison.ok ? kExitOk : kExitDiffers;
+}
+
+}  // namespace
+
+void add_compare(CommandLine& line) {
+    auto options = std::make_shared<CompareOptions>();
+    Command& command = line.add(
+        "compare",
+        "Run real text through every tier, forward and backward, and compare step by "
+        "step.\n"
+        "Exit code: 0 all agree, 1 a value differs, 2 bad input.\n\n"
+        "Examples:\n"
+        "  moe compare --text mybook.txt --preset olmoe --scale 16\n"
+        "  moe compare --num-experts 16 --moe-router-topk 4\n"
+        "  moe compare --tier reference_cpu --spec experts=naive_gpu\n"
+        "  moe compare --ranks 4 --tensor-model-parallel-size 2\n"
+        "  moe compare --spawn 4        (the same over processes)");
+    command.option("--text", options->text, "Text file (default: the README)");
+    command.option("--report", options->report,
+                   "Folder for the HTML report, or none (default moe-report)");
+    command.option("--tier", options->tiers, "Tiers to run (default: all)");
+    command.option("--dtype", options->dtypes, "fp64, fp32, bf16 (default: all)");
+    command.option("--spec", options->spec,
+                   "One more column: component=tier:dtype,…  (components: router, "
+                   "dispatcher, experts, shared_experts)");
+    command.option("--repeats", options->repeats, "Timed runs (default 3)");
+    add_threads_flag(command);
+    options->layer = std::make_unique<LayerOptions>(
+        command, LayerOptions::Defaults{"mixtral_8x7b", 16, 256, 4});
+    options->ranks =
+        std::make_unique<RankOptions>(command, RankOptions::Kind::threads_or_processes);
+    command.runs([options] { return run_compare(*options); });
+}
+
+}  // namespace moe

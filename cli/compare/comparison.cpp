@@ -1,0 +1,237 @@
+// comparison.cpp: run the layer in every supplier and hold each step against fp64.
+
+#include "cli/compare/comparison.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "cli/compare/closeness.h"
+#include "cli/golden/golden.h"
+#include "core/moe_layer.h"
+#include "core/parameters.h"
+#include "core/rng.h"
+#include "core/transfer.h"
+
+namespace moe {
+namespace {
+
+using Seconds = std::array<double, kNumSteps>;
+
+/// Copies of all intermediate values, by step.
+class ValueRecorder : public Observer {
+  public:
+    void on_value(Step step, const std::string& name, const TensorView& view) override {
+        values[step][name] = transfer(view, {MemorySpace::host, view.dtype});
+    }
+    std::map<Step, TensorMap> values;
+};
+
+class TimeRecorder : public Observer {
+  public:
+    void on_time(Step step, double passed) override {
+        seconds[static_cast<int>(step) - 1] += passed;
+    }
+    Seconds seconds{};
+};
+
+/// One layer on the request's input.
+class Runner {
+  public:
+    Runner(const ComparisonRequest& request, const ModuleSpec& spec,
+           const TensorMap& parameters, const Tensor& hidden, const Tensor& doutput)
+        : layer_(request.config, spec, parameters), hidden_(hidden), doutput_(doutput) {}
+
+    /// Forward and backward; returns the losses and takes the parameters' gradients.
+    Losses run(Observer& observer, TensorMap& gradients) {
+        const RunContext context{.observer = &observer};
+        auto forward = layer_.forward(hidden_, {}, context);
+        gradients = layer_.backward(doutput_, forward.saved, context).parameters;
+        layer_.update_expert_bias();
+        layer_.reset_global_aux_loss_tracker();
+        return forward.losses;
+    }
+    const ModuleSpec& spec() const { return layer_.spec(); }
+
+  private:
+    MoELayer layer_;
+    Tensor hidden_, doutput_;
+};
+
+/// The step whose values include the gradient of a parameter.
+Step step_of_gradient(const std::string& parameter) {
+    if (parameter.starts_with("router.")) return Step::gating_backward;
+    if (parameter.starts_with("shared_experts.")) return Step::shared_experts_backward;
+    return parameter.starts_with("experts.linear_fc1.") ? Step::fc1_backward
+                                                        : Step::fc2_backward;
+}
+
+double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+    return values[values.size() / 2];
+}
+
+void time_steps(ColumnOutcome& column, Runner& runner, int repeats) {
+    std::vector<Seconds> runs;
+    std::vector<double> totals;
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+        TimeRecorder recorder;
+        TensorMap gradients;
+        const auto start = std::chrono::steady_clock::now();
+        runner.run(recorder, gradients);
+        const std::chrono::duration<double> passed =
+            std::chrono::steady_clock::now() - start;
+        runs.push_back(recorder.seconds);
+        totals.push_back(passed.count());
+    }
+    for (int step = 0; step < kNumSteps; ++step) {
+        std::vector<double> samples;
+        for (const Seconds& run : runs) samples.push_back(run[step]);
+        column.steps[step].seconds = median(samples);
+    }
+    column.seconds = median(totals);
+}
+
+/// How close a choice was that differs: it may lie below what the precision can tell
+/// apart.
+std::string describe_choice(const Closeness& closeness, const Tensor& logits,
+                            std::int64_t topk) {
+    if (closeness.worst < 0) return "";
+    const std::vector<double> x = to_doubles(logits);  // (T, E)
+    const std::int64_t token = closeness.worst / topk, E = logits.dim(1);
+    for (double expert : {closeness.worst_got, closeness.worst_expected})
+        if (!(expert >= 0.0 && expert < double(E))) return "; there is no such expert";
+    const double gap = std::abs(x[token * E + std::int64_t(closeness.worst_got)] -
+                                x[token * E + std::int64_t(closeness.worst_expected)]);
+    return fmt::format("; in fp64 the logits of these two experts differ by {:.1e}", gap);
+}
+
+void judge_steps(ColumnOutcome& column, const std::map<Step, TensorMap>& values,
+                 const std::map<Step, TensorMap>& reference) {
+    const DType dtype = column.spec.coarsest_dtype();
+    for (const auto& [step, tensors] : reference) {
+        StepOutcome& outcome = column.steps[static_cast<int>(step) - 1];
+        outcome.bound = tier_bound(dtype, is_backward(step));
+        for (const auto& [name, expected] : tensors) {
+            const Tensor& got = values.at(step).at(name);
+            const Closeness closeness = measure_closeness(got, expected);
+            const bool exact = !is_floating(expected.dtype());
+            const bool ok = closeness.within(exact ? 0.0 : outcome.bound);
+            if (!ok && outcome.detail.empty())
+                outcome.detail =
+                    name + ": " + describe_worst(closeness, got, expected) +
+                    (name == "topk_idx"
+                         ? describe_choice(closeness,
+                                           reference.at(Step::gating).at("logits"),
+                                           expected.dim(1))
+                         : "");
+            if (exact)
+                outcome.integers_equal = outcome.integers_equal && ok;
+            else
+                outcome.error = std::max(
+                    outcome.error, ok || closeness.finite ? closeness.error : INFINITY);
+            column.ok = column.ok && ok;
+        }
+    }
+}
+
+std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
+                                            const std::vector<ComponentSpec>& suppliers) {
+    namespace fs = std::filesystem;
+    std::vector<std::string> files;
+    if (!request.golden_folder.empty() && fs::is_directory(request.golden_folder))
+        for (const auto& entry : fs::directory_iterator(request.golden_folder))
+            if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+    if (files.empty()) return {};
+    std::sort(files.begin(), files.end());
+
+    std::vector<GoldenOutcome> outcomes;
+    for (const ComponentSpec& supplier : suppliers) {
+        GoldenOutcome outcome;
+        outcome.label = to_string(supplier);
+        for (const std::string& file : files) {
+            request.progress(fmt::format("golden cases, {}: {} of {}", outcome.label,
+                                         ++outcome.total, files.size()));
+            const CaseResult result =
+                verify_golden(load_golden(file), ModuleSpec::uniform(supplier));
+            result.ok ? void(++outcome.passed)
+                      : outcome.failed.push_back(result.case_name);
+            for (const TensorCheck& check : result.checks) {
+                const double share = check.bound > 0.0 ? check.error / check.bound : 0.0;
+                if (share <= outcome.worst_share) continue;
+                outcome.worst_share = share;
+                outcome.worst_case = result.case_name + ": " + check.name;
+            }
+        }
+        outcomes.push_back(outcome);
+    }
+    return outcomes;
+}
+
+}  // namespace
+
+Tensor random_gradient(const Shape& shape, std::uint64_t seed) {
+    const Rng rng(seed, 200);
+    Tensor gradient = Tensor::empty(shape, DType::f32);
+    for (std::int64_t i = 0; i < gradient.numel(); ++i)
+        gradient.data<float>()[i] =
+            static_cast<float>(BFloat16(static_cast<float>(rng.normal(i))));
+    return gradient;
+}
+
+Comparison run_comparison(const ComparisonRequest& request) {
+    Comparison result;
+    result.model = request.model;
+    result.config = request.config;
+    result.text = request.text;
+    request.progress("drawing weights");
+    const TensorMap parameters = random_parameters(request.config, request.seed);
+    const Tensor hidden =
+        embed_text(request.text, request.config.hidden_size, request.seed);
+    const Tensor doutput = random_gradient(hidden.shape(), request.seed);
+
+    std::vector<ModuleSpec> specs = {ModuleSpec::uniform({"reference_cpu", DType::f64})};
+    specs.insert(specs.end(), request.columns.begin(), request.columns.end());
+    std::map<Step, TensorMap> reference;
+    std::vector<ComponentSpec> uniform_suppliers;
+    for (const ModuleSpec& spec : specs) {
+        ColumnOutcome column;
+        column.label = to_string(spec);
+        request.progress(column.label + ": every value");
+        Runner runner(request, spec, parameters, hidden, doutput);
+        column.spec = runner.spec();
+        column.emulated = column.spec.is_emulated();
+        ValueRecorder recorder;
+        TensorMap gradients;
+        column.losses = runner.run(recorder, gradients);
+        for (const auto& [name, gradient] : gradients)
+            recorder.values[step_of_gradient(name)]["d_" + name] =
+                transfer(gradient, {MemorySpace::host, gradient.dtype()});
+
+        if (result.columns.empty())
+            reference = std::move(recorder.values);
+        else
+            judge_steps(column, recorder.values, reference);
+        if (!column.emulated) {
+            request.progress(column.label + ": times");
+            time_steps(column, runner, request.repeats);
+        }
+        result.ok = result.ok && column.ok;
+        result.columns.push_back(column);
+        if (spec == ModuleSpec::uniform(spec.router))
+            uniform_suppliers.push_back(spec.router);
+    }
+
+    result.probs = reference.at(Step::token_dropping).at("probs");
+    result.routing_map = reference.at(Step::token_dropping).at("routing_map");
+    result.tokens_per_expert = reference.at(Step::dispatch).at("tokens_per_expert");
+    result.row_token = reference.at(Step::dispatch).at("row_token");
+    result.sizes = {hidden.dim(0) * hidden.dim(1), result.row_token.numel()};
+    result.golden = run_golden_cases(request, uniform_suppliers);
+    for (const GoldenOutcome& outcome : result.golden)
+        result.ok = result.ok && outcome.failed.empty();
+    return result;
+}
+
+}  // namespace moe

@@ -1,0 +1,121 @@
+/// @file
+/// The command line: commands, and their flags with what they set. CLI11 reads it, in
+/// flags.cpp alone.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
+namespace moe {
+
+/// One flag of a command, or one of its operands.
+class Flag {
+  public:
+    Flag(CLI::Option* option, std::vector<std::string> names);
+
+    /// Several values, separated by commas or blanks; at most so many.
+    Flag& list(int most = 1 << 20);
+    Flag& required();
+    /// Its heading in --help.
+    Flag& group(const std::string& heading);
+    /// What a shell may offer for it. Says nothing about what is allowed.
+    Flag& values(std::vector<std::string> offered);
+    Flag& excludes(const Flag& other);
+
+    /// "--tier"; without dashes for an operand.
+    const std::vector<std::string>& names() const { return names_; }
+    const std::vector<std::string>& offered() const { return offered_; }
+
+  private:
+    CLI::Option* option_;
+    std::vector<std::string> names_, offered_;
+};
+
+/// One command. What a flag sets must live as long as the command.
+class Command {
+  public:
+    using Texts = std::vector<std::string>;
+
+    Command(CLI::App* app, std::string name);
+
+    /// A flag with a value. InputError, when it is read, for a number that is none.
+    Flag& option(const std::string& name, std::string& value, const std::string& help);
+    Flag& option(const std::string& name, std::optional<std::string>& value,
+                 const std::string& help);
+    Flag& option(const std::string& name, std::int64_t& value, const std::string& help);
+    Flag& option(const std::string& name, std::optional<std::int64_t>& value,
+                 const std::string& help);
+    Flag& option(const std::string& name, double& value, const std::string& help);
+    /// Several values: replaces what `values` had.
+    Flag& option(const std::string& name, Texts& values, const std::string& help);
+    Flag& option(const std::string& name, std::vector<std::int64_t>& values,
+                 const std::string& help);
+    /// Calls `take` with the value.
+    Flag& option(const std::string& name, std::function<void(const std::string&)> take,
+                 const std::string& help);
+    /// A switch, on when named; --name=false turns it off.
+    Flag& flag(const std::string& name, bool& value, const std::string& help);
+    /// A switch with an opposite; `take` is called when either is given.
+    Flag& flag(const std::string& name, const std::string& opposite,
+               std::function<void(bool)> take, const std::string& help);
+
+    /// What the command does, once its flags are read; returns the exit code.
+    void runs(std::function<int()> action) { action_ = std::move(action); }
+
+    const std::string& name() const { return name_; }
+    const std::deque<Flag>& flags() const { return flags_; }
+
+  private:
+    friend class CommandLine;
+    Flag& add(const std::string& name, const std::string& help, const char* type,
+              std::function<void(const Texts&)> take);
+
+    CLI::App* app_;
+    std::string name_;
+    std::deque<Flag> flags_;
+    std::function<int()> action_;
+};
+
+/// The whole program's commands.
+class CommandLine {
+  public:
+    /// @param elsewhere  commands that another program has, for the reply to a wrong name
+    CommandLine(const std::string& name, const std::string& help,
+                const std::string& footer, std::vector<std::string> elsewhere = {});
+    ~CommandLine();
+
+    Command& add(const std::string& name, const std::string& help);
+    const std::deque<Command>& commands() const { return commands_; }
+    const std::vector<std::string>& elsewhere() const { return elsewhere_; }
+
+    /// Reads the flags of the command that `arguments` name and runs it; returns its exit
+    /// code. Prints help where that is asked for. InputError for a command, a flag or a
+    /// value that is not known.
+    int run(std::vector<std::string> arguments);
+
+  private:
+    Command& find(const std::string& name);
+    [[noreturn]] void reject_word(const Command& command, const std::string& word) const;
+
+    std::unique_ptr<CLI::App> app_;
+    std::deque<Command> commands_;
+    std::vector<std::string> elsewhere_;
+};
+
+/// The integer that a flag's text is. InputError when it is none, or has over 64 bits.
+std::int64_t parse_integer(const std::string& flag, const std::string& text);
+
+/// The known name nearest to a mistyped one, or "" when none is near.
+std::string nearest(const std::string& word, const std::vector<std::string>& known);
+
+}  // namespace moe

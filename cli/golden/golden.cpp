@@ -1,0 +1,131 @@
+// golden.cpp: run a golden case and compare. Reading it is in golden_file.cpp.
+
+#include "cli/golden/golden.h"
+
+#include "cli/compare/closeness.h"
+#include "core/moe_layer.h"
+#include "core/transfer.h"
+#include "distributed/communicators/thread_communicator.h"
+#include "distributed/process_groups.h"
+#include "distributed/sharding.h"
+
+namespace moe {
+namespace {
+
+/// Keeps the intermediate values that golden files may hold.
+class Recorder : public Observer {
+  public:
+    explicit Recorder(TensorMap& values) : values_(values) {}
+    void on_value(Step step, const std::string& name, const TensorView& view) override {
+        if (!is_backward(step)) values_["expect." + name] = transfer(view, host(view));
+    }
+
+  private:
+    static Placement host(const TensorView& view) {
+        return {MemorySpace::host, view.dtype};
+    }
+    TensorMap& values_;
+};
+
+TensorCheck check(const GoldenCase& golden, const std::string& name,
+                  const Tensor& expected, const TensorMap& got, DType dtype) {
+    TensorCheck result{.name = name, .detail = "the layer has no such value"};
+    const auto found = got.find(name);
+    if (found == got.end()) return result;
+    const Tensor& value = found->second;
+
+    if (is_floating(expected.dtype())) {
+        double source_error = 0.0;
+        if (const auto errors = golden.source_errors.find(to_string(dtype));
+            errors != golden.source_errors.end())
+            if (const auto error = errors->second.find(name);
+                error != errors->second.end())
+                source_error = error->second;
+        result.bound = golden_bound(dtype, name, source_error);
+    }
+    const Closeness closeness = measure_closeness(value, expected);
+    result.error = closeness.error;
+    result.ok = closeness.within(result.bound);
+    result.detail = result.ok ? "" : describe_worst(closeness, value, expected);
+    return result;
+}
+
+/// One rank's layer, forward and (with grad_output) backward.
+/// @param parameters  the rank's shards
+TensorMap run_rank(const GoldenCase& golden, const GoldenRank& rank,
+                   const ModuleSpec& spec, const TensorMap& parameters,
+                   const GroupsPtr& groups) {
+    TensorMap values;
+    Recorder recorder(values);
+    RunContext context{.observer = &recorder};
+    MoELayer layer(golden.config, spec, parameters, groups);
+
+    auto forward = layer.forward(rank.hidden_states, rank.padding_mask, context);
+    values["expect.output"] = forward.output;
+    for (const auto& [name, loss] : forward.losses)
+        values["expect.loss." + name] = Tensor::from<double>({}, {loss});
+    if (const Tensor bias = layer.update_expert_bias(); bias.defined())
+        values["expect.expert_bias_updated"] = bias;
+
+    if (!rank.grad_output.defined()) return values;
+    auto gradients = layer.backward(rank.grad_output, forward.saved, context);
+    values["expect.grad.hidden_states"] = gradients.hidden_states;
+    for (const auto& [name, gradient] : gradients.parameters)
+        values["expect.grad." + name] = gradient;
+    return values;
+}
+
+}  // namespace
+
+std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& spec) {
+    if (golden.ranks.size() == 1)
+        return {run_rank(golden, golden.ranks[0], spec, golden.parameters, nullptr)};
+    std::vector<TensorMap> values(golden.ranks.size());
+    distributed::run_ranks(
+        int(golden.ranks.size()), [&](distributed::Communicator& world) {
+            const auto groups = distributed::make_process_groups(world, golden.config);
+            const TensorMap shards =
+                distributed::shard_parameters(golden.config, golden.parameters, *groups);
+            const int rank = world.rank();
+            try {
+                values[rank] = run_rank(golden, golden.ranks[rank], spec, shards, groups);
+            } catch (const distributed::CommunicatorError&) {
+                throw;  // names its rank
+            } catch (const InputError& error) {
+                throw InputError(fmt::format("rank {}: {}", rank, error.what()));
+            }
+        });
+    return values;
+}
+
+CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec) {
+    CaseResult result{golden.name, spec, true, {}};
+    const std::vector<TensorMap> got = run_golden(golden, spec);
+    for (std::size_t rank = 0; rank < got.size(); ++rank)
+        for (const auto& [name, expected] : golden.ranks[rank].expected) {
+            TensorCheck checked =
+                check(golden, name, expected, got[rank], spec.coarsest_dtype());
+            if (got.size() > 1) checked.name = fmt::format("rank {} {}", rank, name);
+            result.ok = result.ok && checked.ok;
+            result.checks.push_back(std::move(checked));
+        }
+    return result;
+}
+
+DispatcherCase through_dispatcher(const GoldenCase& golden, const std::string& type) {
+    DispatcherCase result{golden, {}};
+    if (type == golden.config.moe_token_dispatcher_type) return result;
+    result.golden.config.moe_token_dispatcher_type = type;
+    result.golden.config.finalize();
+    for (const char* name : {"expect.sent_hidden_states", "expect.received_hidden_states",
+                             "expect.input_splits", "expect.output_splits",
+                             "expect.output_splits_tp", "expect.dispatched_hidden_states",
+                             "expect.dispatched_probs", "expect.expert_output"}) {
+        std::size_t erased = 0;
+        for (GoldenRank& rank : result.golden.ranks) erased += rank.expected.erase(name);
+        if (erased > 0) result.left_out.push_back(name);
+    }
+    return result;
+}
+
+}  // namespace moe

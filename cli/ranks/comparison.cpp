@@ -1,0 +1,260 @@
+// rank_comparison.cpp: run the layer over ranks and hold it against the whole.
+
+#include "cli/ranks/comparison.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cli/compare/closeness.h"
+#include "core/parameters.h"
+#include "core/rng.h"
+#include "core/transfer.h"
+#include "distributed/sharding.h"
+
+namespace moe {
+namespace {
+
+using distributed::RankGenerator;
+
+/// Tensors of equal inner shape one after another along axis 0, as f64.
+Tensor concatenate(const std::vector<Tensor>& parts) {
+    Shape shape = parts.at(0).shape();
+    std::vector<double> values;
+    shape.at(0) = 0;
+    for (const Tensor& part : parts) {
+        shape[0] += part.dim(0);
+        const std::vector<double> more = to_doubles(part);
+        values.insert(values.end(), more.begin(), more.end());
+    }
+    return Tensor::from(shape, values);
+}
+
+Tensor sum_of(const std::vector<RankRecord>& records, const std::vector<int>& ranks,
+              const std::string& name) {
+    const Tensor& first = records[ranks.at(0)].gradients.at(name);
+    const Tensor sum = Tensor::zeros(first.shape(), DType::f64);
+    for (const int rank : ranks) {
+        const std::vector<double> terms = to_doubles(records[rank].gradients.at(name));
+        for (std::size_t i = 0; i < terms.size(); ++i)
+            sum.view().data<double>()[i] += terms[i];
+    }
+    return sum;
+}
+
+/// Groups of ranks that hold the same shard of a parameter: their gradients add up.
+std::vector<std::vector<int>> holders(const distributed::ParallelSizes& sizes,
+                                      const std::string& parameter) {
+    if (parameter.starts_with("experts."))
+        return RankGenerator::experts(sizes).get_ranks("dp");
+    return RankGenerator::dense(sizes).get_ranks(
+        parameter.starts_with("shared_experts.linear") ? "dp-cp" : "tp-dp-cp");
+}
+
+/// Holds what ranks made against what is expected, value by value.
+class Judge {
+  public:
+    Judge(RankColumn& column, const RankComparisonRequest& request,
+          const RankTokens& tokens, const WholeRecord& whole)
+        : column_(column), request_(request), tokens_(tokens), whole_(whole) {}
+
+    void judge(const MoEConfig& config, const std::vector<RankRecord>& records) {
+        const auto join = [&](const auto& get) {
+            std::vector<Tensor> parts;
+            for (const RankRecord& record : records) parts.push_back(get(record));
+            return join_rows(parts, tokens_);
+        };
+        compare("routing_map", join([](const RankRecord& r) {
+                    return r.values.at(Step::token_dropping).at("routing_map");
+                }),
+                whole_.routing_map, false);
+        std::vector<Tensor> counts;
+        for (const RankRecord& record : records)
+            counts.push_back(record.values.at(Step::dispatch)
+                                 .at("tokens_per_expert")
+                                 .reshaped({1, config.num_local_experts()}));
+        compare("tokens_per_expert", concatenate(counts),
+                rows_per_expert(config, request_.sizes, tokens_, whole_.routing_map),
+                false, true);
+        compare("output", join([](const RankRecord& r) { return r.output; }),
+                whole_.output, false);
+        compare("d_hidden_states", join([](const RankRecord& r) { return r.d_hidden; }),
+                whole_.d_hidden, true);
+        judge_parameters(config, records);
+    }
+
+  private:
+    void judge_parameters(const MoEConfig& config,
+                          const std::vector<RankRecord>& records) {
+        const std::vector<TensorMap> expected =
+            shard_for_ranks(config, request_.sizes.world, whole_.gradients);
+        for (const auto& [name, gradient] : whole_.gradients) {
+            std::vector<Tensor> sums, shards;
+            for (const std::vector<int>& ranks : holders(request_.sizes, name)) {
+                sums.push_back(sum_of(records, ranks, name));
+                shards.push_back(expected[ranks[0]].at(name));
+            }
+            compare("d_" + name, concatenate(sums), concatenate(shards), true);
+        }
+    }
+
+    void compare(const std::string& name, const Tensor& got, const Tensor& expected,
+                 bool gradient, bool integers = false) {
+        RankValue value{name, integers || !is_floating(expected.dtype()), 0.0, 0.0, ""};
+        if (!value.exact)
+            value.bound = tier_bound(column_.spec.coarsest_dtype(), gradient);
+        const Closeness closeness = measure_closeness(got, expected);
+        value.error = closeness.error;
+        if (!closeness.within(value.bound))
+            value.detail = describe_worst(closeness, got, expected);
+        column_.ok = column_.ok && value.ok();
+        column_.values.push_back(value);
+    }
+
+    RankColumn& column_;
+    const RankComparisonRequest& request_;
+    const RankTokens& tokens_;
+    const WholeRecord& whole_;
+};
+
+/// Who sent whom how many bytes, and how often the host waited.
+void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
+    const std::size_t W = records.size();
+    for (const Step step : kExchangeSteps)
+        column.sent[step] = Links(W, std::vector<std::int64_t>(W, 0));
+    for (std::size_t from = 0; from < W; ++from) {
+        column.host_waits = std::max(column.host_waits, records[from].host_waits);
+        for (const auto& [step, bytes_by_peer] : records[from].sent) {
+            Links& links = column.sent[step];
+            links.resize(W, std::vector<std::int64_t>(W, 0));
+            for (const auto& [to, bytes] : bytes_by_peer) links[from][to] += bytes;
+        }
+    }
+}
+
+/// The bytes of ⑥ must be those of the rows that the routing map asks for.
+void judge_bytes(RankColumn& column, const DispatcherOutcome& outcome,
+                 const distributed::ParallelSizes& sizes) {
+    const Links expected = dispatched_bytes(outcome.config, sizes, outcome.rows,
+                                            column.spec.dispatcher.dtype);
+    const Links sent = column.sent_in({Step::dispatch});
+    for (int from = 0; from < sizes.world; ++from)
+        for (int to = 0; to < sizes.world; ++to)
+            if (sent[from][to] != expected[from][to] && column.bytes_detail.empty())
+                column.bytes_detail = fmt::format(
+                    "rank {} sent rank {} {} bytes in ⑥, the routing map asks for {}",
+                    from, to, sent[from][to], expected[from][to]);
+    column.ok = column.ok && column.bytes_detail.empty();
+}
+
+/// How often Megatron's own dispatcher makes the host wait in a forward. Source:
+/// token_dispatcher.py, MoEAllGatherTokenDispatcher.dispatch_postprocess (counts to the
+/// CPU), MoEAlltoAllTokenDispatcher._maybe_update_cuda_sync_point; DeepEP's dispatch.
+std::int64_t megatron_host_waits(const MoEConfig& config) {
+    return config.moe_token_dispatcher_type == "alltoall" &&
+                   config.moe_pad_expert_input_to_capacity
+               ? 0
+               : 1;
+}
+
+DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob job,
+                                 const RankTokens& tokens, const WholeRecord& whole) {
+    DispatcherOutcome outcome;
+    outcome.config = job.config;
+    outcome.rows = dispatched_rows(job.config, request.sizes, tokens, whole.routing_map);
+    outcome.rows_per_token = double(total(outcome.rows)) /
+                             double(std::max<std::int64_t>(1, whole.routing_map.dim(0)));
+    outcome.balanced_rows_per_token = balanced_rows_per_token(job.config);
+    outcome.megatron_host_waits = megatron_host_waits(job.config);
+    for (const ModuleSpec& spec : request.columns) {
+        RankColumn column;
+        column.label = to_string(spec);
+        column.spec = spec;
+        column.spec.raise_router_dtype(job.config);
+        column.emulated = column.spec.is_emulated();
+        request.progress(fmt::format("{} over {} ranks: {}", outcome.name(),
+                                     request.sizes.world, column.label));
+        job.spec = spec;
+        const std::vector<RankRecord> records = run_on_ranks(job, tokens);
+        Judge(column, request, tokens, whole).judge(job.config, records);
+        count_traffic(column, records);
+        judge_bytes(column, outcome, request.sizes);
+        outcome.ok = outcome.ok && column.ok;
+        outcome.columns.push_back(column);
+    }
+    return outcome;
+}
+
+/// Losses look at other tokens than a rank's own; they would pull at the gradients.
+MoEConfig without_losses(MoEConfig config) {
+    std::fill(config.moe_aux_loss_coeff.begin(), config.moe_aux_loss_coeff.end(), 0.0);
+    config.moe_z_loss_coeff.reset();
+    return config;
+}
+
+std::string losses_of(const MoEConfig& config) {
+    std::string names;
+    const auto add = [&](const std::string& name) {
+        names += (names.empty() ? "" : ", ") + name;
+    };
+    for (const std::string& type : config.moe_router_load_balancing_type)
+        if (type.ends_with("aux_loss") && config.aux_loss_coeff(type) != 0.0) add(type);
+    if (config.moe_z_loss_coeff.value_or(0.0) != 0.0) add("z_loss");
+    return names;
+}
+
+}  // namespace
+
+Links RankColumn::sent_in(const std::vector<Step>& steps) const {
+    const std::size_t W = sent.at(Step::dispatch).size();
+    Links sum(W, std::vector<std::int64_t>(W, 0));
+    for (const Step step : steps)
+        if (const auto found = sent.find(step); found != sent.end())
+            for (std::size_t from = 0; from < W; ++from)
+                for (std::size_t to = 0; to < W; ++to)
+                    sum[from][to] += found->second[from][to];
+    return sum;
+}
+
+std::string RankComparison::ranks_in_words() const {
+    return backend == "threads" ? "threads of one process" : "processes over " + backend;
+}
+
+RankComparison run_rank_comparison(const RankComparisonRequest& request) {
+    RankComparison result;
+    result.model = request.model;
+    result.text_name = request.text.name;
+    result.seq_len = request.text.seq_len;
+    result.micro_batch = request.text.micro_batch;
+    result.sizes = request.sizes;
+    result.left_out = request.left_out;
+    result.tokens = split_tokens(request.sizes, result.seq_len, result.micro_batch);
+    result.losses_left_out = losses_of(request.configs.at(0));
+
+    request.progress("one rank with everything");
+    RankJob job;
+    job.world = request.world;
+    result.backend = request.world != nullptr ? request.world->backend() : "threads";
+    job.config = without_losses(request.configs[0]);
+    job.spec = ModuleSpec::uniform({"reference_cpu", DType::f64});
+    job.parameters =
+        random_parameters(distributed::single_rank_config(job.config), request.seed);
+    const Shape flat = {result.num_tokens(), job.config.hidden_size};
+    job.hidden =
+        embed_text(request.text, job.config.hidden_size, request.seed).reshaped(flat);
+    job.doutput = random_gradient(flat, request.seed);
+    const WholeRecord whole = run_whole(job, result.tokens);
+    result.whole_runs = whole.runs;
+    result.rows_per_expert =
+        rows_per_expert(job.config, request.sizes, result.tokens, whole.routing_map);
+    result.hit = counted_hit(job.config, whole.routing_map);
+    result.balanced_hit = balanced_hit(job.config);
+
+    for (const MoEConfig& config : request.configs) {
+        job.config = without_losses(config);
+        result.dispatchers.push_back(run_dispatcher(request, job, result.tokens, whole));
+        result.ok = result.ok && result.dispatchers.back().ok;
+    }
+    return result;
+}
+
+}  // namespace moe

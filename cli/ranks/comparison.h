@@ -1,0 +1,100 @@
+/// @file
+/// What `moe compare --ranks` finds out: the layer over ranks in every dispatcher and
+/// supplier, held against one rank that has all tokens and all experts, and what went
+/// over the links.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cli/compare/comparison.h"
+#include "cli/ranks/routes.h"
+#include "cli/ranks/run.h"
+
+namespace moe {
+
+/// The steps in which a dispatcher exchanges rows.
+inline constexpr std::array kExchangeSteps = {
+    Step::dispatch, Step::combine, Step::combine_backward, Step::dispatch_backward};
+
+/// One value of all ranks together, against the whole layer's.
+struct RankValue {
+    std::string name;
+    bool exact = false;  ///< integers
+    double error = 0.0, bound = 0.0;
+    std::string detail;  ///< where it differs most, if it differs too much
+    bool ok() const { return detail.empty(); }
+};
+
+/// One supplier in one dispatcher.
+struct RankColumn {
+    ModuleSpec spec;
+    std::string label;
+    bool emulated = false;
+    std::vector<RankValue> values;
+    std::map<Step, Links> sent;   ///< bytes, counted
+    std::int64_t host_waits = 0;  ///< per forward, of the rank that waits most
+    std::string bytes_detail;     ///< a link of ⑥ whose bytes the routing map belies
+    bool ok = true;
+
+    /// Bytes over all links in some steps.
+    Links sent_in(const std::vector<Step>& steps) const;
+};
+
+struct DispatcherOutcome {
+    MoEConfig config;  ///< with its moe_token_dispatcher_type
+    Links rows;        ///< token rows on each link in ⑥
+    std::vector<RankColumn> columns;
+    double rows_per_token = 0.0, balanced_rows_per_token = 0.0;
+    std::int64_t megatron_host_waits = 0;
+    bool ok = true;
+    const std::string& name() const { return config.moe_token_dispatcher_type; }
+};
+
+/// Everything that the terminal and the report show.
+struct RankComparison {
+    std::string model, text_name;
+    std::int64_t seq_len = 0, micro_batch = 0;  ///< S and B of all ranks together
+    distributed::ParallelSizes sizes;
+    RankTokens tokens;
+    Tensor rows_per_expert;  ///< (W, L) i64
+    std::vector<DispatcherOutcome> dispatchers;
+    std::vector<std::string> left_out;  ///< dispatchers, with the reason
+    std::string losses_left_out;  ///< which losses the config has, that are off here
+    double hit = 0.0, balanced_hit = 0.0;  ///< ranks with different experts, per token
+    int whole_runs = 1;                    ///< see WholeRecord
+    std::string backend;                   ///< "threads", "MPI", "NCCL"
+    bool ok = true;
+
+    std::int64_t num_tokens() const { return seq_len * micro_batch; }
+    const MoEConfig& config() const { return dispatchers.front().config; }
+    /// "threads of one process", "processes over MPI".
+    std::string ranks_in_words() const;
+};
+
+struct RankComparisonRequest {
+    std::string model;
+    std::vector<MoEConfig> configs;  ///< one per dispatcher
+    std::vector<std::string> left_out;
+    distributed::ParallelSizes sizes;
+    TextTokens text;
+    std::vector<ModuleSpec> columns;
+    std::uint64_t seed = 0;
+    /// When this process is one rank of several; null: ranks are threads of this one.
+    distributed::Communicator* world = nullptr;
+    std::function<void(const std::string&)> progress = [](const std::string&) {};
+};
+
+RankComparison run_rank_comparison(const RankComparisonRequest& request);
+
+void print_rank_comparison(const RankComparison& comparison);
+
+/// Like write_report(): the ranks' own page.
+std::string write_rank_report(const RankComparison& comparison,
+                              const std::string& folder);
+
+}  // namespace moe

@@ -1,0 +1,141 @@
+// rank_options.cpp: flags that make a layer over ranks.
+
+#include "cli/ranks/options.h"
+
+#include <algorithm>
+#include <array>
+
+#include "cli/ranks/processes.h"
+#include "core/error.h"
+
+namespace moe {
+namespace {
+
+constexpr int kMostRanks = 64;
+
+constexpr std::array kParallelFields = {
+    "tensor_model_parallel_size", "context_parallel_size", "expert_model_parallel_size",
+    "expert_tensor_parallel_size"};
+
+/// EP = W when nobody said anything; every rank needs as many experts as the others.
+void fill_in(LayerOptions::Chosen& chosen, int ranks) {
+    MoEConfig& config = chosen.config;
+    const bool any_size =
+        std::any_of(kParallelFields.begin(), kParallelFields.end(),
+                    [&](const char* name) { return chosen.given.contains(name); });
+    if (!any_size) {
+        if (config.num_moe_experts && *config.num_moe_experts % ranks != 0)
+            reject("--ranks", ranks,
+                   fmt::format("must divide num_moe_experts ({}), or be cut by "
+                               "--expert-model-parallel-size and its like",
+                               *config.num_moe_experts));
+        config.expert_model_parallel_size = ranks;
+    }
+    if (config.tensor_model_parallel_size > 1 &&
+        !chosen.given.contains("sequence_parallel"))
+        config.sequence_parallel = true;
+}
+
+}  // namespace
+
+RankOptions::RankOptions(Command& command, Kind kind) {
+    command.option("--ranks", ranks_,
+                   "Ranks, as threads of this process, that share the layer (default "
+                   "grid: EP = ranks)");
+    if (kind == Kind::threads) return;
+    command.option("--spawn", spawn_,
+                   "Ranks as processes, which this one starts: over MPI, or NCCL in "
+                   "a build for GPUs");
+    command.flag("--processes", processes_,
+                 "This process is one rank, started by mpirun, srun or torchrun");
+}
+
+int RankOptions::ranks() const {
+    const auto in_range = [](const char* flag, std::int64_t ranks) {
+        if (ranks < 1 || ranks > kMostRanks)
+            reject(flag, ranks, fmt::format("must be from 1 to {}", kMostRanks));
+        return int(ranks);
+    };
+    if (spawn_ && processes_)
+        reject("--spawn", *spawn_, "must be left out with --processes");
+    if (!spawn_ && !processes_) return in_range("--ranks", *ranks_);
+    const int processes =
+        spawn_ ? in_range("--spawn", *spawn_) : in_range("--processes", launched_ranks());
+    if (ranks_ && *ranks_ != processes)
+        reject(
+            "--ranks", *ranks_,
+            fmt::format("must be left out, or {}: the number of processes", processes));
+    return processes;
+}
+
+void require_no_rank_flags(const LayerOptions& layer) {
+    const MoEConfig config = layer.choose().config;
+    const auto require_one = [](const char* field, std::int64_t size) {
+        if (size > 1) reject(field, size, "needs --ranks");
+    };
+    require_one(kParallelFields[0], config.tensor_model_parallel_size);
+    require_one(kParallelFields[1], config.context_parallel_size);
+    require_one(kParallelFields[2], config.expert_model_parallel_size);
+    require_one(kParallelFields[3], config.expert_tensor_parallel_size.value_or(1));
+    for (const char* type : {"all", "flex"})
+        if (config.moe_token_dispatcher_type == type)
+            reject("moe_token_dispatcher_type", type, "needs --ranks");
+}
+
+RankConfigs choose_rank_configs(
+    const LayerOptions& layer, int ranks,
+    const std::function<void(LayerOptions::Chosen&)>& adjust) {
+    LayerOptions::Chosen chosen = layer.choose();
+    if (adjust) adjust(chosen);
+    fill_in(chosen, ranks);
+    const std::string type = chosen.config.moe_token_dispatcher_type;
+    const bool all = type == "all" || !chosen.given.contains("moe_token_dispatcher_type");
+
+    // What is wrong with the layer itself is wrong with every dispatcher
+    MoEConfig plain = chosen.config;
+    plain.moe_token_dispatcher_type = "allgather";
+    plain.finalize();
+    RankConfigs result;
+    result.sizes = distributed::parallel_sizes(plain, ranks);
+    if (!all) {
+        chosen.config.finalize();
+        result.configs = {chosen.config};
+        return result;
+    }
+    for (const char* name : {"allgather", "alltoall", "flex"}) {
+        MoEConfig config = chosen.config;
+        config.moe_token_dispatcher_type = name;
+        try {
+            config.finalize();
+            result.configs.push_back(config);
+        } catch (const InputError& error) {
+            result.left_out.push_back(fmt::format("{}: {}", name, error.what()));
+        }
+    }
+    return result;
+}
+
+RankSizes choose_rank_sizes(const LayerOptions& layer,
+                            const distributed::ParallelSizes& sizes) {
+    const std::int64_t shards = std::int64_t(sizes.tensor) * sizes.context;
+    const std::int64_t replicas = sizes.data();
+    std::int64_t S = layer.seq_length(), B = layer.micro_batch_size();
+    const std::int64_t tokens = S * B;
+    if (!layer.micro_batch_size_given() && B % replicas != 0) {
+        B = replicas;
+        if (!layer.seq_length_given()) S = tokens / B;
+    }
+    if (!layer.seq_length_given()) S = std::max(S - S % shards, shards);
+    if (B % replicas != 0)
+        reject(
+            "--micro-batch-size", B,
+            fmt::format("must be divisible by the {} data-parallel replicas", replicas));
+    if (S % shards != 0)
+        reject("--seq-length", S,
+               fmt::format("must be divisible by the {} tensor x context parallel ranks "
+                           "of a replica",
+                           shards));
+    return {S, B, shards};
+}
+
+}  // namespace moe

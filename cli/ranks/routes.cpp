@@ -1,0 +1,140 @@
+// rank_routes.cpp: who has to send what to whom, seen from above.
+
+#include "cli/ranks/routes.h"
+
+#include <algorithm>
+#include <set>
+
+namespace moe {
+namespace {
+
+using distributed::ParallelSizes;
+
+void gather_rows(Links& rows, const ExpertGrid& grid, const RankTokens& tokens) {
+    for (int from = 0; from < int(rows.size()); ++from)
+        for (const int to : grid.group_of(from))
+            if (to != from) rows[from][to] = tokens.per_rank();
+}
+
+/// One row of one token to one expert: over ep, then over expt_tp.
+void route_row(Links& rows, const ExpertGrid& grid, int from, std::int64_t expert) {
+    const int first = grid.holder(from, expert, grid.shard_of(from));
+    if (first != from) ++rows[from][first];
+    for (int shard = 0; shard < grid.shards(); ++shard)
+        if (const int other = grid.holder(from, expert, shard); other != first)
+            ++rows[first][other];
+}
+
+double choose(std::int64_t n, std::int64_t k) {
+    double ways = n < k ? 0.0 : 1.0;
+    for (std::int64_t i = 0; i < k && ways > 0.0; ++i)
+        ways *= double(n - i) / double(i + 1);
+    return ways;
+}
+
+}  // namespace
+
+std::int64_t total(const Links& links) {
+    std::int64_t sum = 0;
+    for (const auto& row : links)
+        for (const std::int64_t value : row) sum += value;
+    return sum;
+}
+
+Links dispatched_rows(const MoEConfig& config, const ParallelSizes& sizes,
+                      const RankTokens& tokens, const Tensor& routing_map) {
+    const ExpertGrid grid(config, sizes);
+    Links rows(sizes.world, std::vector<std::int64_t>(sizes.world, 0));
+    if (config.moe_token_dispatcher_type == "allgather") {
+        gather_rows(rows, grid, tokens);
+        return rows;
+    }
+    const std::int64_t E = config.num_experts();
+    for (int from = 0; from < sizes.world; ++from)
+        for (const std::int64_t t : tokens.of_rank[from]) {
+            std::set<int> visited;  // ranks with any of the token's experts
+            for (std::int64_t e = 0; e < E; ++e) {
+                if (routing_map.data<std::uint8_t>()[t * E + e] == 0) continue;
+                if (config.moe_token_dispatcher_type == "alltoall")
+                    route_row(rows, grid, from, e);
+                else
+                    for (int shard = 0; shard < grid.shards(); ++shard)
+                        visited.insert(grid.holder(from, e, shard));
+            }
+            for (const int to : visited)
+                if (to != from) ++rows[from][to];
+        }
+    return rows;
+}
+
+Tensor rows_per_expert(const MoEConfig& config, const ParallelSizes& sizes,
+                       const RankTokens& tokens, const Tensor& routing_map) {
+    const ExpertGrid grid(config, sizes);
+    const std::int64_t E = config.num_experts(), L = config.num_local_experts();
+    Tensor counts = Tensor::zeros({sizes.world, L}, DType::i64);
+    for (int rank = 0; rank < sizes.world; ++rank)
+        for (const int source : grid.group_of(rank))
+            for (const std::int64_t t : tokens.of_rank[source])
+                for (std::int64_t l = 0; l < L; ++l)
+                    counts.data<std::int64_t>()[rank * L + l] +=
+                        routing_map
+                            .data<std::uint8_t>()[t * E + grid.first_expert(rank) + l];
+    return counts;
+}
+
+double balanced_hit(const MoEConfig& config) {
+    const std::int64_t E = config.num_experts(), K = config.moe_router_topk;
+    const std::int64_t L = config.num_local_experts();
+    return double(config.expert_model_parallel_size) *
+           (1.0 - choose(E - L, K) / choose(E, K));
+}
+
+double counted_hit(const MoEConfig& config, const Tensor& routing_map) {
+    const std::int64_t T = routing_map.dim(0), E = routing_map.dim(1);
+    const std::int64_t L = config.num_local_experts();
+    std::int64_t hits = 0;
+    for (std::int64_t t = 0; t < T; ++t)
+        for (std::int64_t first = 0; first < E; first += L) {
+            const std::uint8_t* experts =
+                routing_map.data<std::uint8_t>() + t * E + first;
+            hits += std::any_of(experts, experts + L, [](auto on) { return on != 0; });
+        }
+    return T == 0 ? 0.0 : double(hits) / double(T);
+}
+
+double balanced_rows_per_token(const MoEConfig& config) {
+    const double EP = double(config.expert_model_parallel_size);
+    const double ETP = double(*config.expert_tensor_parallel_size);
+    const double K = double(config.moe_router_topk);
+    if (config.moe_token_dispatcher_type == "allgather") return EP * ETP - 1.0;
+    if (config.moe_token_dispatcher_type == "alltoall")
+        return K * (EP - 1.0) / EP + K * (ETP - 1.0);
+    return balanced_hit(config) * (ETP - 1.0 / EP);
+}
+
+Links dispatched_bytes(const MoEConfig& config, const ParallelSizes& sizes,
+                       const Links& rows, DType dtype) {
+    constexpr std::int64_t kInteger = sizeof(std::int64_t);
+    const std::int64_t E = config.num_experts(),
+                       ETP = *config.expert_tensor_parallel_size;
+    const std::int64_t prob =
+        std::int64_t(size_of(probs_placement({MemorySpace::host, dtype}).dtype));
+    std::int64_t row = config.hidden_size * std::int64_t(size_of(dtype)), once = 0;
+    if (config.moe_token_dispatcher_type == "allgather") {
+        row += E * (prob + 1);
+    } else if (config.moe_token_dispatcher_type == "alltoall") {
+        row += prob;
+        once = config.moe_pad_expert_input_to_capacity ? 0 : E * kInteger;
+    } else {
+        row += ETP * config.moe_router_topk * (kInteger + prob) + 2 * kInteger;
+        once = config.expert_model_parallel_size * ETP * kInteger;
+    }
+    const ExpertGrid grid(config, sizes);
+    Links bytes(sizes.world, std::vector<std::int64_t>(sizes.world, 0));
+    for (int from = 0; from < sizes.world; ++from)
+        for (const int to : grid.group_of(from))
+            if (to != from) bytes[from][to] = rows[from][to] * row + once;
+    return bytes;
+}
+
+}  // namespace moe

@@ -1,0 +1,81 @@
+/// @file
+/// The omniscient view of a dispatch: who has to send how many rows to whom, from the
+/// routing maps of all ranks, in plain loops and without communication.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cli/ranks/run.h"
+
+namespace moe {
+
+/// Ranks by their place among those that exchange tokens.
+class ExpertGrid {
+  public:
+    ExpertGrid(const MoEConfig& config, const distributed::ParallelSizes& sizes)
+        : grid_(distributed::RankGenerator::experts(sizes)),
+          groups_(grid_.get_ranks("tp-ep")),
+          shards_(sizes.expert_tensor),
+          local_experts_(config.num_local_experts()) {}
+
+    /// All ranks that `rank` exchanges tokens with, itself among them.
+    const std::vector<int>& group_of(int rank) const {
+        return groups_[grid_.color(rank, "tp-ep")];
+    }
+    /// Who, in the group of `rank`, has shard `shard` of expert `expert`.
+    int holder(int rank, std::int64_t expert, int shard) const {
+        return group_of(rank)[expert / local_experts_ * shards_ + shard];
+    }
+    int shards() const { return shards_; }
+    int shard_of(int rank) const { return grid_.key(rank, "tp"); }
+    std::int64_t first_expert(int rank) const {
+        return grid_.key(rank, "ep") * local_experts_;
+    }
+
+  private:
+    distributed::RankGenerator grid_;
+    std::vector<std::vector<int>> groups_;
+    int shards_;
+    std::int64_t local_experts_;
+};
+
+/// [from][to], 0 on the diagonal.
+using Links = std::vector<std::vector<std::int64_t>>;
+
+std::int64_t total(const Links& links);
+
+/// Token rows that cross each link in ⑥. AllGather: all tokens to everybody. AlltoAll: a
+/// row per token and expert to the expert's rank, and from there to the other shards of
+/// the expert. Flex: a row per token and rank that has any of its experts.
+/// @param routing_map  (T, E) u8 of all tokens
+Links dispatched_rows(const MoEConfig& config, const distributed::ParallelSizes& sizes,
+                      const RankTokens& tokens, const Tensor& routing_map);
+
+/// Rows that each rank's experts get in ⑥: (W, L).
+Tensor rows_per_expert(const MoEConfig& config, const distributed::ParallelSizes& sizes,
+                       const RankTokens& tokens, const Tensor& routing_map);
+
+/// What balanced random routing makes of it: rows sent per token, on average.
+double balanced_rows_per_token(const MoEConfig& config);
+
+/// Ranks (of different experts) that a token visits under balanced random routing:
+/// EP (1 - C(E - L, K) / C(E, K)).
+double balanced_hit(const MoEConfig& config);
+
+/// The same, counted.
+double counted_hit(const MoEConfig& config, const Tensor& routing_map);
+
+/// Bytes that each link carries in ⑥: rows with what goes along with them.
+///
+/// | dispatcher | along with each row | once per link |
+/// |---|---|---|
+/// | AllGather | probs and map of the token (E) | |
+/// | AlltoAll | its probability | counts (E) i64, unless padded to capacity |
+/// | Flex | K' ids i64 and probabilities, source (2) i64 | counts (EP ETP) i64 |
+/// @param rows  dispatched_rows()
+Links dispatched_bytes(const MoEConfig& config, const distributed::ParallelSizes& sizes,
+                       const Links& rows, DType dtype);
+
+}  // namespace moe

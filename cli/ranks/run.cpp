@@ -1,0 +1,210 @@
+// rank_run.cpp: the layer over ranks, and the layer that has everything.
+
+#include "cli/ranks/run.h"
+
+#include <cstring>
+#include <numeric>
+
+#include "cli/ranks/processes.h"
+#include "core/moe_layer.h"
+#include "core/transfer.h"
+#include "distributed/communicators/thread_communicator.h"
+#include "distributed/process_groups.h"
+#include "distributed/sharding.h"
+
+namespace moe {
+namespace {
+
+using distributed::ParallelSizes;
+using distributed::RankGenerator;
+
+// Ranks share a few cores; only one that is really stuck is this late.
+constexpr std::chrono::minutes kDeadline{10};
+
+Tensor on_host(const TensorView& view) {
+    return transfer(view, {MemorySpace::host, view.dtype});
+}
+
+std::int64_t row_bytes(const Tensor& tensor) {
+    std::int64_t bytes = std::int64_t(size_of(tensor.dtype()));
+    for (std::size_t axis = 1; axis < tensor.shape().size(); ++axis)
+        bytes *= tensor.shape()[axis];
+    return bytes;
+}
+
+/// Keeps everything that a rank shows.
+class RankObserver : public Observer {
+  public:
+    RankObserver(RankRecord& record, distributed::OpLedger& ledger)
+        : record_(record), ledger_(ledger) {
+        ledger_.reset_sent();  // making the groups is not the layer's work
+    }
+    void on_value(Step step, const std::string& name, const TensorView& view) override {
+        record_.values[step][name] = on_host(view);
+    }
+    /// A step's exchanges lie within its stretches of time.
+    void on_time(Step step, double) override {
+        for (const auto& [operation, bytes_by_peer] : ledger_.sent())
+            for (const auto& [peer, bytes] : bytes_by_peer)
+                record_.sent[step][peer] += bytes;
+        ledger_.reset_sent();
+    }
+    void on_host_wait(Step step, const std::string&) override {
+        record_.host_waits += is_backward(step) ? 0 : 1;
+    }
+
+  private:
+    RankRecord& record_;
+    distributed::OpLedger& ledger_;
+};
+
+/// Forward and backward of one layer on (T, H) inputs.
+void run_layer(RankRecord& record, MoELayer& layer, const Tensor& hidden,
+               const Tensor& doutput, const Shape& shape, Observer& observer) {
+    const RunContext context{.observer = &observer};
+    auto forward = layer.forward(hidden.reshaped(shape), {}, context);
+    auto gradients = layer.backward(doutput.reshaped(shape), forward.saved, context);
+    record.output = on_host(forward.output).reshaped(hidden.shape());
+    record.d_hidden = on_host(gradients.hidden_states).reshaped(hidden.shape());
+    for (const auto& [name, gradient] : gradients.parameters)
+        record.gradients[name] = on_host(gradient);
+}
+
+/// The layer on one rank of `world`.
+RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
+                    distributed::Communicator& world) {
+    RankRecord record;
+    const auto& mine = tokens.of_rank[world.rank()];
+    const Shape shape = {tokens.seq_len, tokens.micro_batch, job.config.hidden_size};
+    const auto groups = distributed::make_process_groups(world, job.config);
+    MoELayer layer(job.config, job.spec,
+                   distributed::shard_parameters(job.config, job.parameters, *groups),
+                   groups);
+    RankObserver observer(record, world.ledger());
+    run_layer(record, layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine),
+              shape, observer);
+    return record;
+}
+
+bool depends_on_other_tokens(const MoEConfig& config) {
+    return config.moe_expert_capacity_factor.has_value() || config.is_sinkhorn();
+}
+
+void add_gradients(TensorMap& sum, const TensorMap& gradients) {
+    for (const auto& [name, gradient] : gradients) {
+        Tensor& total = sum[name];
+        if (!total.defined()) total = Tensor::zeros(gradient.shape(), DType::f64);
+        const std::vector<double> terms = to_doubles(gradient);
+        for (std::size_t i = 0; i < terms.size(); ++i)
+            total.data<double>()[i] += terms[i];
+    }
+}
+
+}  // namespace
+
+RankTokens split_tokens(const ParallelSizes& sizes, std::int64_t seq_len,
+                        std::int64_t micro_batch) {
+    const std::int64_t shards = std::int64_t(sizes.tensor) * sizes.context;
+    MOE_CHECK(seq_len % shards == 0 && micro_batch % sizes.data() == 0);
+    const RankGenerator grid = RankGenerator::dense(sizes);
+    RankTokens tokens{seq_len / shards, micro_batch / sizes.data(), {}};
+    for (int rank = 0; rank < sizes.world; ++rank) {
+        const std::int64_t part =
+            std::int64_t(grid.key(rank, "cp")) * sizes.tensor + grid.key(rank, "tp");
+        const std::int64_t first_s = part * tokens.seq_len;
+        const std::int64_t first_b = grid.key(rank, "dp") * tokens.micro_batch;
+        auto& mine = tokens.of_rank.emplace_back();
+        for (std::int64_t s = 0; s < tokens.seq_len; ++s)
+            for (std::int64_t b = 0; b < tokens.micro_batch; ++b)
+                mine.push_back((first_s + s) * micro_batch + first_b + b);
+    }
+    return tokens;
+}
+
+Tensor take_rows(const Tensor& whole, const std::vector<std::int64_t>& tokens) {
+    Shape shape = whole.shape();
+    shape.at(0) = std::int64_t(tokens.size());
+    const Tensor part = Tensor::empty(shape, whole.dtype());
+    const std::int64_t bytes = row_bytes(whole);
+    auto* to = static_cast<std::byte*>(part.view().bytes);
+    const auto* from = static_cast<const std::byte*>(whole.view().bytes);
+    if (bytes > 0)
+        for (std::size_t row = 0; row < tokens.size(); ++row)
+            std::memcpy(to + std::int64_t(row) * bytes, from + tokens[row] * bytes,
+                        bytes);
+    return part;
+}
+
+Tensor join_rows(const std::vector<Tensor>& parts, const RankTokens& tokens) {
+    Shape shape = parts.at(0).shape();
+    shape.at(0) = 0;
+    for (const Tensor& part : parts) shape[0] += part.dim(0);
+    const Tensor whole = Tensor::empty(shape, parts[0].dtype());
+    const std::int64_t bytes = row_bytes(whole);
+    auto* to = static_cast<std::byte*>(whole.view().bytes);
+    for (std::size_t rank = 0; rank < parts.size(); ++rank) {
+        const auto* from = static_cast<const std::byte*>(parts[rank].view().bytes);
+        for (std::size_t row = 0; row < tokens.of_rank[rank].size(); ++row)
+            if (bytes > 0)
+                std::memcpy(to + tokens.of_rank[rank][row] * bytes,
+                            from + std::int64_t(row) * bytes, bytes);
+    }
+    return whole;
+}
+
+std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& tokens) {
+    if (job.world != nullptr)
+        return gather_records(*job.world, run_rank(job, tokens, *job.world));
+    std::vector<RankRecord> records(tokens.of_rank.size());
+    distributed::run_ranks(
+        int(records.size()),
+        [&](distributed::Communicator& world) {
+            records[world.rank()] = run_rank(job, tokens, world);
+        },
+        kDeadline);
+    return records;
+}
+
+std::vector<TensorMap> shard_for_ranks(const MoEConfig& config, int ranks,
+                                       const TensorMap& whole) {
+    std::vector<TensorMap> shards(ranks);
+    distributed::run_ranks(ranks, [&](distributed::Communicator& world) {
+        const auto groups = distributed::make_process_groups(world, config);
+        shards[world.rank()] = distributed::shard_parameters(config, whole, *groups);
+    });
+    return shards;
+}
+
+WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
+    const MoEConfig config = distributed::single_rank_config(job.config);
+    MoELayer layer(config, job.spec, job.parameters);
+    RankTokens runs = tokens;
+    if (!depends_on_other_tokens(config)) {
+        const std::int64_t all = job.hidden.dim(0);
+        runs = {all, 1, {std::vector<std::int64_t>(all)}};
+        std::iota(runs.of_rank[0].begin(), runs.of_rank[0].end(), 0);
+    }
+    const Shape shape = {runs.seq_len, runs.micro_batch, config.hidden_size};
+    WholeRecord whole;
+    whole.runs = int(runs.of_rank.size());
+    std::vector<Tensor> outputs, d_hidden, probs, maps;
+    for (const auto& mine : runs.of_rank) {
+        RankRecord record;
+        distributed::OpLedger silent;
+        RankObserver observer(record, silent);
+        run_layer(record, layer, take_rows(job.hidden, mine),
+                  take_rows(job.doutput, mine), shape, observer);
+        outputs.push_back(record.output);
+        d_hidden.push_back(record.d_hidden);
+        probs.push_back(record.values.at(Step::token_dropping).at("probs"));
+        maps.push_back(record.values.at(Step::token_dropping).at("routing_map"));
+        add_gradients(whole.gradients, record.gradients);
+    }
+    whole.output = join_rows(outputs, runs);
+    whole.d_hidden = join_rows(d_hidden, runs);
+    whole.probs = join_rows(probs, runs);
+    whole.routing_map = join_rows(maps, runs);
+    return whole;
+}
+
+}  // namespace moe

@@ -1,0 +1,78 @@
+/// @file
+/// One run of the layer over ranks, watched: every rank's values, gradients, host waits
+/// and what it sent to whom.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "core/components.h"
+#include "core/config.h"
+#include "core/module_spec.h"
+#include "core/steps.h"
+#include "core/tensor.h"
+#include "distributed/communicators/communicator.h"
+#include "distributed/rank_generator.h"
+
+namespace moe {
+
+/// Which tokens each rank has: its replica's sequences, of these its part by context
+/// rank, and of that its shard by tensor rank (sequence parallelism).
+struct RankTokens {
+    std::int64_t seq_len = 0, micro_batch = 0;       ///< S and B of one rank
+    std::vector<std::vector<std::int64_t>> of_rank;  ///< [W][S B], numbers t = s B + b
+    std::int64_t per_rank() const { return seq_len * micro_batch; }
+};
+/// @param seq_len, micro_batch  S and B of all ranks together; must be divisible
+RankTokens split_tokens(const distributed::ParallelSizes& sizes, std::int64_t seq_len,
+                        std::int64_t micro_batch);
+
+/// Rows of a host tensor (T, …), in the order of `tokens`.
+Tensor take_rows(const Tensor& whole, const std::vector<std::int64_t>& tokens);
+
+/// The inverse over all ranks: (T, …) from every rank's rows.
+Tensor join_rows(const std::vector<Tensor>& parts, const RankTokens& tokens);
+
+/// What one rank did.
+struct RankRecord {
+    std::map<Step, TensorMap> values;  ///< on the host
+    Tensor output;                     ///< (T, H) of this rank, on the host, as below
+    Tensor d_hidden;                   ///< (T, H)
+    TensorMap gradients;               ///< of its shards
+    /// Bytes sent to each other rank during each step.
+    std::map<Step, std::map<int, std::int64_t>> sent;
+    std::int64_t host_waits = 0;  ///< of the forward
+};
+
+/// A layer and its input.
+struct RankJob {
+    MoEConfig config;
+    ModuleSpec spec;
+    TensorMap parameters;  ///< of the whole layer
+    Tensor hidden;         ///< (T, H) fp32, all tokens
+    Tensor doutput;        ///< (T, H) fp32
+    /// When this process is one rank of several; null: ranks are threads of this one.
+    distributed::Communicator* world = nullptr;
+};
+
+/// Forward and backward on every rank. @return by world rank
+std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& tokens);
+
+/// Every rank's shards of tensors that are named and shaped like the whole layer's
+/// parameters. @return by world rank
+std::vector<TensorMap> shard_for_ranks(const MoEConfig& config, int ranks,
+                                       const TensorMap& whole);
+
+/// What one rank would do with all experts and the same tokens.
+struct WholeRecord {
+    Tensor output, d_hidden;    ///< (T, H)
+    Tensor probs, routing_map;  ///< (T, E)
+    TensorMap gradients;        ///< f64, summed over all tokens
+    int runs = 1;  ///< 1, or W where who goes where depends on a rank's other tokens
+};
+/// Capacity and sinkhorn look at all tokens of a rank at once: then each rank's tokens
+/// run by themselves, and the gradients are added.
+WholeRecord run_whole(const RankJob& job, const RankTokens& tokens);
+
+}  // namespace moe

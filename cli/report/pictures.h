@@ -1,0 +1,39 @@
+/// @file
+/// The report's pictures, as inline SVG. Their colours come from the page's style sheet,
+/// so that they follow light and dark.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cli/compare/comparison.h"
+
+namespace moe {
+
+/// Rows per expert (E); zeros when nothing was dispatched.
+std::vector<std::int64_t> expert_load(const Comparison& comparison);
+
+/// Colour class of the component whose step it is; step n has that of step 21 - n.
+std::string component_hue(Step step);
+
+/// A step's number as a badge: few fonts have ⑪ to ⑳.
+std::string badge(Step step);
+
+/// The first tokens of the first sequence against the experts, shaded by probability.
+std::string draw_routing_map(const Comparison& comparison);
+
+/// Rows per expert, with the even share.
+std::string draw_expert_load(const Comparison& comparison);
+
+/// Curves from the first tokens of the batch to their rows in expert order.
+std::string draw_permutation(const Comparison& comparison);
+
+/// A column's time, step after step. `longest` seconds fill the width, so that columns
+/// compare.
+std::string draw_time_line(const ColumnOutcome& column, double longest);
+
+/// A bar for a table cell, filled to `share` of its length.
+std::string draw_share(Step step, double share);
+
+}  // namespace moe

@@ -1,0 +1,360 @@
+// `moe compare`: what it prints and writes, what stops it, and what it finds.
+
+#include "cli/compare/comparison.h"
+
+#include <numeric>
+
+#include "core/transfer.h"
+#include "tests/cli/support.h"
+
+namespace moe::test {
+namespace {
+
+namespace fs = std::filesystem;
+using Words = std::vector<std::string>;
+
+class CompareTest : public CliTest {};
+
+TEST(Text, IsCutIntoSequences) {
+    const std::string path = testing::TempDir() + "moe_text" + std::to_string(getpid());
+    std::ofstream(path) << "abcdefghijk";
+    // Sequence b is bytes b S to (b + 1) S; token t = s B + b.
+    const TextTokens text = read_text(path, 3, 2, false);
+    EXPECT_EQ(std::string(text.bytes.begin(), text.bytes.end()), "adbecf");
+    EXPECT_EQ(text.seq_len, 3);
+    EXPECT_EQ(text.micro_batch, 2);
+    EXPECT_EQ(read_text(path, 100, 2, true).seq_len, 5);
+    EXPECT_EQ(read_text(path, 3, 2, true).seq_len, 3);
+    EXPECT_EQ(read_text(path, 11, 1, false).bytes.size(), 11u);
+    EXPECT_TRUE(Rejects([&] { read_text(path, 6, 2, false); }, {"11 bytes", "12"}));
+    EXPECT_TRUE(Rejects([&] { read_text(path, 1, 12, true); }, {"11 bytes", "12"}));
+    fs::remove(path);
+}
+
+TEST(Text, IsEmbeddedByItsLastThreeBytes) {
+    // Two sequences, "abcab" and "xbcab": tokens alternate between them.
+    const TextTokens text{"", 5, 2, {'a', 'x', 'b', 'b', 'c', 'c', 'a', 'a', 'b', 'b'}};
+    constexpr std::int64_t H = 4000;
+    const Tensor hidden = embed_text(text, H, 7);
+    EXPECT_EQ(hidden.shape(), (Shape{5, 2, H}));
+    const auto row = [&](std::int64_t t) {
+        const float* values = hidden.data<float>() + t * H;
+        return Tensor::from<float>({H}, {values, values + H});
+    };
+    // Different while the first byte is among the last three, the same after that.
+    for (std::int64_t s = 0; s < 5; ++s)
+        EXPECT_EQ(bool(BitwiseEqual(row(2 * s), row(2 * s + 1))), s >= 3) << s;
+    // "b" after "a" again, but in another context: close, not equal.
+    const auto correlation = [&](std::int64_t a, std::int64_t b) {
+        const auto x = to_doubles(row(a)), y = to_doubles(row(b));
+        return std::inner_product(x.begin(), x.end(), y.begin(), 0.0) / H;
+    };
+    // Weights 1, 1/2 and 1/4, the sum of squares made 1.
+    EXPECT_NEAR(correlation(8, 8), 1.0, 0.12);
+    EXPECT_NEAR(correlation(2, 8), (1.0 + 0.25) / 1.3125, 0.12);
+    EXPECT_NEAR(correlation(4, 8), 0.0, 0.12);
+    EXPECT_TRUE(BitwiseEqual(embed_text(text, H, 7), hidden));
+    EXPECT_FALSE(BitwiseEqual(embed_text(text, H, 8), hidden));
+    const Tensor bf16 = transfer(hidden, {MemorySpace::host, DType::bf16});
+    EXPECT_TRUE(BitwiseEqual(transfer(bf16, {MemorySpace::host, DType::f32}), hidden));
+}
+
+/// Small enough for a test; the text is to follow.
+const std::string kSmall =
+    "compare --scale 256 --seq-length 33 --micro-batch-size 3 "
+    "--repeats 1 --report none --text ";
+
+bool has(const Output& output, const std::string& words) {
+    return output.out.find(words) != std::string::npos;
+}
+
+TEST_F(CompareTest, ComparesAndWritesAReport) {
+    const std::string text = write("text.txt", "<i>a & b</i> " + std::string(300, 'e'));
+    const Output output = moe("compare --text " + text +
+                              " --scale 256 --seq-length 33 --micro-batch-size 3 "
+                              "--repeats 1 --spec experts=reference_cpu:fp64 --report " +
+                              path("a/report"));
+    EXPECT_EQ(output.code, kExitOk) << output.err;
+    for (int n = 1; n <= kNumSteps; ++n)
+        EXPECT_TRUE(has(output, "\n" + circled(static_cast<Step>(n)) + " ")) << n;
+    for (const char* words :
+         {"S=33 x B=3 = 99 tokens", "198 expert rows", "all tiers agree", "39 of 39",
+          "expert 7", "reference_cpu:fp32", "experts=reference_cpu:fp64",
+          "load_balancing_loss"})
+        EXPECT_TRUE(has(output, words)) << words;
+    const std::string html = read(path("a/report/index.html"));
+    EXPECT_NE(html.find("</html>"), std::string::npos);
+    EXPECT_EQ(html.find("<i>a"), std::string::npos) << "the text must be escaped";
+    EXPECT_NE(html.find("&lt;i&gt;a &amp; b"), std::string::npos);
+    EXPECT_EQ(html.find("nan"), std::string::npos);
+    EXPECT_EQ(std::distance(fs::directory_iterator(path("a/report")), {}), 1);
+}
+
+// What the CPU executor ran has no time and no speed-up, neither printed nor drawn.
+TEST_F(CompareTest, ShowsNoTimesOfWhatIsEmulated) {
+    NEEDS_DEVICE();
+    if (!find_tier("tier", "naive_gpu").is_emulated())
+        GTEST_SKIP() << "this build runs kernels on a GPU";
+    const std::string text = write("text.txt", std::string(300, 'e'));
+    const Output output =
+        moe("compare --text " + text +
+            " --scale 256 --seq-length 33 --micro-batch-size 3 --tier naive_gpu "
+            "--spec experts=naive_gpu --report " +
+            path("report"));
+    EXPECT_EQ(output.code, kExitOk) << output.err;
+    EXPECT_TRUE(has(output, "naive_gpu:bf16  (emulated"));
+    const std::string html = read(path("report/index.html"));
+    // fp64 has the only times: one a step that is on, one for all, and none elsewhere.
+    std::istringstream lines(output.out);
+    for (std::string line; std::getline(lines, line);) {
+        const std::size_t first = line.find(" ms ");
+        if (first == std::string::npos) continue;
+        EXPECT_EQ(line.find(" ms", first + 1), std::string::npos) << line;
+    }
+    EXPECT_FALSE(has(output, "speed-up"));
+    EXPECT_NE(html.find("emulated on this CPU"), std::string::npos);
+    EXPECT_NE(html.find("<p class='soft'>reference_cpu:fp64: "), std::string::npos);
+    EXPECT_EQ(html.find("<p class='soft'>naive_gpu"), std::string::npos);
+}
+
+TEST_F(CompareTest, ComparesWithoutAReport) {
+    const std::string text = write("text.txt", std::string(300, 'e'));
+    const Output output = moe(kSmall + text + " --dtype fp32 --num-experts 32");
+    EXPECT_EQ(output.code, kExitOk) << output.err;
+    EXPECT_FALSE(has(output, "\nReport "));
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 1);
+    // A warning is a note, not an error.
+    EXPECT_TRUE(output.err.starts_with("moe: note: moe_router_dtype is not set"));
+    EXPECT_EQ(count_lines(output.err), 1);
+}
+
+TEST_F(CompareTest, ComparesAsMuchAsTheTextHolds) {
+    // Without --seq-length a short text is enough; with it, it must be long enough.
+    const std::string text = write("text.txt", std::string(30, 'e'));
+    const std::string flags =
+        "compare --scale 256 --repeats 1 --report none --micro-batch-size 4 --text " +
+        text;
+    const Output shrunk = moe(flags);
+    EXPECT_EQ(shrunk.code, kExitOk) << shrunk.err;
+    EXPECT_TRUE(has(shrunk, "S=7 x B=4 = 28 tokens"));
+    EXPECT_TRUE(IsBadInput(flags + " --seq-length 8", {"30 bytes", "32"}));
+    const Output none = moe(flags + " --seq-length 0");
+    EXPECT_EQ(none.code, kExitOk) << none.err;
+    EXPECT_TRUE(has(none, "0 tokens"));
+    EXPECT_FALSE(has(none, "nan"));
+}
+
+TEST_F(CompareTest, NamesWhatCompareCannotUse) {
+    const auto rejects = [](const std::string& flags, const Words& words) {
+        return IsBadInput("compare --scale 256 --repeats 1 " + flags, words);
+    };
+    const std::string text = write("text.txt", "short"), none = " --report none";
+    EXPECT_TRUE(rejects("--text " + path("absent") + none, {"--text = ", "absent"}));
+    EXPECT_TRUE(rejects("--text " + path("") + none, {"--text = ", "readable file"}));
+    EXPECT_TRUE(
+        rejects("--text " + write("empty.txt", "") + none, {"--text", "0 bytes"}));
+    EXPECT_TRUE(rejects("--text " + write("three.txt", "abc") + none, {"3 bytes", "4"}));
+    EXPECT_TRUE(rejects("--text " + text + none + " --seq-length 9", {"5 bytes", "36"}));
+    EXPECT_TRUE(rejects("--text " + text + " --report " + text, {"--report = " + text}));
+    EXPECT_TRUE(
+        rejects("--text " + text + " --report " + text + "/below", {"--report = "}));
+    EXPECT_TRUE(
+        rejects("--text " + text + " --report /proc/moe", {"--report = /proc/moe"}));
+    EXPECT_TRUE(
+        IsBadInput(Words{"compare", "--text", text, "--report", ""}, {"--report = :"}));
+    EXPECT_TRUE(rejects("--repeats 0", {"--repeats"}));
+    for (const char* value : {"0", "-1", "1001", "x"})
+        EXPECT_TRUE(IsBadInput(std::string("compare --report none --repeats ") + value,
+                               {std::string("--repeats = ") + value}));
+    EXPECT_TRUE(rejects("--tier warp_gpu" + none, {"--tier = warp_gpu: "}));
+    EXPECT_TRUE(
+        rejects("--tier reference_cpu --dtype bf16" + none, {"--dtype = bf16: "}));
+    EXPECT_TRUE(rejects("--spec gate=x" + none, {"spec = gate=x: "}));
+    // Nothing is left behind, not even the folder for the report.
+    EXPECT_TRUE(rejects("--text " + path("absent") + " --report " + path("report"), {}));
+    EXPECT_FALSE(fs::exists(path("report")));
+}
+
+/// Passes on what it is shown, with one element of one value changed.
+struct Spoiler : Observer {
+    void on_value(Step step, const std::string& name, const TensorView& view) override {
+        Tensor shown = transfer(view, {MemorySpace::host, view.dtype});
+        if (name == target && shown.numel() > index) {
+            if (shown.dtype() == DType::i64)
+                shown.data<std::int64_t>()[index] = std::int64_t(value);
+            else
+                shown.data<float>()[index] = float(value);
+        }
+        observer->on_value(step, name, shown);
+    }
+    void on_time(Step step, double seconds) override { observer->on_time(step, seconds); }
+
+    std::string target;
+    std::int64_t index = 0;
+    double value = 0.0;
+    Observer* observer = nullptr;
+};
+
+/// The reference behind a Spoiler, for what its router and its dispatcher show forward.
+class SpoiltTier : public Tier {
+  public:
+    SpoiltTier(std::string target, std::int64_t index, double value) {
+        spoiler_.target = std::move(target);
+        spoiler_.index = index;
+        spoiler_.value = value;
+    }
+    std::string name() const override { return "spoilt"; }
+    std::string device() const override { return "CPU"; }
+    std::vector<DType> dtypes() const override { return {DType::f32}; }
+    std::unique_ptr<moe::Router> make_router(const MoEConfig& config, DType dtype,
+                                             const TensorMap& parameters,
+                                             const GroupsPtr& groups) const override {
+        return std::make_unique<Router>(
+            good().make_router(config, dtype, parameters, groups), spoiler_);
+    }
+    std::unique_ptr<TokenDispatcher> make_dispatcher(
+        const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
+        return std::make_unique<Dispatcher>(good().make_dispatcher(config, dtype, groups),
+                                            spoiler_);
+    }
+    std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
+                                          const TensorMap& parameters) const override {
+        return good().make_experts(config, dtype, parameters);
+    }
+    std::unique_ptr<SharedExperts> make_shared_experts(
+        const MoEConfig& config, DType dtype, const TensorMap& parameters,
+        const GroupsPtr& groups) const override {
+        return good().make_shared_experts(config, dtype, parameters, groups);
+    }
+
+  private:
+    static const Tier& good() { return find_tier("tier", "reference_cpu"); }
+
+    static RunContext spoil(const RunContext& context, Spoiler& spoiler) {
+        RunContext spoilt = context;
+        spoiler.observer = context.observer;
+        if (context.observer != nullptr) spoilt.observer = &spoiler;
+        return spoilt;
+    }
+
+    struct Router : moe::Router {
+        Router(std::unique_ptr<moe::Router> good, Spoiler spoiler)
+            : moe::Router(good->placement()), good(std::move(good)), spoiler(spoiler) {}
+        Output forward(const Tensor& hidden, const Tensor& mask,
+                       const RunContext& context) override {
+            return good->forward(hidden, mask, spoil(context, spoiler));
+        }
+        void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
+                      const Saved& saved, const RunContext& context) override {
+            good->backward(dhidden, gradients, dprobs, saved, context);
+        }
+        Tensor update_expert_bias() override { return good->update_expert_bias(); }
+        void reset_global_aux_loss_tracker() override {
+            good->reset_global_aux_loss_tracker();
+        }
+        std::unique_ptr<moe::Router> good;
+        Spoiler spoiler;
+    };
+
+    struct Dispatcher : TokenDispatcher {
+        Dispatcher(std::unique_ptr<TokenDispatcher> good, Spoiler spoiler)
+            : TokenDispatcher(good->placement()),
+              good(std::move(good)),
+              spoiler(spoiler) {}
+        Dispatched dispatch(const Tensor& hidden, const Tensor& probs, const Tensor& map,
+                            const RunContext& context) override {
+            return good->dispatch(hidden, probs, map, spoil(context, spoiler));
+        }
+        Tensor combine(const Tensor& rows, const Tensor& shared_output,
+                       const Saved& saved, const RunContext& context) override {
+            return good->combine(rows, shared_output, saved, spoil(context, spoiler));
+        }
+        Tensor combine_backward(const Tensor& doutput, const Saved& saved,
+                                const RunContext& context) override {
+            return good->combine_backward(doutput, saved, context);
+        }
+        Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
+                                    const Saved& saved,
+                                    const RunContext& context) override {
+            return good->dispatch_backward(drows, drow_probs, saved, context);
+        }
+        std::unique_ptr<TokenDispatcher> good;
+        Spoiler spoiler;
+    };
+
+    Spoiler spoiler_;
+};
+
+// A registered tier stays, so these live in processes of their own.
+class SpoiltCompareTest : public CompareTest {
+  protected:
+    SpoiltCompareTest() { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+    ~SpoiltCompareTest() override { GTEST_FLAG_SET(death_test_style, style_); }
+
+    void compare(const std::string& value, std::int64_t index, double element) const {
+        available_suppliers();  // the reference goes first
+        register_tier(std::make_unique<SpoiltTier>(value, index, element));
+        dup2(STDERR_FILENO, STDOUT_FILENO);  // where the death test looks
+        exit_with(split(kSmall + text_ + " --tier spoilt"));
+    }
+
+    const std::string style_ = GTEST_FLAG_GET(death_test_style);
+    const std::string text_ = write("text.txt", std::string(300, 'e'));
+    const testing::ExitedWithCode differs_{kExitDiffers};
+};
+
+TEST_F(SpoiltCompareTest, FindsTheStepThatDiffers) {
+    EXPECT_EXIT(compare("output", 2, 9.0), differs_,
+                "✗ spoilt:fp32 ⑩ .*: output: worst element .0, 2.: got 9, expected");
+    EXPECT_EXIT(compare("output", 2, NAN), differs_,
+                "✗ spoilt:fp32 ⑩ .*: output: not finite; .* .0, 2.: got nan, expected");
+    EXPECT_EXIT(compare("tokens_per_expert", 3, 77.0), differs_, "⑥ .*integers differ");
+    EXPECT_EXIT(compare("tokens_per_expert", 3, 77.0), differs_,
+                "✗ spoilt:fp32 ⑥ .*: tokens_per_expert: worst element .3.: got 77,");
+    // How close the choice was that differs.
+    EXPECT_EXIT(
+        compare("topk_idx", 196, 0.0), differs_,
+        "✗ spoilt:fp32 ③ routing: topk_idx: worst element .98, 0.: got 0, expected "
+        "[67]; in fp64 the logits of these two experts differ by [0-9]");
+}
+
+TEST_F(SpoiltCompareTest, DoesNotLookUpAnIndexThatNoExpertHas) {
+    for (double expert : {-1.0, 8.0, -1e15, 1e15})
+        EXPECT_EXIT(compare("topk_idx", 196, expert), differs_,
+                    "topk_idx: worst element .98, 0.: got");
+}
+
+/// A tier for a machine that is not this one.
+class AbsentTier : public SpoiltTier {
+  public:
+    AbsentTier() : SpoiltTier("", 0, 0.0) {}
+    std::string missing() const override { return "needs another machine"; }
+};
+
+class AbsentTierTest : public SpoiltCompareTest {
+  protected:
+    void run(const std::string& arguments) const {
+        available_suppliers();  // the reference goes first
+        register_tier(std::make_unique<AbsentTier>());
+        dup2(STDERR_FILENO, STDOUT_FILENO);  // where the death test looks
+        exit_with(split(arguments));
+    }
+    const std::string small_ = kSmall + text_;
+};
+
+TEST_F(AbsentTierTest, IsLeftOutWithANoteAndRefusedWhenAskedFor) {
+    const testing::ExitedWithCode ok{kExitOk}, refused{kExitBadInput};
+    EXPECT_EXIT(run(small_ + " --dtype fp32"), ok,
+                "left out: tier = spoilt: needs another machine");
+    EXPECT_EXIT(run(small_ + " --dtype fp32"), ok, "✓ all tiers agree, step by step");
+    EXPECT_EXIT(run(small_ + " --tier reference_cpu,spoilt"), refused,
+                "moe: --tier = spoilt: needs another machine");
+    EXPECT_EXIT(run(small_ + " --spec experts=spoilt"), refused,
+                "^moe: spec experts = spoilt: needs another machine");
+    EXPECT_EXIT(run("trace --tier spoilt"), refused,
+                "moe: --tier = spoilt: needs another machine");
+    EXPECT_EXIT(run("info"), ok, "✗ spoilt          fp32; needs another machine");
+}
+
+}  // namespace
+}  // namespace moe::test

@@ -1,0 +1,363 @@
+// `moe compare --ranks` and `moe trace --ranks`: who holds what, what crosses which link,
+// and what they say when something differs.
+
+#include "cli/ranks/routes.h"
+#include "cli/ranks/run.h"
+#include "core/tier.h"
+#include "tests/cli/support.h"
+
+namespace moe::test {
+namespace {
+
+using distributed::ParallelSizes;
+using Tokens = std::vector<std::int64_t>;
+
+class RanksTest : public CliTest {};
+
+bool has(const Output& output, const std::string& words) {
+    return output.out.find(words) != std::string::npos;
+}
+
+/// Runs of blanks as one, so that a table's row can be named.
+std::string squeezed(const std::string& text) {
+    std::string result;
+    for (const char c : text)
+        if (c != ' ' || result.empty() || result.back() != ' ') result += c;
+    return result;
+}
+
+ParallelSizes sizes_of(int world, int tp, int cp, int ep, int etp) {
+    ParallelSizes sizes;
+    sizes.world = world;
+    sizes.tensor = tp;
+    sizes.context = cp;
+    sizes.expert = ep;
+    sizes.expert_tensor = etp;
+    return sizes;
+}
+
+MoEConfig config_of(std::int64_t E, std::int64_t K, const ParallelSizes& sizes,
+                    const std::string& dispatcher) {
+    MoEConfig config;
+    config.hidden_size = 5;
+    config.num_moe_experts = E;
+    config.moe_router_topk = K;
+    config.moe_ffn_hidden_size = 6;
+    config.add_bias_linear = false;
+    config.tensor_model_parallel_size = sizes.tensor;
+    config.sequence_parallel = sizes.tensor > 1;
+    config.expert_model_parallel_size = sizes.expert;
+    config.expert_tensor_parallel_size = sizes.expert_tensor;
+    config.moe_token_dispatcher_type = dispatcher;
+    config.finalize();
+    return config;
+}
+
+TEST(RankTokens, AreReplicasThenPartsThenShards) {
+    // Ranks count along TP first: 0 and 1 share the first sequence, 2 and 3 the second.
+    const RankTokens dp = split_tokens(sizes_of(4, 2, 1, 1, 1), 4, 2);
+    EXPECT_EQ(dp.of_rank, (std::vector<Tokens>{{0, 2}, {4, 6}, {1, 3}, {5, 7}}));
+    EXPECT_EQ(dp.seq_len, 2);
+    EXPECT_EQ(dp.micro_batch, 1);
+    // A context part is cut into the shards of its tensor ranks.
+    const RankTokens cp = split_tokens(sizes_of(4, 2, 2, 1, 1), 4, 1);
+    EXPECT_EQ(cp.of_rank, (std::vector<Tokens>{{0}, {1}, {2}, {3}}));
+
+    const Tensor whole = random_tensor({8, 3}, 1);
+    std::vector<Tensor> parts;
+    for (const Tokens& mine : dp.of_rank) parts.push_back(take_rows(whole, mine));
+    EXPECT_TRUE(BitwiseEqual(join_rows(parts, dp), whole));
+    EXPECT_FALSE(BitwiseEqual(take_rows(whole, {0, 1}), parts[0]));
+}
+
+// Two ranks with two tokens and two experts each.
+class RoutesTest : public testing::Test {
+  protected:
+    const ParallelSizes sizes_ = sizes_of(2, 1, 1, 2, 1);
+    const RankTokens tokens_{2, 1, {{0, 1}, {2, 3}}};
+    const Tensor map_ = Tensor::from<std::uint8_t>({4, 4}, {1, 0, 1, 0,    //
+                                                            0, 0, 1, 1,    //
+                                                            1, 1, 0, 0,    //
+                                                            1, 1, 0, 0});  //
+    Links rows(const std::string& dispatcher) const {
+        return dispatched_rows(config_of(4, 2, sizes_, dispatcher), sizes_, tokens_,
+                               map_);
+    }
+    Links bytes(const std::string& dispatcher, DType dtype) const {
+        return dispatched_bytes(config_of(4, 2, sizes_, dispatcher), sizes_,
+                                rows(dispatcher), dtype);
+    }
+};
+
+TEST_F(RoutesTest, CountRowsByHand) {
+    EXPECT_EQ(rows("allgather"), (Links{{0, 2}, {2, 0}}));
+    EXPECT_EQ(rows("alltoall"), (Links{{0, 3}, {4, 0}}));  // t0→e2 t1→e2 t1→e3
+    EXPECT_EQ(rows("flex"), (Links{{0, 2}, {2, 0}}));      // t0 t1
+    const MoEConfig config = config_of(4, 2, sizes_, "alltoall");
+    EXPECT_TRUE(BitwiseEqual(rows_per_expert(config, sizes_, tokens_, map_),
+                             Tensor::from<std::int64_t>({2, 2}, {3, 2, 2, 1})));
+    EXPECT_DOUBLE_EQ(counted_hit(config, map_), 1.25);
+}
+
+TEST_F(RoutesTest, CountBytesByHand) {
+    // H = 5; a probability is fp32 also beside bf16 rows, an integer has 8 bytes.
+    EXPECT_EQ(bytes("allgather", DType::f32)[0][1], 2 * (5 * 4 + 4 * (4 + 1)));
+    EXPECT_EQ(bytes("alltoall", DType::f32)[0][1], 3 * (5 * 4 + 4) + 4 * 8);
+    EXPECT_EQ(bytes("alltoall", DType::bf16)[1][0], 4 * (5 * 2 + 4) + 4 * 8);
+    EXPECT_EQ(bytes("flex", DType::f64)[0][1], 2 * (5 * 8 + 2 * (8 + 8) + 16) + 2 * 8);
+    EXPECT_EQ(bytes("alltoall", DType::f32)[0][0], 0);
+}
+
+TEST_F(RoutesTest, ShardsOfAnExpertGetItsRowsFromTheirOwn) {
+    // Two shards of all four experts: AlltoAll has one rank in ep and copies everything.
+    const ParallelSizes shards = sizes_of(2, 1, 1, 1, 2);
+    const auto count = [&](const std::string& dispatcher) {
+        return dispatched_rows(config_of(4, 2, shards, dispatcher), shards, tokens_,
+                               map_);
+    };
+    EXPECT_EQ(count("alltoall"), (Links{{0, 4}, {4, 0}}));
+    EXPECT_EQ(count("flex"), (Links{{0, 2}, {2, 0}}));
+}
+
+TEST(RankTheory, IsThatOfBalancedRouting) {
+    const ParallelSizes four = sizes_of(4, 1, 1, 4, 1);
+    EXPECT_DOUBLE_EQ(balanced_rows_per_token(config_of(8, 2, four, "allgather")), 3.0);
+    EXPECT_DOUBLE_EQ(balanced_rows_per_token(config_of(8, 2, four, "alltoall")), 1.5);
+    // 4 (1 - C(6, 2) / C(8, 2)) = 4 * 13 / 28 ranks, of which 3/4 are others
+    const MoEConfig flex = config_of(8, 2, four, "flex");
+    EXPECT_DOUBLE_EQ(balanced_hit(flex), 13.0 / 7.0);
+    EXPECT_DOUBLE_EQ(balanced_rows_per_token(flex), 13.0 / 7.0 * 0.75);
+}
+
+// --------------------------------------------------------------------------- compare
+const std::string kTiny =
+    "--scale 256 --seq-length 3 --micro-batch-size 2 --num-experts 4 "
+    "--moe-router-topk 4 --tier reference_cpu --dtype fp32 --text ";
+
+TEST_F(RanksTest, CompareCountsEveryLink) {
+    // K = E: every token has a row for each expert. H = 16, three tokens a rank.
+    const Output output = moe("compare --ranks 2 " + kTiny + write("text.txt", "abcdef") +
+                              " --report " + path("report"));
+    EXPECT_EQ(output.code, kExitOk) << output.out << output.err;
+    const std::string text = squeezed(output.out);
+    for (const char* words :
+         {"TP 1 x CP 1 x DP 2; for experts ETP 1 x EP 2 x DP 1",
+          "\n 0 3: s 0-2, b 0 0-1 12\n", "tp_ep exchange tokens {0 1}\n",
+          "expt_tp share the same experts each alone\n",
+          "\n 0 · 3 · 252 B 444 B",  // allgather: 3 (64 + 4 (4 + 1)), ⑩ 3 64
+          "\n 1 6 · 440 B · 824 B",  // alltoall: 6 (64 + 4) + 4 8, ⑩ 6 64
+          "\n 0 · 3 · 400 B 592 B",  // flex: 3 (64 + 4 (8 + 4) + 16) + 2 8, ⑩ 3 64
+          "allgather 1.00 1.00", "alltoall 2.00 2.00", "flex 1.00 1.00",
+          "lie on 2.00 ranks (2.00 if balanced): flex sends 2.00 times fewer",
+          "✓ alltoall: 2 ranks give what one rank gives", "✓ flex: the bytes of ⑥",
+          "✓ all dispatchers and tiers agree", "d_experts.linear_fc2.weight"})
+        EXPECT_NE(text.find(words), std::string::npos) << words << "\n" << output.out;
+    EXPECT_FALSE(has(output, " ms"));
+
+    const std::string html = read(path("report/index.html"));
+    for (const char* words : {"aria-label='alltoall: who sends to whom'", ">440 B<",
+                              "<title>rank 1 to rank 0: 6 rows in step 6; 440 bytes",
+                              "aria-label='bytes per token, counted and in theory'"})
+        EXPECT_NE(html.find(words), std::string::npos) << words;
+    EXPECT_EQ(html.find(" ms"), std::string::npos);
+}
+
+TEST_F(RanksTest, CompareAgreesOnEveryGrid) {
+    NEEDS_DEVICE();
+    const std::string common =
+        "compare --scale 256 --num-experts 4 --tier reference_cpu,naive_gpu --dtype fp32 "
+        "--report none --text " +
+        write("text.txt", std::string(40, 'e') + "abcdefghijklmnopqrstuvwxyz") +
+        " --ranks ";
+    for (const char* grid :
+         {"1", "2 --tensor-model-parallel-size 2 --seq-length 6 --micro-batch-size 3",
+          "4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2",
+          "4 --context-parallel-size 2 --expert-model-parallel-size 2",
+          "4 --tensor-model-parallel-size 2 --expert-tensor-parallel-size 1 "
+          "--expert-model-parallel-size 4 --moe-expert-capacity-factor 0.7",
+          "2 --moe-expert-capacity-factor 1 --moe-pad-expert-input-to-capacity",
+          "2 --seq-length 0"}) {
+        const Output output = moe(common + grid);
+        EXPECT_EQ(output.code, kExitOk) << grid << "\n" << output.out << output.err;
+        EXPECT_FALSE(has(output, "nan"));
+    }
+    EXPECT_TRUE(has(moe(common + "1"), "Without flex: moe_token_dispatcher_type"));
+    const Output padded = moe(common +
+                              "2 --moe-expert-capacity-factor 1 "
+                              "--moe-pad-expert-input-to-capacity");
+    EXPECT_TRUE(has(padded, "Without flex: moe_pad_expert_input_to_capacity"));
+    EXPECT_TRUE(has(padded, "takes each rank's tokens in turn"));
+    const Output one = moe(common + "2 --moe-token-dispatcher-type allgather");
+    EXPECT_FALSE(has(one, "alltoall"));
+    EXPECT_FALSE(has(one, "Without"));
+}
+
+TEST_F(RanksTest, NamesWhatCannotBeCut) {
+    const std::string compare = "compare --report none --scale 256 ";
+    for (const char* ranks : {"0", "-1", "65"})
+        for (const std::string& command : {compare, std::string("trace ")})
+            EXPECT_TRUE(IsBadInput(command + "--ranks " + ranks,
+                                   {std::string("--ranks = ") + ranks, "from 1 to 64"}));
+    EXPECT_TRUE(IsBadInput(compare + "--ranks x", {"--ranks = x"}));
+    EXPECT_TRUE(IsBadInput(compare + "--ranks 3",
+                           {"--ranks = 3", "must divide num_moe_experts (8)"}));
+    EXPECT_TRUE(IsBadInput(compare + "--ranks 4 --expert-model-parallel-size 3",
+                           {"expert_model_parallel_size = 3"}));
+    EXPECT_TRUE(IsBadInput(compare + "--ranks 4 --expert-model-parallel-size 8",
+                           {"expert_tensor_parallel_size * expert_model", "4 ranks"}));
+    EXPECT_TRUE(
+        IsBadInput(compare + "--ranks 2 --tensor-model-parallel-size 2 --seq-length 33",
+                   {"--seq-length = 33", "2 tensor x context parallel ranks"}));
+    EXPECT_TRUE(IsBadInput(compare + "--ranks 2 --micro-batch-size 3",
+                           {"--micro-batch-size = 3", "2 data-parallel replicas"}));
+    EXPECT_TRUE(IsBadInput(
+        compare + "--ranks 2 --tensor-model-parallel-size 2 --no-sequence-parallel",
+        {"sequence_parallel = false"}));
+    EXPECT_TRUE(IsBadInput(compare + "--ranks 2 --repeats 2", {"--repeats = 2"}));
+    EXPECT_TRUE(IsBadInput(compare + "--ranks 1 --moe-token-dispatcher-type flex",
+                           {"moe_token_dispatcher_type = flex"}));
+    EXPECT_TRUE(IsBadInput("trace --ranks 2 --moe-token-dispatcher-type all",
+                           {"= all: trace shows one"}));
+    for (const char* flag :
+         {"--tensor-model-parallel-size 2", "--context-parallel-size 2",
+          "--expert-model-parallel-size 2", "--expert-tensor-parallel-size 2",
+          "--moe-token-dispatcher-type all", "--moe-token-dispatcher-type flex"})
+        for (const std::string& command : {compare, std::string("trace ")})
+            EXPECT_TRUE(IsBadInput(command + flag, {"needs --ranks"}));
+}
+
+// ----------------------------------------------------------------------------- trace
+/// Columns of the longest line.
+std::int64_t widest(const std::string& text) {
+    std::istringstream lines(text);
+    std::int64_t most = 0;
+    for (std::string line; std::getline(lines, line);)
+        most = std::max<std::int64_t>(
+            most, std::count_if(line.begin(), line.end(),
+                                [](char c) { return (c & 0xC0) != 0x80; }));
+    return most;
+}
+
+TEST_F(RanksTest, TraceShowsAWholeDispatch) {
+    const std::string all = "trace --ranks 2 --moe-router-topk 4 ";  // K = E
+    const Output alltoall = moe(all);
+    EXPECT_EQ(alltoall.code, kExitOk) << alltoall.out << alltoall.err;
+    EXPECT_LE(widest(alltoall.out), 100);
+    const std::string text = squeezed(alltoall.out);
+    for (const char* words :
+         {"8 tokens on 2 ranks, 4 experts, top-4, alltoall; reference_cpu:fp64\n",
+          "rank 1 has e2 e3, exchanges with ranks 0 1\n t4 ",
+          // 8 (48 + 8) + 4 8 bytes
+          "rank 0 to 1 8 rows, 480 B t0→e2 t1→e2 t2→e2 t3→e2 t0→e3 t1→e3 t2→e3 t3→e3\n",
+          "input_splits 8 8\n",
+          "rank 0 from 1 8 rows t4→e0 t5→e0 t6→e0 t7→e0 t4→e1 t5→e1 t6→e1 t7→e1\n",
+          "to its token's rank\nrank 0 keeps 8 rows t0→e0 t1→e0 t2→e0 t3→e0 t0→e1 ",
+          "rank 0 to 1 8 rows t4→e0 t5→e0 t6→e0 t7→e0 t4→e1 t5→e1 t6→e1 t7→e1\n",
+          "✓ the outputs are those of one rank: bit for bit\n"})
+        EXPECT_NE(text.find(words), std::string::npos) << words << "\n" << alltoall.out;
+    const std::string allgather =
+        squeezed(moe(all + "--moe-token-dispatcher-type allgather").out);
+    EXPECT_NE(allgather.find("rank 0 to 1 4 rows, 336 B t0 t1 t2 t3\n"),
+              std::string::npos)
+        << allgather;  // 4 (48 + 4 (8 + 1))
+    const std::string flex = squeezed(moe(all + "--moe-token-dispatcher-type flex").out);
+    EXPECT_NE(flex.find("rank 1 to 0 4 rows, 528 B t4→e0,e1 t5→e0,e1"), std::string::npos)
+        << flex;  // 4 (48 + 4 (8 + 8) + 16) + 2 8
+    EXPECT_NE(flex.find("rank 0 to 1 4 rows Σ(t4→e0,e1)"), std::string::npos) << flex;
+}
+
+TEST_F(RanksTest, TraceIsTrueForEveryDispatcherTierAndGrid) {
+    NEEDS_DEVICE();
+    for (const char* dispatcher : {"allgather", "alltoall", "flex"})
+        for (const char* tier : {"", "--tier naive_gpu --dtype bf16"})
+            for (const char* grid :
+                 {"2", "4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2",
+                  "4 --tensor-model-parallel-size 2 --moe-expert-capacity-factor 0.5 "
+                  "--expert-tensor-parallel-size 1 --expert-model-parallel-size 2",
+                  "2 --seq-length 0", "2 --hidden-size 1"}) {
+                const Output output =
+                    moe(fmt::format("trace --ranks {} {} --moe-token-dispatcher-type {}",
+                                    grid, tier, dispatcher));
+                EXPECT_EQ(output.code, kExitOk) << dispatcher << tier << grid << "\n"
+                                                << output.out << output.err;
+                EXPECT_TRUE(has(output, "✓ the outputs are those of one rank"));
+                EXPECT_LE(widest(output.out), 100) << output.out;
+            }
+}
+
+// ------------------------------------------------------------------- what is found out
+/// The reference, but every dispatcher is AlltoAll; or with an expert of its own mind.
+class DisguisedTier : public Tier {
+  public:
+    explicit DisguisedTier(bool scales) : scales_(scales) {}
+    std::string name() const override { return "disguised"; }
+    std::string device() const override { return "CPU"; }
+    std::vector<DType> dtypes() const override { return {DType::f32}; }
+    std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
+                                        const TensorMap& parameters,
+                                        const GroupsPtr& groups) const override {
+        return good().make_router(config, dtype, parameters, groups);
+    }
+    std::unique_ptr<TokenDispatcher> make_dispatcher(
+        const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
+        MoEConfig other = config;
+        if (!scales_) other.moe_token_dispatcher_type = "alltoall";
+        return good().make_dispatcher(other, dtype, groups);
+    }
+    std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
+                                          const TensorMap& parameters) const override {
+        TensorMap own = parameters;
+        if (scales_) {
+            own["experts.linear_fc2.weight"] =
+                parameters.at("experts.linear_fc2.weight").clone();
+            own["experts.linear_fc2.weight"].data<float>()[3] += 1.0f;
+        }
+        return good().make_experts(config, dtype, own);
+    }
+    std::unique_ptr<SharedExperts> make_shared_experts(
+        const MoEConfig& config, DType dtype, const TensorMap& parameters,
+        const GroupsPtr& groups) const override {
+        return good().make_shared_experts(config, dtype, parameters, groups);
+    }
+
+  private:
+    static const Tier& good() { return find_tier("tier", "reference_cpu"); }
+    bool scales_;
+};
+
+// A registered tier stays, so these live in processes of their own.
+class DisguisedRanksTest : public RanksTest {
+  protected:
+    DisguisedRanksTest() { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+    ~DisguisedRanksTest() override { GTEST_FLAG_SET(death_test_style, style_); }
+
+    void run(bool scales, const std::string& line) const {
+        available_suppliers();  // the reference goes first
+        register_tier(std::make_unique<DisguisedTier>(scales));
+        dup2(STDERR_FILENO, STDOUT_FILENO);  // where the death test looks
+        exit_with(split(line + " --tier disguised --dtype fp32"));
+    }
+
+    const std::string style_ = GTEST_FLAG_GET(death_test_style);
+    const std::string compare_ = "compare --ranks 2 --scale 256 --seq-length 3 --text " +
+                                 write("text.txt", "abcdefghijkl") + " --report none";
+    const testing::ExitedWithCode differs_{kExitDiffers};
+};
+
+TEST_F(DisguisedRanksTest, CompareTellsADispatcherByItsBytes) {
+    EXPECT_EXIT(run(false, compare_), differs_,
+                "✗ flex disguised:fp32: rank 0 sent rank 1 .* the routing map asks for");
+}
+
+TEST_F(DisguisedRanksTest, CompareFindsTheValuesThatDiffer) {
+    EXPECT_EXIT(run(true, compare_), differs_,
+                "✗ allgather disguised:fp32 output: worst element .*\n.*some differ");
+}
+
+TEST_F(DisguisedRanksTest, TraceFindsRowsThatAreElsewhere) {
+    EXPECT_EXIT(run(false, "trace --ranks 2 --moe-token-dispatcher-type allgather"),
+                differs_, "✗ rank 0: sent_hidden_states holds other rows than these");
+}
+
+}  // namespace
+}  // namespace moe::test

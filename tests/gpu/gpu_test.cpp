@@ -1,0 +1,102 @@
+// What gpu/ does beside tensors and launches: counting, and opening libraries.
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+
+#include "core/transfer.h"
+#include "gpu/counters.h"
+#include "gpu/device_facts.h"
+#include "gpu/library.h"
+#include "gpu/tensor.h"
+#include "tests/cli/support.h"
+
+namespace moe::test {
+namespace {
+
+TEST(Counters, SeeMemoryComeAndGo) {
+    NEEDS_DEVICE();
+    const gpu::Counters before = gpu::counters();
+    gpu::reset_peak();
+    Tensor kept = gpu::device_empty<float>({100});
+    {
+        const Tensor brief = gpu::device_empty<double>({1000});
+        EXPECT_EQ(gpu::counters().bytes - before.bytes, 400 + 8000);
+    }
+    EXPECT_EQ(gpu::counters().bytes - before.bytes, 400);
+    EXPECT_EQ(gpu::counters().peak_bytes - before.bytes, 8400);
+    gpu::reset_peak();
+    EXPECT_EQ(gpu::counters().peak_bytes - before.bytes, 400);
+    kept = {};
+    EXPECT_EQ(gpu::counters().bytes, before.bytes);
+    EXPECT_EQ(gpu::counters().peak_bytes - before.bytes, 400) << "it was so high";
+}
+
+TEST(Counters, SeeTheHostWaitForCopies) {
+    NEEDS_DEVICE();
+    const auto waits = [start = gpu::counters().host_waits] {
+        return gpu::counters().host_waits - start;
+    };
+    const Tensor device = gpu::to_device(std::vector<float>(7, 1.0f));
+    EXPECT_EQ(waits(), 1) << "from the host";
+    const Tensor second = device.clone();
+    EXPECT_EQ(waits(), 1) << "within the device nobody waits";
+    EXPECT_EQ(gpu::to_host<float>(second), std::vector<float>(7, 1.0f));
+    EXPECT_EQ(waits(), 2) << "to the host";
+    // An address inside a tensor is the device's, too
+    const TensorView tail{static_cast<float*>(second.view().bytes) + 3,
+                          DType::f32,
+                          {4},
+                          MemorySpace::device};
+    copy(tail, gpu::to_device(std::vector<float>(4, 2.0f)));
+    EXPECT_EQ(waits(), 3) << "only that of to_device()";
+}
+
+TEST(DeviceFacts, NameWhatTheDeviceIs) {
+    NEEDS_DEVICE();
+    const auto facts = gpu::device_facts();
+    for (const char* name : {"compute capability", "multiprocessors", "memory",
+                             "L2 cache", "CUDA driver", "CUDA runtime"})
+        EXPECT_NE(facts.at(name), "") << name;
+    EXPECT_GT(gpu::l2_bytes(), 0);
+    if (gpu::is_emulated()) {
+        EXPECT_EQ(gpu::device_state(), "") << "a CPU has other words";
+    }
+}
+
+// ------------------------------------------------------- libraries opened at run time
+
+TEST(Library, OpensTheFirstThatIsThere) {
+    const gpu::Library library({"libnowhere.so.1", "libm.so.6"});
+    ASSERT_TRUE(library.found());
+    EXPECT_EQ(library.where(), "libm.so.6");
+    auto* cosine = library.function<double(double)>("cos");
+    ASSERT_NE(cosine, nullptr);
+    EXPECT_EQ(cosine(1.0), std::cos(1.0));
+    EXPECT_EQ(library.function<void()>("no_such_function"), nullptr);
+}
+
+TEST(Library, SaysWhyThereIsNone) {
+    const gpu::Library library({"libnowhere.so.1", "libnowhere.so"});
+    EXPECT_FALSE(library.found());
+    EXPECT_NE(library.where().find("libnowhere.so.1"), std::string::npos);
+    EXPECT_EQ(count_lines(library.where()), 0);
+    EXPECT_EQ(library.function<void()>("cos"), nullptr);
+}
+
+TEST_F(CliTest, LibraryLooksFirstWhereItIsTold) {
+    namespace fs = std::filesystem;
+    const fs::path real = "/lib/x86_64-linux-gnu/libm.so.6";
+    if (!fs::exists(real)) GTEST_SKIP() << "no " << real;
+    fs::create_directories(path("lib"));
+    fs::copy_file(fs::canonical(real), path("lib/libm.so.6"));
+    ASSERT_EQ(setenv("MOE_LIBRARY_PATH", (path("none") + ":" + path("lib")).c_str(), 1),
+              0);
+    const gpu::Library library({"libm.so.6"});
+    unsetenv("MOE_LIBRARY_PATH");
+    ASSERT_TRUE(library.found());
+    EXPECT_EQ(library.where(), path("lib/libm.so.6"));
+}
+
+}  // namespace
+}  // namespace moe::test
