@@ -29,6 +29,23 @@ function(moe_precompiled_as target other)
     target_precompile_headers(${target} REUSE_FROM ${other})
 endfunction()
 
+# moe_join(TARGET ROOM…) : each room's files are compiled as one, so that what they include is
+# read, and its templates are instantiated, once. For words, not for the layer itself: whoever
+# changes a kernel waits for that kernel alone.
+option(MOE_JOIN "Compile each room of files that hold no arithmetic as one" ON)
+function(moe_join target)
+    if(NOT MOE_JOIN)
+        return()
+    endif()
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+    get_target_property(sources ${target} SOURCES)
+    foreach(room ${ARGN})
+        set(files ${sources})
+        list(FILTER files INCLUDE REGEX "^${room}/[^/]*[.]cpp$")
+        set_source_files_properties(${files} PROPERTIES UNITY_GROUP ${room})
+    endforeach()
+endfunction()
+
 # moe_optimise_less(TARGET) : for C++ whose speed nobody waits for, but its compilation.
 function(moe_optimise_less target)
     set(bogus "")

@@ -21,7 +21,6 @@
 namespace moe::gpu_check {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 constexpr auto kPoll = std::chrono::milliseconds(20);
 constexpr double kGrace = 1.0;     // seconds between SIGTERM and SIGKILL
 constexpr double kPatience = 5.0;  // for a process that even SIGKILL does not end at once
@@ -29,10 +28,6 @@ constexpr double kPatience = 5.0;  // for a process that even SIGKILL does not e
 volatile sig_atomic_t stop_signal = 0;
 constexpr int kStopSignals[] = {SIGINT, SIGTERM, SIGHUP};
 struct sigaction previous_actions[std::size(kStopSignals)];
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// A file descriptor that closes itself.
 class Descriptor {
@@ -115,6 +110,10 @@ Ending judge(int status) {
 }
 
 }  // namespace
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 std::string in_words(const Ending& ending) {
     switch (ending.kind) {

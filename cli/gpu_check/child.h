@@ -3,11 +3,15 @@
 /// its output goes to a file, and when it ends, or has to, all that it started ends too.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <string>
 #include <vector>
 
 namespace moe::gpu_check {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start);
 
 /// A program to run.
 struct Program {

@@ -14,16 +14,11 @@
 namespace moe::gpu_check {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using nlohmann::ordered_json;
 
 constexpr double kLeastSeconds = 3.0;  // with less, a stage does not start
 constexpr double kKeptForNext = 0.4;   // of a stage's budget, for what may come next
 constexpr double kLeastForNext = 1.0;  // seconds
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 const char* status_of(Finding::Verdict verdict) {
     return verdict == Finding::Verdict::passed    ? "passed"

@@ -1,9 +1,10 @@
 #include "fiber.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <new>
+
+#include "page.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -14,8 +15,6 @@ constexpr std::size_t kStackBytes = 512 * 1024;
 #else
 constexpr std::size_t kStackBytes = 128 * 1024;
 #endif
-
-const std::size_t kPage = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 
 thread_local void (*starting_body)() = nullptr;
 

@@ -1,7 +1,6 @@
 #include "guarded.h"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
@@ -10,12 +9,13 @@
 #include <mutex>
 #include <vector>
 
+#include "page.h"
+
 namespace cuda_on_cpu {
 namespace {
 
 using Address = std::uintptr_t;
 
-const std::size_t kPage = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
 /// Forbidden on each side: address space costs nothing, and strides are long.
 const std::size_t kGuard = 16 * kPage;
 constexpr std::size_t kAlignment = 256, kMostFreed = 1024, kMostChecked = 256;
