@@ -1,5 +1,6 @@
 #include <string_view>
 
+#include "tests/failures.h"
 #include "tests/support.h"
 
 namespace {
@@ -18,6 +19,7 @@ int main(int argc, char** argv) {
     // The executor's threads do not survive a fork, so each death test starts afresh.
     GTEST_FLAG_SET(death_test_style, "threadsafe");
     testing::InitGoogleTest(&argc, argv);
+    moe::test::report_failures(argv[0]);
     testing::UnitTest::GetInstance()->listeners().Append(new SkipWithoutDevice);
     return RUN_ALL_TESTS();
 }

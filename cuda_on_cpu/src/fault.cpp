@@ -81,13 +81,20 @@ void note_signal(Block& block) {
     Block::running()->abandon();
 }
 
+/// What becomes of a signal, here and without us.
+struct Handled {
+    int signal;
+    struct sigaction before = {};
+};
+std::array<Handled, 3> handled = {{{SIGSEGV}, {SIGBUS}, {SIGFPE}}};
+
 void handle(int signal, siginfo_t* info, void* context) {
     auto& machine = static_cast<ucontext_t*>(context)->uc_mcontext;
     if (Block::running() == nullptr) {
-        // Not a kernel's: die as the program would have.
-        struct sigaction standard = {};
-        standard.sa_handler = SIG_DFL;
-        sigaction(signal, &standard, nullptr);
+        // Not a kernel's: it happens again, and the program dies as it would have.
+        for (const Handled& each : handled)
+            if (each.signal == signal) sigaction(signal, &each.before, nullptr);
+        if (info->si_code <= 0) raise(signal);  // it was sent, and no instruction's fault
         return;
     }
     fault_signal = signal;
@@ -137,7 +144,7 @@ FaultGuard::FaultGuard() {
         struct sigaction action = {};
         action.sa_sigaction = handle;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        for (int signal : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(signal, &action, nullptr);
+        for (Handled& each : handled) sigaction(each.signal, &action, &each.before);
     });
 }
 

@@ -2,6 +2,8 @@
 // planted on purpose, each with the words that must name them. Executor only.
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <memory>
 #include <set>
@@ -359,6 +361,18 @@ TEST(Executor, EveryScheduleRunsEveryBlockOnce) {
             launch("blocks", blocks_kernel, {unsigned(blocks), 1}, counts.data());
             EXPECT_EQ(counts.to_host(), std::vector<int>(blocks, 1)) << schedule;
         }
+}
+
+TEST(Executor, AFaultOutsideOfKernelsIsForWhomItWasForBefore) {
+    EXPECT_EXIT(
+        {
+            signal(SIGSEGV, [](int) { _exit(3); });
+            DeviceArray<int> counts(std::vector<int>(1, 0));
+            launch("blocks", blocks_kernel, {1, 1}, counts.data());
+            volatile int* nowhere = nullptr;
+            *nowhere = 1;
+        },
+        testing::ExitedWithCode(3), "");
 }
 
 __global__ void nest_kernel() {

@@ -20,6 +20,7 @@
 #include "distributed/communicators/nccl_communicator.h"
 #include "distributed/communicators/watchdog.h"
 #include "distributed/launch/launch.h"
+#include "tests/failures.h"
 #include "tests/ranks/rank_scenarios.h"
 
 namespace moe::test {
@@ -366,5 +367,6 @@ TEST(Compare, RefusesBeforeItStartsProcesses) {
 
 int main(int argc, char** argv) {
     testing::InitGoogleTest(&argc, argv);
+    moe::test::report_failures(argv[0]);
     return RUN_ALL_TESTS();
 }
