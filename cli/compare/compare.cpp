@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <optional>
 
 #include "cli/commands.h"
 #include "cli/compare/comparison.h"
+#include "cli/compare/table.h"
 #include "cli/memory.h"
 #include "cli/options.h"
 #include "cli/places.h"
@@ -15,6 +15,7 @@
 #include "cli/ranks/comparison.h"
 #include "cli/ranks/options.h"
 #include "cli/ranks/processes.h"
+#include "cli/terminal.h"
 #include "cli/words.h"
 #include "core/tier.h"
 
@@ -32,110 +33,31 @@ struct CompareOptions {
 
 void print_header(const Comparison& c) {
     const MoEConfig& config = c.config;
-    fmt::print("Layer   {}: {}\n", c.model, layer_in_words(config));
+    fmt::print(
+        "{}\n",
+        wrapped(fmt::format("Layer   {}: {}", c.model, layer_in_words(config)), 8));
     fmt::print("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows\n",
                c.text.name, c.text.seq_len, c.text.micro_batch, c.sizes.num_tokens,
                c.sizes.num_rows);
     for (std::size_t i = 0; i < c.columns.size(); ++i)
         fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", c.columns[i].label,
-                   i == 0                  ? "  (what the others are held against)"
-                   : c.columns[i].emulated ? "  (emulated: kernels ran on this CPU, not "
-                                             "on a GPU; no times)"
-                                           : "");
+                   i == 0 ? "  (what the others are held against)"
+                   : c.columns[i].emulated
+                       ? "  (emulated: ran on this CPU, not on a GPU; "
+                         "no times)"
+                       : "");
     fmt::print(
         "        times on this machine, median; bytes: the least that must move\n");
-}
-
-/// Widths of a column's cells; the fp64 reference has no error, what is emulated no time.
-constexpr int kTimeWidth = 11, kErrorWidth = 20;
-bool has_time(const ColumnOutcome& column) {
-    return !column.emulated;
-}
-bool has_error(const Comparison& c, const ColumnOutcome& column) {
-    return &column != &c.columns.front();
-}
-
-/// A column's name over its cells: its tier, or "--spec" for a mix, and its precision.
-std::array<std::string, 2> column_heads(const ColumnOutcome& column) {
-    const ComponentSpec& experts = column.spec.experts;
-    const bool mixed = column.spec.dispatcher != experts;
-    return {mixed ? "--spec" : experts.tier, mixed ? "mixed" : to_string(experts.dtype)};
-}
-
-void print_column_heads(const Comparison& c, const std::string& bytes_head) {
-    fmt::print("\n{:<60}", "");
-    for (const ColumnOutcome& column : c.columns) {
-        const int width = (has_time(column) ? kTimeWidth : 0) +
-                          (has_error(c, column) ? kErrorWidth : 0);
-        fmt::print("  {:<{}}", column_heads(column)[0], std::max(width, 13));
-    }
-    fmt::print("\n{:<28}{:>18}{:>14}", "step", "elements", bytes_head);
-    for (const ColumnOutcome& column : c.columns) {
-        const std::string dtype = column_heads(column)[1];
-        if (!has_error(c, column))
-            fmt::print("  {:<13}", dtype);
-        else if (has_time(column))
-            fmt::print("  {:<{}}{:<{}}", dtype, kTimeWidth, "error, of bound",
-                       kErrorWidth);
-        else
-            fmt::print("  {:<{}}", dtype + " error, of bound", kErrorWidth);
-    }
-    fmt::print("\n");
-}
-
-std::string error_cell(const StepOutcome& outcome) {
-    if (!outcome.integers_equal) return "integers differ";
-    if (outcome.error == 0.0) return "equal";
-    return fmt::format("{:.1e}  {:4.1f} %", outcome.error,
-                       100.0 * outcome.error / outcome.bound);
-}
-
-/// One row: what `cells` says, time and error, for every column.
-template <typename Cells>
-void print_cells(const Comparison& c, Cells cells) {
-    std::string line;
-    for (const ColumnOutcome& column : c.columns) {
-        const auto [time, error] = cells(column);
-        line += "  ";
-        if (has_time(column))
-            line += fmt::format("{:>9}{}", time, has_error(c, column) ? "  " : "    ");
-        if (has_error(c, column)) line += fmt::format("{:<{}}", error, kErrorWidth);
-    }
-    fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
-}
-
-void print_steps(const Comparison& c) {
-    const DType narrowest = c.columns.back().spec.experts.dtype;
-    print_column_heads(c, "bytes in " + to_string(narrowest));
-    for (int number = 1; number <= kNumSteps; ++number) {
-        const auto step = static_cast<Step>(number);
-        const StepCost cost = step_cost(step, c.config, c.sizes, narrowest);
-        if (cost.formula.empty()) {
-            fmt::print("{} {:<26}{:>18}\n", circled(step), title(step), "off");
-            continue;
-        }
-        fmt::print("{} {:<26}{:>18}{:>14}", circled(step), title(step), cost.formula,
-                   bytes_in_words(cost.bytes));
-        print_cells(c, [&](const ColumnOutcome& column) {
-            return std::pair(fmt::format("{:.2f} ms", 1e3 * column.at(step).seconds),
-                             error_cell(column.at(step)));
-        });
-    }
-    fmt::print("  {:<58}", "forward + backward");
-    print_cells(c, [](const ColumnOutcome& column) {
-        return std::pair(fmt::format("{:.1f} ms", 1e3 * column.seconds),
-                         std::string(column.emulated ? "emulated" : ""));
-    });
 }
 
 void print_losses(const Comparison& c) {
     if (c.columns.front().losses.empty()) return;
     fmt::print("\nLosses, before their coefficients\n");
     for (const auto& [name, value] : c.columns.front().losses) {
-        fmt::print("  {:<28}", name);
+        std::string line = fmt::format("  {:<26}", name);
         for (const ColumnOutcome& column : c.columns)
-            fmt::print("  {:.9f}", column.losses.at(name));
-        fmt::print("\n");
+            line += fmt::format("  {:.9f}", column.losses.at(name));
+        fmt::print("{}\n", wrapped(line, 30));
     }
 }
 
@@ -167,15 +89,18 @@ void print_verdict(const Comparison& c) {
         for (int number = 1; number <= kNumSteps; ++number) {
             const auto step = static_cast<Step>(number);
             if (!column.at(step).detail.empty())
-                fmt::print("✗ {} {} {}: {}\n", column.label, circled(step), title(step),
-                           column.at(step).detail);
+                fmt::print("{}\n", wrapped(fmt::format("✗ {} {} {}: {}", column.label,
+                                                       circled(step), title(step),
+                                                       column.at(step).detail),
+                                           4));
         }
     for (const GoldenOutcome& golden : c.golden) {
-        fmt::print(
+        const std::string line = fmt::format(
             "{} {}: {} of {} golden cases, Megatron-Core's and Hugging Face's own "
-            "numbers, forward and backward; worst {:.0f} % of its bound\n",
+            "numbers, forward and backward; worst {:.0f} % of its bound",
             golden.failed.empty() ? "✓" : "✗", golden.label, golden.passed, golden.total,
             100.0 * golden.worst_share);
+        fmt::print("{}\n", wrapped(line, 2));
         for (const std::string& name : golden.failed) fmt::print("    ✗ {}\n", name);
     }
     fmt::print("{}\n", c.ok ? "✓ all tiers agree, step by step" : "✗ some values differ");
@@ -249,7 +174,7 @@ void prepare(const CompareOptions& options, const MoEConfig& config) {
 
 int show_rank_comparison(const RankComparison& comparison,
                          const CompareOptions& options) {
-    print_rank_comparison(comparison);
+    print_rank_comparison(comparison, options.report);
     if (options.report != "none")
         fmt::print("Report  {}\n", write_rank_report(comparison, options.report));
     return comparison.ok ? kExitOk : kExitDiffers;
@@ -282,7 +207,7 @@ int run_compare(const CompareOptions& options) {
     prepare(options, request.config);
     const Comparison comparison = run_with_progress(request, run_comparison);
     print_header(comparison);
-    print_steps(comparison);
+    print_steps(comparison, options.report);
     print_losses(comparison);
     print_expert_load(comparison);
     print_verdict(comparison);

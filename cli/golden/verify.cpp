@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/golden/golden.h"
 #include "cli/options.h"
+#include "cli/terminal.h"
 #include "core/error.h"
 
 namespace moe {
@@ -30,18 +31,30 @@ std::string title(const GoldenCase& golden, const VerifyOptions& options) {
                : golden.name + " through " + golden.config.moe_token_dispatcher_type;
 }
 
-void print_result(const std::string& title, const CaseResult& result) {
-    fmt::print("{} {}  {}{}\n", result.ok ? "✓" : "✗", title, to_string(result.spec),
-               result.spec.is_emulated() ? ", emulated" : "");
-    for (const TensorCheck& check : result.checks) {
-        if (check.bound == 0.0)
-            fmt::print("    {} {:<42} {}\n", check.ok ? "✓" : "✗", check.name,
-                       check.ok ? "exactly equal" : check.detail);
-        else
-            fmt::print("    {} {:<42} error {:<9.2e} bound {:<9.2e} {:5.1f} %  {}\n",
-                       check.ok ? "✓" : "✗", check.name, check.error, check.bound,
-                       100.0 * check.error / check.bound, check.detail);
+/// Where the line has no room for the bound, its share alone.
+void print_check(const TensorCheck& check) {
+    const bool narrow = terminal_width() < 92;
+    std::string line =
+        fmt::format("    {} {:<{}} ", check.ok ? "✓" : "✗", check.name, narrow ? 44 : 42);
+    if (check.bound == 0.0) {
+        line += check.ok ? "exactly equal" : check.detail;
+    } else {
+        const double share = 100.0 * check.error / check.bound;
+        line += narrow ? fmt::format("{:.1e} {:5.1f} % of bound  ", check.error, share)
+                       : fmt::format("error {:<9.2e} bound {:<9.2e} {:5.1f} %  ",
+                                     check.error, check.bound, share);
+        line += check.detail;
     }
+    line.erase(line.find_last_not_of(' ') + 1);
+    fmt::print("{}\n", wrapped(line, 8));
+}
+
+void print_result(const std::string& title, const CaseResult& result) {
+    fmt::print("{}\n", wrapped(fmt::format("{} {}  {}{}", result.ok ? "✓" : "✗", title,
+                                           to_string(result.spec),
+                                           result.spec.is_emulated() ? ", emulated" : ""),
+                               4));
+    for (const TensorCheck& check : result.checks) print_check(check);
 }
 
 /// One JSON object on one line. An infinite error (expected zero, got something) is null.

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "bench/result_words.h"
+#include "cli/terminal.h"
 #include "cli/words.h"
 
 namespace moe {
@@ -46,77 +48,153 @@ std::string ceilings_in_words(const bench::Calibration& c, const RateUnit& unit)
             : "not measured");
 }
 
-void print_timed_row(const Run& run, const Measurement& m, const RateUnit& unit) {
-    const bench::Calibration ceilings = bench::ceilings(run).value();
-    std::string rate = "·", of_product = "·";
-    if (m.flops > 0.0) rate = three_digits(unit.per_tflops * tflops(m));
-    if (m.flops > 0.0 && ceilings.product_tflops && m.floor_ms)
-        of_product = share_of(tflops(m), *ceilings.product_tflops);
-    fmt::print("{:>10} {:>19} {:>8} {:>9} {:>8} {:>8} {:>9} {:>8}",
-               three_digits(m.ms->median),
-               three_digits(m.ms->p10) + " - " + three_digits(m.ms->p90), rate,
-               of_product, three_digits(gb_per_s(m)),
-               m.floor_ms ? share_of(gb_per_s(m), ceilings.copy_gb_per_s) : "·",
-               m.floor_ms ? three_digits(*m.floor_ms) : "·",
-               m.floor_ms ? share_of(*m.floor_ms, m.ms->median) : "·");
+/// A line of the header.
+void print_wrapped(const std::string& line) {
+    fmt::print("{}\n", wrapped(line, 9));
 }
 
-void print_counts(const Measurement& m) {
-    if (m.launches == 0)
-        fmt::print("{:>9} {:>6} {:>9}", "·", "·", "·");
-    else
-        fmt::print("{:>9} {:>6} {:>9}", m.launches, m.host_waits,
-                   bytes_in_words(m.peak_device_bytes));
+void print_trimmed(const std::string& line) {
+    fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
 }
 
-void print_error(const Measurement& m) {
-    if (m.bound == 0.0)
-        fmt::print("\n");  // a peer; nothing is asked of it
-    else
-        fmt::print("  {:.1e} {:>8}\n", m.error, share_of(m.error, m.bound));
+/// A column of the table.
+struct Column {
+    const char* head;
+    int width;
+    enum Kind { timed, counted, judged } kind;
+    std::function<std::string(const Measurement&)> cell;
+};
+
+/// All columns that the run has something for.
+std::vector<Column> make_columns(const Run& run, const RateUnit& unit) {
+    std::vector<Column> columns;
+    if (any_timed(run)) {
+        const bench::Calibration ceilings = bench::ceilings(run).value();
+        columns = {
+            {"ms", 10, Column::timed,
+             [](const Measurement& m) { return three_digits(m.ms->median); }},
+            {"p10 - p90", 20, Column::timed,
+             [](const Measurement& m) {
+                 return three_digits(m.ms->p10) + " - " + three_digits(m.ms->p90);
+             }},
+            {unit.name, 9, Column::timed,
+             [unit](const Measurement& m) {
+                 return m.flops > 0.0 ? three_digits(unit.per_tflops * tflops(m)) : "·";
+             }},
+            {"of prod.", 10, Column::timed,
+             [ceilings](const Measurement& m) {
+                 return m.flops > 0.0 && ceilings.product_tflops && m.floor_ms
+                            ? share_of(tflops(m), *ceilings.product_tflops)
+                            : "·";
+             }},
+            {"GB/s", 9, Column::timed,
+             [](const Measurement& m) { return three_digits(gb_per_s(m)); }},
+            {"of copy", 9, Column::timed,
+             [ceilings](const Measurement& m) {
+                 return m.floor_ms ? share_of(gb_per_s(m), ceilings.copy_gb_per_s) : "·";
+             }},
+            {"floor ms", 10, Column::timed,
+             [](const Measurement& m) {
+                 return m.floor_ms ? three_digits(*m.floor_ms) : "·";
+             }},
+            {"reached", 9, Column::timed, [](const Measurement& m) {
+                 return m.floor_ms ? share_of(*m.floor_ms, m.ms->median) : "·";
+             }}};
+    }
+    if (any_counted(run)) {
+        columns.push_back({"launches", 9, Column::counted, [](const Measurement& m) {
+                               return fmt::to_string(m.launches);
+                           }});
+        columns.push_back({"waits", 7, Column::counted, [](const Measurement& m) {
+                               return fmt::to_string(m.host_waits);
+                           }});
+        columns.push_back({"peak", 10, Column::counted, [](const Measurement& m) {
+                               return bytes_in_words(m.peak_device_bytes);
+                           }});
+    }
+    columns.push_back({"error, of bound ", 18, Column::judged, [](const Measurement& m) {
+                           return fmt::format("{:.1e} {:>8}", m.error,
+                                              share_of(m.error, m.bound));
+                       }});
+    return columns;
+}
+
+/// Leaves out columns, the least telling first, until the table fits; a line says which.
+std::string narrow(std::vector<Column>& columns, std::size_t name_width) {
+    std::vector<std::string> order;
+    for (const char* head : {"GB/s", "of copy", "p10 - p90", "peak", "of prod.", "waits",
+                             "launches", "floor ms", "GFLOP/s", "TFLOP/s"})
+        for (const Column& column : columns)
+            if (head == std::string(column.head)) order.push_back(head);
+    const auto without = [&](std::size_t gone) {
+        std::vector<Column> rest = columns;
+        std::erase_if(rest, [&](const Column& column) {
+            const auto end = order.begin() + std::ptrdiff_t(gone);
+            return std::find(order.begin(), end, column.head) != end;
+        });
+        return rest;
+    };
+    const TableParts parts(order, [&](std::size_t gone) {
+        std::size_t width = name_width;
+        for (const Column& column : without(gone)) width += std::size_t(column.width);
+        return width;
+    });
+    columns = without(parts.left_out());
+    return parts.note("--json");
+}
+
+std::string cell(const Column& column, const Measurement& m, bool first) {
+    switch (column.kind) {
+        case Column::timed:
+            if (m.ms) return column.cell(m);
+            return !first ? "" : m.emulated ? "emulated" : "wrong";
+        case Column::counted: return m.launches > 0 ? column.cell(m) : "·";
+        case Column::judged: return m.bound > 0.0 ? column.cell(m) : "";  // not a peer's
+    }
+    return "";
 }
 
 }  // namespace
 
 void print_bench_header(const bench::Result& result, const Run& run) {
     const bench::Workload& w = run.workload;
-    fmt::print("Layer    {}: H={} E={} K={} F={}{}\n", w.model, w.H, w.E, w.K, w.F,
-               w.Fs > 0 ? fmt::format(" Fs={}", w.Fs) : "");
-    fmt::print(
-        "Tokens   {} of N(0, 1), routing {}: {} rows, {} to {} for an expert, "
-        "median {}\n",
-        w.tokens, w.routing, w.rows, w.min_rows, w.max_rows, w.median_rows);
+    print_wrapped(fmt::format("Layer    {}: H={} E={} K={} F={}{}", w.model, w.H, w.E,
+                              w.K, w.F, w.Fs > 0 ? fmt::format(" Fs={}", w.Fs) : ""));
+    print_wrapped(fmt::format(
+        "Tokens   {} of N(0, 1), routing {}: {} rows, {} to {} for an expert, median {}",
+        w.tokens, w.routing, w.rows, w.min_rows, w.max_rows, w.median_rows));
     fmt::print("Machine  {}\n",
                result.kind == "gpu" ? result.device : result.facts.at("CPU"));
     fmt::print("Held     against {}: every part, before it is timed\n", run.reference);
     if (!run.before) return;
     const RateUnit unit = rate_unit(result);
-    fmt::print("Ceilings {}; afterwards {}\n         product: {}\n",
-               ceilings_in_words(*run.before, unit), ceilings_in_words(*run.after, unit),
-               run.product);
+    print_wrapped(fmt::format("Ceilings {}; afterwards {}",
+                              ceilings_in_words(*run.before, unit),
+                              ceilings_in_words(*run.after, unit)));
+    fmt::print("         product: {}\n", run.product);
 }
 
 void print_bench_table(const bench::Result& result, const Run& run) {
-    const bool timed = any_timed(run), counted = any_counted(run);
-    const RateUnit unit = rate_unit(result);
-    fmt::print("\n{:<24}", "");
-    if (timed)
-        fmt::print("{:>10} {:>19} {:>8} {:>9} {:>8} {:>8} {:>9} {:>8}", "ms", "p10 - p90",
-                   unit.name, "of prod.", "GB/s", "of copy", "floor ms", "reached");
-    if (counted) fmt::print("{:>9} {:>6} {:>9}", "launches", "waits", "peak");
-    fmt::print("  {}\n", "error, of bound");
+    constexpr std::size_t kNameWidth = 24;
+    std::vector<Column> columns = make_columns(run, rate_unit(result));
+    const std::string note = narrow(columns, kNameWidth);
+    std::string line(kNameWidth, ' ');
+    for (const Column& column : columns)
+        line += fmt::format("{:>{}}", column.head, column.width);
+    fmt::print("\n");
+    print_trimmed(line);
     for (const bench::Group& group : bench::by_subject_and_pass(run.measurements)) {
         fmt::print("{}, {}\n", group.front()->subject, group.front()->pass);
         for (const Measurement* m : group) {
-            fmt::print("  {:<22}", m->spec);
-            if (timed && m->ms)
-                print_timed_row(run, *m, unit);
-            else if (timed)
-                fmt::print("{:>10}{:76}", m->emulated ? "emulated" : "wrong", "");
-            if (counted) print_counts(*m);
-            print_error(*m);
+            line = fmt::format("  {:<{}}", m->spec, kNameWidth - 2);
+            for (const Column& column : columns)
+                line +=
+                    fmt::format("{:>{}}", cell(column, *m, &column == &columns.front()),
+                                column.width);
+            print_trimmed(line);
         }
     }
+    fmt::print("{}", note);
 }
 
 void print_bars(const Run& run) {

@@ -91,7 +91,9 @@ struct RankComparisonRequest {
 
 RankComparison run_rank_comparison(const RankComparisonRequest& request);
 
-void print_rank_comparison(const RankComparison& comparison);
+/// As wide as the terminal allows.
+/// @param report  the folder of the report, which has the rest, or "none"
+void print_rank_comparison(const RankComparison& comparison, const std::string& report);
 
 /// Like write_report(): the ranks' own page.
 std::string write_rank_report(const RankComparison& comparison,

@@ -1,4 +1,4 @@
-// rank_view.cpp: the comparison over ranks, on a terminal.
+// view.cpp: the comparison over ranks, on a terminal.
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "cli/ranks/comparison.h"
+#include "cli/terminal.h"
 #include "cli/words.h"
 
 namespace moe {
@@ -15,6 +16,11 @@ namespace {
 using distributed::RankGenerator;
 
 constexpr int kMostInMatrix = 8;  // ranks; the report draws any number
+constexpr int kRowsWidth = 6, kBytesWidth = 9;
+
+void print_wrapped(const std::string& line, std::size_t indent) {
+    fmt::print("{}\n", wrapped(line, indent));
+}
 
 void print_trimmed(const std::string& line) {
     fmt::print("{}\n", line.substr(0, line.find_last_not_of(' ') + 1));
@@ -28,23 +34,27 @@ std::int64_t sum(const std::vector<std::int64_t>& values) {
 void print_header(const RankComparison& c) {
     const MoEConfig& config = c.config();
     const distributed::ParallelSizes& s = c.sizes;
-    fmt::print("Layer   {}: {}\n", c.model, layer_in_words(config));
+    print_wrapped(fmt::format("Layer   {}: {}", c.model, layer_in_words(config)), 8);
     fmt::print("Text    {}: S={} x B={} = {} tokens (bytes)\n", c.text_name, c.seq_len,
                c.micro_batch, c.num_tokens());
-    fmt::print(
-        "Ranks   {} {}: TP {} x CP {} x DP {}; for experts ETP {} x EP {} x DP {}\n",
-        s.world, c.ranks_in_words(), s.tensor, s.context, s.data(), s.expert_tensor,
-        s.expert, s.expert_data());
+    print_wrapped(
+        fmt::format(
+            "Ranks   {} {}: TP {} x CP {} x DP {}; for experts ETP {} x EP {} x DP {}",
+            s.world, c.ranks_in_words(), s.tensor, s.context, s.data(), s.expert_tensor,
+            s.expert, s.expert_data()),
+        8);
     const auto& columns = c.dispatchers.front().columns;
     for (std::size_t i = 0; i < columns.size(); ++i)
         fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", columns[i].label,
                    columns[i].emulated ? "  (emulated: kernels ran on this CPU, not on a "
                                          "GPU)"
                                        : "");
-    for (const std::string& reason : c.left_out) fmt::print("Without {}\n", reason);
+    for (const std::string& reason : c.left_out) print_wrapped("Without " + reason, 8);
     if (!c.losses_left_out.empty())
-        fmt::print("Losses  off here ({}): they look beyond a rank's own tokens\n",
-                   c.losses_left_out);
+        print_wrapped(
+            fmt::format("Losses  off here ({}): they look beyond a rank's own tokens",
+                        c.losses_left_out),
+            8);
 }
 
 /// "s 0-63, b 2": where a rank's tokens lie.
@@ -85,12 +95,12 @@ void print_ranks(const RankComparison& c) {
 
 /// "{0 1} {2 3}", or "each alone"; cut where a line would become long.
 std::string groups_in_words(const std::vector<std::vector<int>>& groups) {
-    constexpr std::size_t kMost = 56;
+    const std::size_t most = std::min<std::size_t>(56, terminal_width() - 37);
     if (groups[0].size() == 1) return "each alone";
     std::string words;
     for (std::size_t i = 0; i < groups.size(); ++i) {
         const std::string group = fmt::format("{{{}}}", fmt::join(groups[i], " "));
-        if (i > 0 && words.size() + group.size() > kMost)
+        if (i > 0 && words.size() + group.size() > most)
             return words + fmt::format(" … and {} more", groups.size() - i);
         words += (i == 0 ? "" : " ") + group;
     }
@@ -115,28 +125,42 @@ void print_groups(const RankComparison& c) {
 }
 
 // ---------------------------------------------------------------------------- equality
-std::string cell(const RankValue& value) {
-    if (value.exact && !value.ok()) return "integers differ";
+std::string cell(const RankValue& value, bool with_share) {
+    if (value.exact && !value.ok()) return with_share ? "integers differ" : "differ";
     if (value.error == 0.0) return "equal";
-    return fmt::format("{:.1e}  {:4.1f} %", value.error,
-                       100.0 * value.error / std::max(value.bound, 1e-300));
+    const std::string error = fmt::format("{:.1e}", value.error);
+    return with_share ? fmt::format("{}  {:4.1f} %", error,
+                                    100.0 * value.error / std::max(value.bound, 1e-300))
+                      : error;
 }
 
-void print_equality(const RankComparison& c) {
-    constexpr int kWidth = 22;
-    fmt::print("\nAll ranks together against one rank that has {}, in fp64\n",
-               c.whole_runs == 1
-                   ? "all tokens and all experts"
-                   : "all experts and takes each rank's tokens in turn (capacity and "
-                     "sinkhorn look at a rank's tokens together)");
-    std::string tiers(31, ' '), heads = fmt::format("{:<31}", "value");
-    for (const RankColumn& column : c.dispatchers[0].columns) {
+void print_equality(const RankComparison& c, const std::string& report) {
+    print_wrapped(
+        fmt::format("\nAll ranks together against one rank that has {}, in fp64",
+                    c.whole_runs == 1
+                        ? "all tokens and all experts"
+                        : "all experts and takes each rank's tokens in turn (capacity "
+                          "and sinkhorn look at a rank's tokens together)"),
+        2);
+    const std::vector<RankColumn>& columns = c.dispatchers[0].columns;
+    const TableParts parts({"errors as shares of their bounds"}, [&](std::size_t gone) {
+        return 31 + columns.size() * (gone == 0 ? 24 : 12);
+    });
+    const bool shares = parts.has(0);
+    const int width = shares ? 22 : 10;
+    std::string tiers(31, ' '), heads = fmt::format("{:<31}", "value"), last;
+    for (const RankColumn& column : columns) {
         const bool mixed = column.spec.dispatcher != column.spec.experts;
-        tiers +=
-            fmt::format("  {:<{}}", mixed ? "--spec" : column.spec.experts.tier, kWidth);
+        // Over narrow columns a tier's name reaches over the next ones
+        const std::string tier = mixed ? "--spec" : column.spec.experts.tier;
+        const std::size_t end = 31 + (&column - columns.data()) * (width + 2) + 2;
+        if (shares || tier != last)
+            tiers += std::string(end - std::min(end, tiers.size()), ' ') + tier;
+        last = tier;
         heads += fmt::format("  {:<{}}",
-                             to_string(column.spec.experts.dtype) + " error, of bound",
-                             kWidth);
+                             to_string(column.spec.experts.dtype) +
+                                 (shares ? " error, of bound" : " error"),
+                             width);
     }
     print_trimmed(tiers);
     print_trimmed(heads);
@@ -145,10 +169,11 @@ void print_equality(const RankComparison& c) {
         for (std::size_t v = 0; v < outcome.columns[0].values.size(); ++v) {
             std::string line = fmt::format("  {:<29}", outcome.columns[0].values[v].name);
             for (const RankColumn& column : outcome.columns)
-                line += fmt::format("  {:<{}}", cell(column.values[v]), kWidth);
+                line += fmt::format("  {:<{}}", cell(column.values[v], shares), width);
             print_trimmed(line);
         }
     }
+    fmt::print("{}", parts.note(report));
 }
 
 // ----------------------------------------------------------------------------- traffic
@@ -164,67 +189,87 @@ void print_traffic(const RankComparison& c) {
     fmt::print("\nSent to other ranks, counted in {}; a row is H x {} = {}\n",
                shown.label, size_of(dtype),
                bytes_in_words(c.config().hidden_size * std::int64_t(size_of(dtype))));
-    fmt::print("{:<11}{:^22}{:^46}host waits, forward\n", "", "rows per token, ⑥",
-               "bytes per token");
-    fmt::print("{:<11}{:>9}{:>13}", "dispatcher", "counted", "if balanced");
+    const bool wide = terminal_width() >= 101;
+    const int rows = wide ? 9 : 8, balanced = wide ? 13 : 9, bytes = wide ? 11 : 8,
+              waits = wide ? 12 : 8, theirs = wide ? 12 : 11;
+    fmt::print("{:<11}{:^{}}{:^{}}host waits, forward\n", "", "rows per token, ⑥",
+               rows + balanced, "bytes per token", 4 * bytes + (wide ? 2 : 0));
+    fmt::print("{:<11}{:>{}}{:>{}}", "dispatcher", "counted", rows,
+               wide ? "if balanced" : "balanced", balanced);
     for (const Step step : kExchangeSteps)
-        fmt::print("{:>11}", circled(step) + (is_backward(step) ? " back" : "     "));
-    fmt::print("{:>12}{:>12}\n", "counted", "Megatron's");
+        fmt::print("{:>{}}", circled(step) + (is_backward(step) ? " back" : "     "),
+                   bytes);
+    fmt::print("{:>{}}{:>{}}\n", "counted", waits, "Megatron's", theirs);
     for (const DispatcherOutcome& outcome : c.dispatchers) {
         const RankColumn& column = shown_column(outcome);
-        fmt::print("{:<11}{:>9.2f}{:>13.2f}", outcome.name(), outcome.rows_per_token,
-                   outcome.balanced_rows_per_token);
+        fmt::print("{:<11}{:>{}.2f}{:>{}.2f}", outcome.name(), outcome.rows_per_token,
+                   rows, outcome.balanced_rows_per_token, balanced);
         for (const Step step : kExchangeSteps)
             fmt::print(
-                "{:>11}",
-                bytes_in_words(std::int64_t(double(total(column.sent_in({step}))) / T)));
-        fmt::print("{:>12}{:>12}\n", column.host_waits, outcome.megatron_host_waits);
+                "{:>{}}",
+                bytes_in_words(std::int64_t(double(total(column.sent_in({step}))) / T)),
+                bytes);
+        fmt::print("{:>{}}{:>{}}\n", column.host_waits, waits,
+                   outcome.megatron_host_waits, theirs);
     }
     for (const DispatcherOutcome& outcome : c.dispatchers)
         if (outcome.name() == "flex" && c.hit > 0.0)
-            fmt::print(
-                "A token's {} experts lie on {:.2f} ranks ({:.2f} if balanced): "
-                "flex sends {:.2f} times fewer copies than alltoall\n",
-                c.config().moe_router_topk, c.hit, c.balanced_hit,
-                double(c.config().moe_router_topk) / c.hit);
+            print_wrapped(
+                fmt::format(
+                    "A token's {} experts lie on {:.2f} ranks ({:.2f} if balanced): "
+                    "flex sends {:.2f} times fewer copies than alltoall",
+                    c.config().moe_router_topk, c.hit, c.balanced_hit,
+                    double(c.config().moe_router_topk) / c.hit),
+                2);
 }
 
-/// Who sends to whom in ⑥, rows and bytes; ⑩ sends the other way.
-void print_matrix(const DispatcherOutcome& outcome) {
+/// Who sends to whom in ⑥, rows and, where there is room, bytes; ⑩ sends the other way.
+void print_matrix(const DispatcherOutcome& outcome, bool with_bytes) {
     const RankColumn& column = shown_column(outcome);
     const Links bytes = column.sent_in({Step::dispatch});
     const Links forward = column.sent_in({Step::dispatch, Step::combine});
     const Links backward =
         column.sent_in({Step::combine_backward, Step::dispatch_backward});
     const int W = int(outcome.rows.size());
-    constexpr int kRows = 6, kBytes = 9;
-    fmt::print("\n{:<9}   {:<{}}   {:<{}}   {:>9}  {:>9}\n", outcome.name(), "rows, ⑥",
-               kRows * W, "bytes, ⑥", kBytes * W, "sent", "sent");
-    fmt::print("from \\ to   ");
-    for (int to = 0; to < W; ++to) fmt::print("{:>{}}", to, kRows);
-    fmt::print("   ");
-    for (int to = 0; to < W; ++to) fmt::print("{:>{}}", to, kBytes);
-    fmt::print("   {:>9}  {:>9}\n", "forward", "backward");
-    for (int from = 0; from < W; ++from) {
-        fmt::print("{:>9}   ", from);
+    const auto print_line = [&](const std::string& begin, auto row_cell, auto byte_cell,
+                                const std::string& sent, const std::string& back) {
+        std::string line = begin;
         for (int to = 0; to < W; ++to)
-            fmt::print("{:>{}}",
-                       from == to ? "·" : fmt::to_string(outcome.rows[from][to]), kRows);
-        fmt::print("   ");
-        for (int to = 0; to < W; ++to)
-            fmt::print("{:>{}}", from == to ? "·" : bytes_in_words(bytes[from][to]),
-                       kBytes);
-        fmt::print("   {:>9}  {:>9}\n", bytes_in_words(sum(forward[from])),
-                   bytes_in_words(sum(backward[from])));
-    }
+            line += fmt::format("{:>{}}", row_cell(to), kRowsWidth);
+        if (with_bytes) line += "   ";
+        for (int to = 0; with_bytes && to < W; ++to)
+            line += fmt::format("{:>{}}", byte_cell(to), kBytesWidth);
+        fmt::print("{}  {:>10} {:>10}\n", line, sent, back);
+    };
+    std::string line =
+        fmt::format("\n{:<9}   {:<{}}", outcome.name(), "rows, ⑥", kRowsWidth * W);
+    if (with_bytes) line += fmt::format("   {:<{}}", "bytes, ⑥", kBytesWidth * W);
+    fmt::print("{}  {:>10} {:>10}\n", line, "sent", "sent");
+    const auto rank = [](int to) { return fmt::to_string(to); };
+    print_line("from \\ to   ", rank, rank, "forward", "backward");
+    for (int from = 0; from < W; ++from)
+        print_line(
+            fmt::format("{:>9}   ", from),
+            [&](int to) {
+                return from == to ? "·" : fmt::to_string(outcome.rows[from][to]);
+            },
+            [&](int to) { return from == to ? "·" : bytes_in_words(bytes[from][to]); },
+            bytes_in_words(sum(forward[from])), bytes_in_words(sum(backward[from])));
 }
 
-void print_matrices(const RankComparison& c) {
-    if (c.sizes.world > kMostInMatrix)
+void print_matrices(const RankComparison& c, const std::string& report) {
+    if (c.sizes.world > kMostInMatrix) {
         fmt::print("\nWho sends to whom: the report draws it for {} ranks\n",
                    c.sizes.world);
-    else if (c.sizes.world > 1)
-        for (const DispatcherOutcome& outcome : c.dispatchers) print_matrix(outcome);
+    } else if (c.sizes.world > 1) {
+        const TableParts parts({"bytes on every link"}, [&](std::size_t gone) {
+            return 12 + c.sizes.world * kRowsWidth + 23 +
+                   (gone == 0 ? 3 + c.sizes.world * kBytesWidth : 0);
+        });
+        for (const DispatcherOutcome& outcome : c.dispatchers)
+            print_matrix(outcome, parts.has(0));
+        fmt::print("{}", parts.note(report));
+    }
 }
 
 // ----------------------------------------------------------------------------- verdict
@@ -236,35 +281,38 @@ void print_verdict(const RankComparison& c) {
             for (const RankValue& value : column.values) {
                 values = values && value.ok();
                 if (!value.ok())
-                    fmt::print("✗ {} {} {}: {}\n", outcome.name(), column.label,
-                               value.name, value.detail);
+                    print_wrapped(fmt::format("✗ {} {} {}: {}", outcome.name(),
+                                              column.label, value.name, value.detail),
+                                  4);
             }
             bytes = bytes && column.bytes_detail.empty();
             if (!column.bytes_detail.empty())
-                fmt::print("✗ {} {}: {}\n", outcome.name(), column.label,
-                           column.bytes_detail);
+                print_wrapped(fmt::format("✗ {} {}: {}", outcome.name(), column.label,
+                                          column.bytes_detail),
+                              4);
         }
         if (values)
             fmt::print("✓ {}: {} ranks give what one rank gives, forward and backward\n",
                        outcome.name(), c.sizes.world);
         if (bytes && c.sizes.world > 1)
-            fmt::print(
-                "✓ {}: the bytes of ⑥ on every link are those that the routing "
-                "map asks for\n",
-                outcome.name());
+            print_wrapped("✓ " + outcome.name() +
+                              ": the bytes of ⑥ on every link are those that the routing "
+                              "map asks for",
+                          2);
     }
     fmt::print("{}\n", c.ok ? "✓ all dispatchers and tiers agree" : "✗ some differ");
 }
 
 }  // namespace
 
-void print_rank_comparison(const RankComparison& comparison) {
+void print_rank_comparison(const RankComparison& comparison, const std::string& report) {
+    const std::string elsewhere = report == "none" ? "" : report;
     print_header(comparison);
     print_ranks(comparison);
     print_groups(comparison);
-    print_equality(comparison);
+    print_equality(comparison, elsewhere);
     print_traffic(comparison);
-    print_matrices(comparison);
+    print_matrices(comparison, elsewhere);
     print_verdict(comparison);
 }
 

@@ -96,6 +96,7 @@ class CliTest : public testing::Test {
         folder_ = std::filesystem::path(testing::TempDir()) /
                   (std::string("moe_cli_") + info->name() + std::to_string(getpid()));
         std::filesystem::create_directories(folder_);
+        unsetenv("COLUMNS");  // tables as wide as they are
     }
     ~CliTest() override { std::filesystem::remove_all(folder_); }
 

@@ -1,0 +1,130 @@
+// What is printed on a narrow terminal: nothing wider than it, and a line for what is
+// left out. COLUMNS says how wide it is.
+
+#include "cli/terminal.h"
+
+#include "tests/cli/support.h"
+
+namespace moe::test {
+namespace {
+
+class TerminalTest : public CliTest {
+  protected:
+    /// The program on a terminal of so many columns.
+    Output on_columns(const char* columns, const std::string& arguments) const {
+        setenv("COLUMNS", columns, 1);
+        return moe(arguments);
+    }
+    ~TerminalTest() override { unsetenv("COLUMNS"); }
+
+    const std::string text_ = write("text.txt", std::string(300, 'e'));
+    const std::string compare_ =
+        "compare --scale 256 --seq-length 32 --micro-batch-size 4 --report none "
+        "--dtype fp32,bf16 --text " +
+        text_;
+};
+
+std::size_t widest(const Output& output) {
+    std::size_t most = 0;
+    std::istringstream lines(output.out);
+    for (std::string line; std::getline(lines, line);)
+        most = std::max(most, columns_of(line));
+    return most;
+}
+
+bool has(const Output& output, const std::string& words) {
+    return output.out.find(words) != std::string::npos;
+}
+
+TEST_F(TerminalTest, IsAsWideAsColumnsSays) {
+    EXPECT_EQ(terminal_width(), kAnyWidth) << "stdout is no terminal here";
+    for (const auto& [columns, width] :
+         std::map<const char*, std::size_t>{{"80", 80},
+                                            {"1", 1},
+                                            {"0", kAnyWidth},
+                                            {"-3", kAnyWidth},
+                                            {"x", kAnyWidth}}) {
+        setenv("COLUMNS", columns, 1);
+        EXPECT_EQ(terminal_width(), width) << columns;
+    }
+}
+
+TEST(Wrapped, CutsAtBlanksAndIndents) {
+    EXPECT_EQ(columns_of("① a→b"), 5u);
+    EXPECT_EQ(wrapped("one two", 2, 7), "one two");
+    EXPECT_EQ(wrapped("one two", 2, 6), "one\n  two");
+    EXPECT_EQ(wrapped("one  two   three", 1, 8), "one\n two\n three");
+    EXPECT_EQ(wrapped("①② ③", 0, 4), "①② ③");
+    EXPECT_EQ(wrapped("unbreakable", 2, 4), "unbreakable");
+    EXPECT_EQ(wrapped("a unbreakable b", 2, 4), "a\n  unbreakable\n  b");
+    EXPECT_EQ(wrapped("  a b", 6, 4), "  a\n      b");
+    EXPECT_EQ(wrapped("", 2, 4), "");
+}
+
+TEST_F(TerminalTest, LeavesOutTheFirstPartsOfATable) {
+    setenv("COLUMNS", "40", 1);
+    const auto widths = [](std::size_t gone) { return 50 - 10 * gone; };
+    const TableParts parts({"shapes", "bytes", "times"}, widths);
+    EXPECT_EQ(parts.left_out(), 1u);
+    EXPECT_FALSE(parts.has(0));
+    EXPECT_TRUE(parts.has(1));
+    EXPECT_EQ(parts.note("the report"),
+              "Left out at 40 columns: shapes (a wider\n  terminal, or the report)\n");
+    setenv("COLUMNS", "9", 1);
+    EXPECT_EQ(TableParts({"shapes", "bytes"}, widths).left_out(), 2u);
+    setenv("COLUMNS", "50", 1);
+    EXPECT_EQ(TableParts({"shapes", "bytes"}, widths).note(), "");
+}
+
+TEST_F(TerminalTest, ComparesOnEightyColumns) {
+    const std::string note = "Left out at 80 columns: elements and bytes, errors as";
+    const Output narrow = on_columns("80", compare_);
+    EXPECT_EQ(narrow.code, kExitOk) << narrow.err;
+    EXPECT_LE(widest(narrow), 80u) << narrow.out;
+    EXPECT_TRUE(has(narrow, "⑳ shared experts backward        off\n")) << narrow.out;
+    EXPECT_TRUE(has(narrow, note)) << narrow.out;
+    EXPECT_FALSE(has(narrow, "NH + 2EFH"));
+    EXPECT_TRUE(has(narrow, " ms ")) << "times stay";
+    EXPECT_FALSE(has(on_columns("60", compare_), " ms ")) << "and go where they must";
+
+    // On a wide one, or none, everything is there.
+    unsetenv("COLUMNS");
+    const Output wide = moe(compare_);
+    EXPECT_GT(widest(wide), 100u);
+    EXPECT_FALSE(has(wide, "Left out"));
+    EXPECT_TRUE(has(wide, "NH + 2EFH + 2NF"));
+}
+
+TEST_F(TerminalTest, ShowsRanksOnEightyColumns) {
+    const std::string ranks = compare_ + " --ranks 4";
+    const Output narrow = on_columns("80", ranks), wide = on_columns("200", ranks);
+    EXPECT_LE(widest(narrow), 80u) << narrow.out;
+    EXPECT_TRUE(has(narrow, "bytes on every link (a wider terminal)")) << narrow.out;
+    EXPECT_FALSE(has(narrow, "bytes, ⑥"));
+    EXPECT_TRUE(has(wide, "bytes, ⑥"));
+    EXPECT_FALSE(has(wide, "Left out"));
+}
+
+TEST_F(TerminalTest, VerifiesOnEightyColumns) {
+    const std::string verify = "verify --dtype fp32 " + golden("hf_deepseek_v3");
+    const Output narrow = on_columns("80", verify), wide = on_columns("120", verify);
+    EXPECT_LE(widest(narrow), 80u) << narrow.out;
+    EXPECT_TRUE(has(narrow, " % of bound\n")) << narrow.out;
+    EXPECT_TRUE(has(wide, " bound 2.00e-06 ")) << wide.out;
+}
+
+TEST_F(TerminalTest, BenchesOnEightyColumns) {
+    const std::string bench =
+        "bench --component router --pass forward --tokens 16 --seconds 0.01 --scale 32 "
+        "--report none";
+    const Output narrow = on_columns("80", bench), wide = on_columns("200", bench);
+    EXPECT_EQ(narrow.code, kExitOk) << narrow.err;
+    EXPECT_LE(widest(narrow), 80u) << narrow.out;
+    EXPECT_TRUE(has(narrow, "error, of bound\n")) << narrow.out;
+    EXPECT_TRUE(has(narrow, "Left out at 80 columns: GB/s, of copy,")) << narrow.out;
+    EXPECT_FALSE(has(narrow, "p10 - p90 "));
+    EXPECT_TRUE(has(wide, "p10 - p90 ")) << wide.out;
+}
+
+}  // namespace
+}  // namespace moe::test
