@@ -3,7 +3,7 @@ function(moe_part found name benefit package)
     if(found)
         message(STATUS "  ✓ ${name}: ${benefit}")
     else()
-        message(STATUS "  ✗ ${name}: without it no ${benefit}; get it with: apt install ${package}")
+        message(STATUS "  ✗ ${name}: without it no ${benefit}; get it with: apt-get update && apt-get install ${package}")
     endif()
 endfunction()
 
@@ -14,5 +14,5 @@ moe_part("${OpenMP_CXX_FOUND}" "OpenMP ${OpenMP_CXX_VERSION}" "several threads i
 moe_part("${MPI_CXX_FOUND}" "MPI ${MPI_CXX_VERSION}" "ranks as processes without GPUs (--spawn)"
          "libopenmpi-dev openmpi-bin")
 moe_part("${DOXYGEN_FOUND}" "Doxygen ${DOXYGEN_VERSION}" "documentation (./moe docs)"
-         "doxygen doxygen-awesome-css")
+         "doxygen doxygen-awesome-css python3")
 moe_part("${MOE_GDB}" "gdb" "stepping through the layer" "gdb")
