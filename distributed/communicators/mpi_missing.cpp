@@ -8,8 +8,8 @@ struct MpiSession::State {};
 
 MpiSession::MpiSession() {
     reject("MPI", "missing",
-           "this build has none; get it with: apt install libopenmpi-dev openmpi-bin, "
-           "then configure again");
+           "this build has none; get it with: apt-get update && apt-get install "
+           "libopenmpi-dev openmpi-bin, then configure again");
 }
 MpiSession::~MpiSession() = default;
 

@@ -8,8 +8,8 @@ struct NcclState {};
 
 NcclSession::NcclSession(ControlConnection&, int, std::chrono::milliseconds) {
     reject("NCCL", "missing",
-           "this build has none; get it with: apt install libnccl-dev, then configure "
-           "with the preset cuda");
+           "this build has none; get it with: apt-get update && apt-get install "
+           "libnccl-dev, then configure with the preset cuda");
 }
 NcclSession::~NcclSession() = default;
 

@@ -59,6 +59,11 @@ int run_as_rank(const LaunchOptions& options,
 /// Without GPUs under mpirun; InputError where there is none.
 int spawn_with_mpirun(int ranks, const std::vector<std::string>& command);
 
+/// What mpirun must be told, besides -n, to start more ranks than there are cores, and as
+/// root: Open MPI 4 and 5 in words of their own, MPICH and others nothing.
+/// @param version  what `mpirun --version` printed
+std::vector<std::string> mpirun_flags(const std::string& version, bool as_root);
+
 /// With GPUs, before any CUDA call: starts the processes itself, with torchrun's
 /// variables. When one fails, the others have two seconds to end by themselves; the
 /// first failure is told on stderr and is the exit code.

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 
@@ -34,6 +36,18 @@ std::vector<char*> pointers(const std::vector<std::string>& words) {
 void execute(const std::vector<std::string>& command) {
     const std::vector<char*> arguments = pointers(command);
     execvp(arguments[0], arguments.data());
+}
+
+/// What a shell command prints; empty when it cannot run.
+std::string output_of(const char* command) {
+    std::string output;
+    FILE* pipe = popen(command, "r");
+    if (pipe == nullptr) return output;
+    char buffer[512];
+    while (const std::size_t got = fread(buffer, 1, sizeof buffer, pipe))
+        output.append(buffer, got);
+    pclose(pipe);
+    return output;
 }
 
 void check_ranks(int ranks) {
@@ -104,20 +118,33 @@ void die_with_launcher() {
     if (getppid() != std::atoi(launcher)) _exit(kExitRanksFailed);  // already gone
 }
 
+std::vector<std::string> mpirun_flags(const std::string& version, bool as_root) {
+    const std::string open_mpi = "(Open MPI) ";
+    const std::size_t found = version.find(open_mpi);
+    if (found == std::string::npos) return {};
+    // The one spelling that versions 4 and 5 share; 5 ignores 4's variables in silence.
+    std::vector<std::string> flags = {"--map-by", ":OVERSUBSCRIBE"};
+    if (as_root) flags.push_back("--allow-run-as-root");
+    // What a rank died of it has said itself. From 5 on, mpirun cannot be told.
+    if (std::atoi(version.c_str() + found + open_mpi.size()) < 5)
+        flags.push_back("--quiet");
+    return flags;
+}
+
 int spawn_with_mpirun(int ranks, const std::vector<std::string>& command) {
     check_ranks(ranks);
-    // The process becomes mpirun, so its id is that of the ranks' parent.
-    setenv(kSpawnedBy, std::to_string(getpid()).c_str(), 1);
-    if (getuid() == 0) {
-        setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-        setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-    }
-    std::vector<std::string> whole = {"mpirun", "--quiet", "--oversubscribe", "-n",
-                                      std::to_string(ranks)};
+    const std::vector<std::string> flags =
+        mpirun_flags(output_of("mpirun --version 2>/dev/null"), getuid() == 0);
+    // The process becomes mpirun, so its id is that of the ranks' parent; not so with
+    // MPICH, which puts a proxy between them and ends the ranks itself.
+    if (!flags.empty()) setenv(kSpawnedBy, std::to_string(getpid()).c_str(), 1);
+    std::vector<std::string> whole = {"mpirun", "-n", std::to_string(ranks)};
+    whole.insert(whole.end(), flags.begin(), flags.end());
     whole.insert(whole.end(), command.begin(), command.end());
     execute(whole);
     reject("mpirun", std::strerror(errno),
-           "--spawn needs it where there are no GPUs: apt install openmpi-bin");
+           "--spawn needs it where there are no GPUs: apt-get update && apt-get install "
+           "openmpi-bin");
 }
 
 int spawn_processes(int ranks, const std::vector<std::string>& command) {

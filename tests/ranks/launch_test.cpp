@@ -163,5 +163,29 @@ TEST(Rendezvous, IgnoresStrangers) {
               ControlConnection::News::Kind::none);
 }
 
+TEST(MpirunFlags, AreThoseOfTheMpiThatIsThere) {
+    using Words = std::vector<std::string>;
+    const std::string ending =
+        "\n\nReport bugs to https://www.open-mpi.org/community/help/\n";
+    for (const char* version : {"4.1.4", "4.1.6"}) {
+        const std::string text = fmt::format("mpirun (Open MPI) {}{}", version, ending);
+        EXPECT_EQ(mpirun_flags(text, false),
+                  (Words{"--map-by", ":OVERSUBSCRIBE", "--quiet"}));
+        EXPECT_EQ(mpirun_flags(text, true), (Words{"--map-by", ":OVERSUBSCRIBE",
+                                                   "--allow-run-as-root", "--quiet"}));
+    }
+    for (const char* version : {"5.0.7", "10.0.0"}) {
+        const std::string text = fmt::format("mpirun (Open MPI) {}{}", version, ending);
+        EXPECT_EQ(mpirun_flags(text, false), (Words{"--map-by", ":OVERSUBSCRIBE"}));
+        EXPECT_EQ(mpirun_flags(text, true),
+                  (Words{"--map-by", ":OVERSUBSCRIBE", "--allow-run-as-root"}));
+    }
+    for (const char* text :
+         {"HYDRA build details:\n    Version:                                 4.2.1\n",
+          "Intel(R) MPI Library for Linux* OS, Version 2021.13\n", "mpirun 5\n", ""})
+        for (const bool as_root : {false, true})
+            EXPECT_EQ(mpirun_flags(text, as_root), Words{}) << text;
+}
+
 }  // namespace
 }  // namespace moe::test

@@ -128,9 +128,10 @@ Outcome run_forked(int ranks, const std::string& scenario, int deadline_ms = 300
                     std::to_string(deadline_ms), scenario});
 }
 
-#define NEEDS_MPI()               \
-    if (!MpiSession::available()) \
-    GTEST_SKIP() << "this build has no MPI: apt install libopenmpi-dev openmpi-bin"
+#define NEEDS_MPI()                                                             \
+    if (!MpiSession::available())                                               \
+    GTEST_SKIP() << "this build has no MPI: apt-get update && apt-get install " \
+                    "libopenmpi-dev openmpi-bin"
 
 // ---------------------------------------------------------------------- over MPI
 class MpiConformance : public testing::TestWithParam<int> {};
