@@ -4,7 +4,7 @@
 #include <fmt/ranges.h>
 
 #include "cli/commands.h"
-#include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 namespace {
@@ -18,8 +18,9 @@ std::string case_of(const Command& command) {
         if (flag.names()[0].starts_with("--"))
             flags.insert(flags.end(), flag.names().begin(), flag.names().end());
         if (!flag.offered().empty())
-            values += fmt::format("                {}) words=\"{}\" ;;\n",
-                                  flag.names()[0], fmt::join(flag.offered(), " "));
+            values +=
+                fmt::format("                {}) words=\"{}\" ;;\n",
+                            fmt::join(flag.names(), "|"), fmt::join(flag.offered(), " "));
     }
     return fmt::format(R"(        {})
             case "$previous" in
@@ -43,6 +44,9 @@ std::string completion_script(const CommandLine& line, const std::string& shell)
         R"(# {} completion for moe. Load it with: source <(./moe completion {})
 {}_moe() {{
     local words current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}"
+    # bash takes --flag=value for three words
+    if [ "$current" = = ]; then current="";
+    elif [ "$previous" = = ]; then previous="${{COMP_WORDS[COMP_CWORD-2]}}"; fi
     case "${{COMP_WORDS[1]}}" in
 {}        *) words="{} --help" ;;
     esac
@@ -65,7 +69,7 @@ void add_completion(CommandLine& line) {
     command.option("shell", *shell, "bash or zsh (default bash)").values({"bash", "zsh"});
     command.runs([&line, shell] {
         if (*shell != "bash" && *shell != "zsh")
-            reject("shell", *shell, "allowed are bash, zsh");
+            reject_unknown("shell", *shell, {"bash", "zsh"});
         fmt::print("{}", completion_script(line, *shell));
         return kExitOk;
     });

@@ -8,9 +8,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
-#include <numeric>
+#include <map>
 
+#include "cli/terminal.h"
 #include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 namespace {
@@ -25,62 +27,25 @@ Number parse(const std::string& flag, const std::string& text, const char* allow
     return value;
 }
 
-/// A switch may be given a value; it must be one that CLI11 can turn into yes or no.
-std::string check_switch(const std::string& text) {
-    for (const char* allowed : {"true", "false", "1", "-1", "0"})
-        if (text == allowed) return "";
-    return one_line(text) + ": must be true or false";
-}
-
-/// Levenshtein's distance: letters to put in, leave out or change.
-std::size_t distance(const std::string& a, const std::string& b) {
-    std::vector<std::size_t> row(b.size() + 1);
-    std::iota(row.begin(), row.end(), 0);
-    for (std::size_t i = 0; i < a.size(); ++i) {
-        std::size_t diagonal = row[0]++;
-        for (std::size_t j = 0; j < b.size(); ++j) {
-            const std::size_t change = diagonal + (a[i] != b[j]);
-            diagonal = row[j + 1];
-            row[j + 1] = std::min({change, row[j] + 1, row[j + 1] + 1});
-        }
-    }
-    return row.back();
-}
-
 }  // namespace
 
 std::int64_t parse_integer(const std::string& flag, const std::string& text) {
     return parse<std::int64_t>(flag, text, "must be an integer");
 }
 
-std::string nearest(const std::string& word, const std::vector<std::string>& known) {
-    std::string best;
-    std::size_t least = std::max<std::size_t>(word.size() / 4, 1) + 1;
-    for (const std::string& name : known)
-        if (const std::size_t far = distance(word, name); far < least) {
-            least = far;
-            best = name;
-        }
-    if (!best.empty() || word.size() < 5) return best;
-    // A beginning that only one name has
-    for (const std::string& name : known)
-        if (name.starts_with(word)) {
-            if (!best.empty()) return "";
-            best = name;
-        }
-    return best;
-}
-
 // ---------------------------------------------------------------------------- one flag
-Flag::Flag(CLI::Option* option, std::vector<std::string> names)
-    : option_(option), names_(std::move(names)) {}
+Flag::Flag(CLI::Option* option, std::vector<std::string> names, Takes takes)
+    : option_(option), names_(std::move(names)), takes_(takes) {}
 
 Flag& Flag::list(int most) {
+    takes_ = Takes::several;
+    most_ = most;
     option_->expected(1, most)->allow_extra_args()->delimiter(',');
     return *this;
 }
 
 Flag& Flag::required() {
+    required_ = true;
     option_->required();
     return *this;
 }
@@ -96,7 +61,7 @@ Flag& Flag::values(std::vector<std::string> offered) {
 }
 
 Flag& Flag::excludes(const Flag& other) {
-    option_->excludes(other.option_);
+    excluded_.push_back(other.names_[0]);
     return *this;
 }
 
@@ -113,7 +78,7 @@ Flag& Command::add(const std::string& name, const std::string& help, const char*
         },
         help);
     option->type_name(type);
-    return flags_.emplace_back(option, Texts{name});
+    return flags_.emplace_back(option, Texts{name}, Flag::Takes::one);
 }
 
 Flag& Command::option(const std::string& name, std::string& value,
@@ -172,8 +137,7 @@ Flag& Command::option(const std::string& name,
 Flag& Command::flag(const std::string& name, bool& value, const std::string& help) {
     CLI::Option* option = app_->add_flag_function(
         name, [&value](std::int64_t count) { value = count > 0; }, help);
-    option->check(check_switch);
-    return flags_.emplace_back(option, Texts{name});
+    return flags_.emplace_back(option, Texts{name}, Flag::Takes::nothing);
 }
 
 Flag& Command::flag(const std::string& name, const std::string& opposite,
@@ -181,17 +145,75 @@ Flag& Command::flag(const std::string& name, const std::string& opposite,
     CLI::Option* option = app_->add_flag_function(
         name + ",!" + opposite,
         [take = std::move(take)](std::int64_t count) { take(count > 0); }, help);
-    option->check(check_switch);
-    return flags_.emplace_back(option, Texts{name, opposite});
+    return flags_.emplace_back(option, Texts{name, opposite}, Flag::Takes::nothing);
+}
+
+const Flag* Command::find(const std::string& name) const {
+    for (const Flag& flag : flags_)
+        if (std::count(flag.names_.begin(), flag.names_.end(), name) > 0) return &flag;
+    return nullptr;
+}
+
+void Command::check(const Texts& words) const {
+    const auto name_in = [](const std::string& word) {
+        return word.substr(0, word.find('='));
+    };
+    std::map<const Flag*, int> given;
+    for (std::size_t i = 0; i < words.size() && words[i] != "--"; ++i) {
+        const std::string name = name_in(words[i]);
+        const bool equals = name.size() < words[i].size();
+        const std::string after = equals ? words[i].substr(name.size() + 1) : "";
+        const Flag* flag = name.starts_with("-") ? find(name) : nullptr;
+        if (flag == nullptr) continue;
+        if (flag->takes_ == Flag::Takes::nothing) {
+            const Texts allowed = {"true", "false", "1", "-1", "0"};
+            if (equals && std::count(allowed.begin(), allowed.end(), after) == 0)
+                reject(name, after, "must be true or false");
+            continue;
+        }
+        const auto is_value = [&](std::size_t at) {
+            return at < words.size() && words[at] != "--help" &&
+                   !(words[at].starts_with("-") && find(name_in(words[at])));
+        };
+        if (equals ? after.empty() : !is_value(i + 1))
+            reject(name, "missing", "needs a value");
+        const int times = ++given[flag];
+        if (flag->takes_ == Flag::Takes::one) {
+            if (times > 1)
+                reject(name, fmt::format("given {} times", times), "at most once");
+            i += !equals;  // its value is no flag, whatever it looks like
+            continue;
+        }
+        int values = 1 + int(std::count(after.begin(), after.end(), ','));
+        if (!equals)
+            for (values = 0; is_value(i + 1) && words[i + 1] != "--"; ++i)
+                values +=
+                    1 + int(std::count(words[i + 1].begin(), words[i + 1].end(), ','));
+        if (values > flag->most_)
+            reject(name, fmt::format("{} values", values),
+                   fmt::format("at most {}", flag->most_));
+    }
+}
+
+void Command::check_read() const {
+    for (const Flag& flag : flags_) {
+        if (flag.required_ && flag.option_->count() == 0)
+            reject(flag.names_[0], "missing", "needs at least one");
+        if (flag.option_->count() > 0)
+            for (const std::string& other : flag.excluded_)
+                if (find(other)->option_->count() > 0)
+                    reject(flag.names_[0], "given", "must be left out with " + other);
+    }
 }
 
 // -------------------------------------------------------------------------- all of them
 CommandLine::CommandLine(const std::string& name, const std::string& help,
                          const std::string& footer, std::vector<std::string> elsewhere)
-    : app_(std::make_unique<CLI::App>(help, name)), elsewhere_(std::move(elsewhere)) {
+    : help_(help),
+      footer_(footer),
+      app_(std::make_unique<CLI::App>(help, name)),
+      elsewhere_(std::move(elsewhere)) {
     app_->require_subcommand(1);
-    app_->set_help_all_flag("--help-all", "Help of every command");
-    app_->footer(footer);
 }
 
 CommandLine::~CommandLine() = default;
@@ -200,18 +222,31 @@ Command& CommandLine::add(const std::string& name, const std::string& help) {
     return commands_.emplace_back(app_->add_subcommand(name, help), name);
 }
 
+std::vector<std::string> CommandLine::command_names() const {
+    std::vector<std::string> names;
+    for (const Command& command : commands_) names.push_back(command.name());
+    names.insert(names.end(), elsewhere_.begin(), elsewhere_.end());
+    return names;
+}
+
 Command& CommandLine::find(const std::string& name) {
-    std::vector<std::string> known;
-    for (Command& command : commands_) {
+    for (Command& command : commands_)
         if (command.name() == name) return command;
-        known.push_back(command.name());
+    reject_unknown("command", name, command_names(), "known are");
+}
+
+void CommandLine::print_help() const {
+    std::size_t width = 0;
+    for (const Command& command : commands_)
+        width = std::max(width, command.name().size());
+    fmt::print("{}\n\nCommands\n", help_);
+    for (const Command& command : commands_) {
+        const std::string about = command.app_->get_description();
+        fmt::print("{}\n", wrapped(fmt::format("  {:<{}}  {}", command.name(), width,
+                                               about.substr(0, about.find('\n'))),
+                                   width + 4));
     }
-    known.insert(known.end(), elsewhere_.begin(), elsewhere_.end());
-    const std::string meant = nearest(name, known);
-    reject(
-        "command", name,
-        fmt::format("{}known are {}", meant.empty() ? "" : "did you mean " + meant + "? ",
-                    fmt::join(known, ", ")));
+    fmt::print("\n{}\n", footer_);
 }
 
 void CommandLine::reject_word(const Command& command, const std::string& word) const {
@@ -221,7 +256,7 @@ void CommandLine::reject_word(const Command& command, const std::string& word) c
     if (!flag.starts_with("-"))
         reject("argument", word,
                fmt::format("moe {} takes no such word; {}", command.name(), help));
-    std::vector<std::string> known;
+    std::vector<std::string> known = {"--help"};
     for (const Flag& one : command.flags())
         known.insert(known.end(), one.names().begin(), one.names().end());
     const std::string meant = nearest(flag, known);
@@ -231,24 +266,38 @@ void CommandLine::reject_word(const Command& command, const std::string& word) c
 }
 
 int CommandLine::run(std::vector<std::string> arguments) {
-    const bool names_command = !arguments.empty() && !arguments[0].starts_with("-");
-    Command* const command = names_command ? &find(arguments[0]) : nullptr;
+    if (arguments.empty())
+        reject("command", "missing",
+               fmt::format("known are {}; moe --help says what they do",
+                           fmt::join(command_names(), ", ")));
+    if (arguments[0] == "--help" || arguments[0] == "-h") {
+        print_help();
+        return 0;
+    }
+    if (arguments[0].starts_with("-"))
+        reject("flag", arguments[0],
+               "must come after a command; moe --help shows what there is");
+    Command& command = find(arguments[0]);
+    const Command::Texts words(arguments.begin() + 1, arguments.end());
+    command.check(words);
     try {
         // CLI11 takes them from the back.
         std::reverse(arguments.begin(), arguments.end());
         app_->parse(std::move(arguments));
-        return command->action_();
     } catch (const CLI::Success& help) {
         return app_->exit(help);
     } catch (const CLI::ExtrasError&) {
-        const auto extra = command ? command->app_->remaining() : app_->remaining();
-        if (command && !extra.empty()) reject_word(*command, extra.front());
-        reject("flag", extra.empty() ? "" : extra.front(),
-               "not known; moe --help shows what is allowed");
-    } catch (const CLI::ParseError& error) {
-        throw InputError(fmt::format("{} (moe {}--help shows what is allowed)",
-                                     error.what(), command ? command->name() + " " : ""));
+        auto extra = command.app_->remaining();
+        if (extra.empty()) extra = app_->remaining();
+        reject_word(command, extra.empty() ? words.back() : extra.front());
+    } catch (const CLI::ParseError&) {
+        // Its own words are another's; what it found is found again
+        command.check_read();
+        reject("arguments", fmt::format("{}", fmt::join(words, " ")),
+               fmt::format("moe {} --help shows what is allowed", command.name()));
     }
+    command.check_read();
+    return command.action_();
 }
 
 }  // namespace moe

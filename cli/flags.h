@@ -21,7 +21,8 @@ namespace moe {
 /// One flag of a command, or one of its operands.
 class Flag {
   public:
-    Flag(CLI::Option* option, std::vector<std::string> names);
+    enum class Takes { one, several, nothing };
+    Flag(CLI::Option* option, std::vector<std::string> names, Takes takes);
 
     /// Several values, separated by commas or blanks; at most so many.
     Flag& list(int most = 1 << 20);
@@ -37,8 +38,12 @@ class Flag {
     const std::vector<std::string>& offered() const { return offered_; }
 
   private:
+    friend class Command;
     CLI::Option* option_;
-    std::vector<std::string> names_, offered_;
+    std::vector<std::string> names_, offered_, excluded_;
+    Takes takes_;
+    int most_ = 1;  // values
+    bool required_ = false;
 };
 
 /// One command. What a flag sets must live as long as the command.
@@ -77,6 +82,12 @@ class Command {
 
   private:
     friend class CommandLine;
+    /// The flag of that name, if there is one.
+    const Flag* find(const std::string& name) const;
+    /// InputError for words that the flags do not allow, before CLI11 reads them, …
+    void check(const Texts& words) const;
+    /// … and for what only shows once they are read.
+    void check_read() const;
     Flag& add(const std::string& name, const std::string& help, const char* type,
               std::function<void(const Texts&)> take);
 
@@ -89,6 +100,8 @@ class Command {
 /// The whole program's commands.
 class CommandLine {
   public:
+    /// @param help       the first lines of --help
+    /// @param footer     its last
     /// @param elsewhere  commands that another program has, for the reply to a wrong name
     CommandLine(const std::string& name, const std::string& help,
                 const std::string& footer, std::vector<std::string> elsewhere = {});
@@ -105,8 +118,12 @@ class CommandLine {
 
   private:
     Command& find(const std::string& name);
+    std::vector<std::string> command_names() const;
     [[noreturn]] void reject_word(const Command& command, const std::string& word) const;
+    /// One line per command; each has a --help of its own.
+    void print_help() const;
 
+    std::string help_, footer_;
     std::unique_ptr<CLI::App> app_;
     std::deque<Command> commands_;
     std::vector<std::string> elsewhere_;
@@ -114,8 +131,5 @@ class CommandLine {
 
 /// The integer that a flag's text is. InputError when it is none, or has over 64 bits.
 std::int64_t parse_integer(const std::string& flag, const std::string& text);
-
-/// The known name nearest to a mistyped one, or "" when none is near.
-std::string nearest(const std::string& word, const std::vector<std::string>& known);
 
 }  // namespace moe

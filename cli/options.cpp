@@ -11,6 +11,7 @@
 
 #include "cli/files.h"
 #include "core/error.h"
+#include "core/known_names.h"
 #include "core/tier.h"
 
 namespace moe {
@@ -55,9 +56,11 @@ std::string flag_name(const std::string& field) {
 }
 
 LayerOptions::LayerOptions(Command& command, Defaults defaults) : defaults_(defaults) {
-    command.option("--preset", preset_,
-                   fmt::format("Layer of a known model: {} (default {})",
-                               fmt::join(preset_names(), ", "), defaults.preset));
+    command
+        .option("--preset", preset_,
+                fmt::format("Layer of a known model: {} (default {})",
+                            fmt::join(preset_names(), ", "), defaults.preset))
+        .values(preset_names());
     command.option(
         "--scale", scale_,
         fmt::format("Divide the preset's widths by this (default {})", defaults.scale));
@@ -89,7 +92,10 @@ void LayerOptions::add_field_flags(Command& command) {
                     field.help + " (" + opposite + ": not)")
                 .group(group);
         } else if (field.kind == FieldKind::list) {
-            command.option(flag, texts_[field.name], field.help).list(8).group(group);
+            command.option(flag, texts_[field.name], field.help)
+                .list(8)
+                .group(group)
+                .values(allowed_values(field.name));
         } else {
             command
                 .option(
@@ -98,7 +104,8 @@ void LayerOptions::add_field_flags(Command& command) {
                         texts_[name] = {text};
                     },
                     field.help)
-                .group(group);
+                .group(group)
+                .values(allowed_values(field.name));
         }
     }
     const auto add_shorthand = [&](const char* flag, bool& chosen, const char* help) {
@@ -109,7 +116,7 @@ void LayerOptions::add_field_flags(Command& command) {
     add_shorthand("--quick-geglu", quick_geglu_, "activation_func quick_gelu, gated");
 }
 
-LayerOptions::Chosen LayerOptions::choose() const {
+LayerOptions::Chosen LayerOptions::start() const {
     Chosen chosen;
     MoEConfig& config = chosen.config;
     if (config_path_) {
@@ -126,7 +133,12 @@ LayerOptions::Chosen LayerOptions::choose() const {
         config =
             preset(preset_.value_or(defaults_.preset), scale_.value_or(defaults_.scale));
     }
+    return chosen;
+}
 
+LayerOptions::Chosen LayerOptions::choose() const {
+    Chosen chosen = start();
+    MoEConfig& config = chosen.config;
     if (swiglu_ + squared_relu_ + quick_geglu_ > 1)
         reject("--swiglu, --squared-relu, --quick-geglu", "several", "choose one");
     if (swiglu_ || squared_relu_ || quick_geglu_) {
@@ -159,12 +171,42 @@ MoEConfig LayerOptions::config() const {
     return config;
 }
 
+bool LayerOptions::any_field_flag() const {
+    return swiglu_ || squared_relu_ || quick_geglu_ || !booleans_.empty() ||
+           std::any_of(texts_.begin(), texts_.end(),
+                       [](const auto& text) { return !text.second.empty(); });
+}
+
+std::string LayerOptions::changes() const {
+    if (!any_field_flag()) return "";
+    const auto before = config_to_json(start().config);
+    const auto after = config_to_json(choose().config);
+    const auto shown = [](const auto& value) {
+        return value.is_null()     ? "none"
+               : value.is_string() ? value.template get<std::string>()
+                                   : value.dump();
+    };
+    std::string text;
+    for (const FieldInfo& field : config_fields()) {
+        const std::string& name = field.name;
+        if (before[name] == after[name] || name.ends_with("_parallel_size") ||
+            name == "sequence_parallel" || name == "moe_token_dispatcher_type")
+            continue;
+        text += fmt::format("{} {} {} → {}", text.empty() ? ", changed:" : ",", name,
+                            shown(before[name]), shown(after[name]));
+    }
+    return text;
+}
+
 std::string LayerOptions::model() const {
-    if (config_path_) return *config_path_;
-    const std::int64_t scale = scale_.value_or(defaults_.scale);
-    if (defaults_.config && !preset_) return defaults_.preset;
-    const std::string name = preset_.value_or(defaults_.preset);
-    return scale == 1 ? name : fmt::format("{}, widths / {}", name, scale);
+    const std::string name =
+        config_path_ ? *config_path_ : preset_.value_or(defaults_.preset);
+    const bool scaled = !config_path_ && (preset_ || !defaults_.config) &&
+                        scale_.value_or(defaults_.scale) != 1;
+    return name +
+           (scaled ? fmt::format(", widths / {}", scale_.value_or(defaults_.scale))
+                   : "") +
+           changes();
 }
 
 std::int64_t LayerOptions::seq_length() const {
@@ -179,6 +221,16 @@ std::int64_t LayerOptions::micro_batch_size() const {
     if (size < 1 || size > 100'000)
         reject("--micro-batch-size", size, "must be from 1 to 100000");
     return size;
+}
+
+std::vector<std::string> tier_names() {
+    std::vector<std::string> names;
+    for (const Tier* tier : tiers()) names.push_back(tier->name());
+    return names;
+}
+
+std::vector<std::string> dtype_names() {
+    return {to_string(DType::f64), to_string(DType::f32), to_string(DType::bf16)};
 }
 
 void add_threads_flag(Command& command) {

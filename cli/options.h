@@ -39,7 +39,8 @@ class LayerOptions {
     Chosen choose() const;
     /// The same, finalized.
     MoEConfig config() const;
-    /// E.g. "mixtral_8x7b, widths / 16".
+    /// E.g. "mixtral_8x7b, widths / 16, changed: num_moe_experts 8 → 16". How ranks
+    /// share it is no change of the layer. Reads the file of --config if flags change it.
     std::string model() const;
     std::int64_t seq_length() const;
     bool seq_length_given() const { return seq_length_.has_value(); }
@@ -49,6 +50,10 @@ class LayerOptions {
 
   private:
     void add_field_flags(Command& command);
+    /// Where the flags start from.
+    Chosen start() const;
+    bool any_field_flag() const;
+    std::string changes() const;
 
     Defaults defaults_;
     std::optional<std::string> preset_, config_path_;
@@ -61,6 +66,10 @@ class LayerOptions {
 
 /// Megatron's flag for a config field: "moe_router_topk" gives "--moe-router-topk".
 std::string flag_name(const std::string& field);
+
+/// What --tier and --dtype may be, for a shell to offer.
+std::vector<std::string> tier_names();
+std::vector<std::string> dtype_names();
 
 /// Adds --threads; applies it when parsed.
 void add_threads_flag(Command& command);

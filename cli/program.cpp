@@ -28,17 +28,16 @@ const std::vector<std::string>& program_arguments() {
 int run_program(std::vector<std::string> arguments) {
     given_arguments = arguments;
     CommandLine line(
-        "moe",
-        "Megatron's Mixture-of-Experts layer, one text in three scripts.\n\n"
-        "Examples:\n"
+        "moe", "Megatron's Mixture-of-Experts layer, one text in three scripts.",
+        "Examples\n"
         "  moe compare                              real text through the layer, "
         "checked\n"
         "  moe compare --preset deepseek_v3 --scale 64\n"
         "  moe verify tests/golden/*.safetensors    Megatron's own numbers\n"
         "  moe trace                                eight tokens, every value\n"
         "  moe bench                                what is fast, and what could be\n"
-        "  moe info --fields                        what can be configured",
-        "Every command has flags of its own: moe compare --help\n",
+        "  moe info --fields                        what can be configured\n\n"
+        "Every command has flags of its own: moe compare --help",
         {"test", "docs", "gdb"});
     add_compare(line);
     add_verify(line);

@@ -6,14 +6,15 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 namespace {
 
-void require_one_of(const std::string& field, const std::string& value,
-                    const std::vector<std::string>& allowed) {
+void require_allowed(const std::string& field, const std::string& value) {
+    const std::vector<std::string>& allowed = allowed_values(field);
     if (std::find(allowed.begin(), allowed.end(), value) == allowed.end())
-        reject(field, value, fmt::format("allowed are {}", fmt::join(allowed, ", ")));
+        reject_unknown(field, value, allowed);
 }
 
 void require_positive(const std::string& field, std::int64_t value) {
@@ -53,8 +54,7 @@ void check_ranks(const MoEConfig& c) {
 }
 
 void check_dispatcher(const MoEConfig& c) {
-    require_one_of("moe_token_dispatcher_type", c.moe_token_dispatcher_type,
-                   {"allgather", "alltoall", "flex"});
+    require_allowed("moe_token_dispatcher_type", c.moe_token_dispatcher_type);
     if (c.moe_flex_peer_heap_bytes) {
         if (*c.moe_flex_peer_heap_bytes <= 0)
             reject("moe_flex_peer_heap_bytes", *c.moe_flex_peer_heap_bytes,
@@ -93,8 +93,7 @@ void check_shape(const MoEConfig& c) {
 }
 
 void check_experts(const MoEConfig& c) {
-    require_one_of("activation_func", c.activation_func,
-                   {"silu", "gelu", "quick_gelu", "squared_relu"});
+    require_allowed("activation_func", c.activation_func);
     require_finite("glu_linear_offset", c.glu_linear_offset);
     if (c.activation_func_clamp_value) {
         const double clamp = *c.activation_func_clamp_value;
@@ -144,8 +143,7 @@ void check_router(const MoEConfig& c) {
     if (c.moe_router_topk > c.num_experts())
         reject("moe_router_topk", c.moe_router_topk,
                fmt::format("must be at most num_moe_experts ({})", c.num_experts()));
-    require_one_of("moe_router_score_function", c.moe_router_score_function,
-                   {"softmax", "sigmoid", "sqrtsoftplus"});
+    require_allowed("moe_router_score_function", c.moe_router_score_function);
     const bool softmax = c.moe_router_score_function == "softmax";
     if (c.moe_router_topk == 1 && softmax && !c.moe_router_pre_softmax &&
         !c.is_sinkhorn())
@@ -153,8 +151,7 @@ void check_router(const MoEConfig& c) {
             "moe_router_topk", c.moe_router_topk,
             "must be above 1 for softmax without moe_router_pre_softmax (a softmax over "
             "one expert has no gradient)");
-    if (c.moe_router_dtype)
-        require_one_of("moe_router_dtype", *c.moe_router_dtype, {"fp32", "fp64"});
+    if (c.moe_router_dtype) require_allowed("moe_router_dtype", *c.moe_router_dtype);
     if (c.moe_router_enable_expert_bias && softmax)
         reject("moe_router_enable_expert_bias", true,
                "needs moe_router_score_function sigmoid or sqrtsoftplus");
@@ -173,9 +170,7 @@ void check_losses(const MoEConfig& c) {
     for (std::size_t i = 0; i < types.size(); ++i) {
         if (types[i] == "quantile_balancing")
             reject("moe_router_load_balancing_type", types[i], "is not built here");
-        require_one_of(
-            "moe_router_load_balancing_type", types[i],
-            {"aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"});
+        require_allowed("moe_router_load_balancing_type", types[i]);
         if (std::count(types.begin(), types.end(), types[i]) > 1)
             reject("moe_router_load_balancing_type",
                    fmt::format("{}", fmt::join(types, " ")), "must name each type once");
@@ -201,8 +196,7 @@ void check_losses(const MoEConfig& c) {
 }
 
 void check_capacity(const MoEConfig& c) {
-    require_one_of("moe_token_drop_policy", c.moe_token_drop_policy,
-                   {"probs", "position"});
+    require_allowed("moe_token_drop_policy", c.moe_token_drop_policy);
     if (!c.moe_expert_capacity_factor) {
         if (c.moe_pad_expert_input_to_capacity)
             reject("moe_pad_expert_input_to_capacity", true,
@@ -238,13 +232,10 @@ void MoEConfig::finalize() {
 }
 
 std::vector<std::string> MoEConfig::warnings() const {
-    std::vector<std::string> lines;
-    if (num_experts() >= 32 && !moe_router_dtype)
-        lines.push_back(
-            "moe_router_dtype is not set: with 32 or more experts Megatron advises fp32 "
-            "or "
-            "fp64 routing");
-    return lines;
+    if (num_experts() < 32 || moe_router_dtype) return {};
+    return {
+        "moe_router_dtype is not set: with 32 or more experts Megatron advises fp32 or "
+        "fp64 routing"};
 }
 
 double MoEConfig::aux_loss_coeff(const std::string& type) const {

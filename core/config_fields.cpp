@@ -4,6 +4,7 @@
 
 #include "core/config.h"
 #include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 namespace {
@@ -154,9 +155,14 @@ void set_field(MoEConfig& config, const std::string& name, const json& value,
                    mismatch.expected);
         }
     });
-    if (!known)
+    if (!known) {
+        std::vector<std::string> names;
+        for (const FieldInfo& info : config_fields()) names.push_back(info.name);
+        const std::string meant = nearest(name, names);
         reject(field, value.dump(-1, ' ', true, json::error_handler_t::replace),
-               "no such config field here (`moe info --fields` lists them)");
+               "no such config field here (`moe info --fields` lists them)" +
+                   (meant.empty() ? "" : "; did you mean " + meant + "?"));
+    }
 }
 
 MoEConfig config_from_json(const json& json, const std::string& where) {

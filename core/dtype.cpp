@@ -1,6 +1,6 @@
 #include "core/dtype.h"
 
-#include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 
@@ -19,7 +19,7 @@ std::string to_string(DType dtype) {
 DType parse_dtype(const std::string& field, const std::string& text) {
     for (DType dtype : {DType::f64, DType::f32, DType::bf16})
         if (text == to_string(dtype)) return dtype;
-    reject(field, text, "allowed are fp64, fp32, bf16");
+    reject_unknown(field, text, {"fp64", "fp32", "bf16"});
 }
 
 }  // namespace moe

@@ -4,6 +4,7 @@
 
 #include "core/config.h"
 #include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 namespace {
@@ -110,7 +111,7 @@ MoEConfig preset(const std::string& name, std::int64_t scale) {
                 shrink("moe_shared_expert_intermediate_size", config.shared_ffn(), scale);
         return config;
     }
-    reject("preset", name, fmt::format("known are {}", fmt::join(preset_names(), ", ")));
+    reject_unknown("preset", name, preset_names(), "known are");
 }
 
 }  // namespace moe

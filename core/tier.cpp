@@ -1,6 +1,7 @@
 #include "core/tier.h"
 
-#include <fmt/ranges.h>
+#include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 namespace {
@@ -31,7 +32,7 @@ const Tier& find_tier(const std::string& field, const std::string& name) {
         }
         names.push_back(tier->name());
     }
-    reject(field, name, fmt::format("available tiers are {}", fmt::join(names, ", ")));
+    reject_unknown(field, name, names, "available tiers are");
 }
 
 }  // namespace moe

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 
 #include "cli/commands.h"
@@ -36,9 +37,20 @@ void print_header(const Comparison& c) {
     fmt::print(
         "{}\n",
         wrapped(fmt::format("Layer   {}: {}", c.model, layer_in_words(config)), 8));
-    fmt::print("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows\n",
-               c.text.name, c.text.seq_len, c.text.micro_batch, c.sizes.num_tokens,
-               c.sizes.num_rows);
+    fmt::print(
+        "{}\n",
+        wrapped(fmt::format("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows",
+                            c.text.name, c.text.seq_len, c.text.micro_batch,
+                            c.sizes.num_tokens, c.sizes.num_rows),
+                8));
+    if (config.moe_expert_capacity_factor) {
+        const std::int64_t rows = c.sizes.num_tokens * config.moe_router_topk;
+        const std::uint8_t* map = c.routing_map.data<std::uint8_t>();
+        const auto kept =
+            std::accumulate(map, map + c.routing_map.numel(), std::int64_t{0});
+        fmt::print("Rows    {} of {} kept, {} dropped: an expert takes at most {}\n",
+                   kept, rows, rows - kept, get_capacity(config, c.sizes.num_tokens));
+    }
     for (std::size_t i = 0; i < c.columns.size(); ++i)
         fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", c.columns[i].label,
                    i == 0 ? "  (what the others are held against)"
@@ -234,8 +246,10 @@ void add_compare(CommandLine& line) {
     command.option("--text", options->text, "Text file (default: the README)");
     command.option("--report", options->report,
                    "Folder for the HTML report, or none (default moe-report)");
-    command.option("--tier", options->tiers, "Tiers to run (default: all)");
-    command.option("--dtype", options->dtypes, "fp64, fp32, bf16 (default: all)");
+    command.option("--tier", options->tiers, "Tiers to run (default: all)")
+        .values(tier_names());
+    command.option("--dtype", options->dtypes, "fp64, fp32, bf16 (default: all)")
+        .values(dtype_names());
     command.option("--spec", options->spec,
                    "One more column: component=tier:dtype,…  (components: router, "
                    "dispatcher, experts, shared_experts)");

@@ -13,6 +13,7 @@
 #include "cli/options.h"
 #include "cli/terminal.h"
 #include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 namespace {
@@ -168,13 +169,16 @@ std::vector<ModuleSpec> choose_specs(const VerifyOptions& options) {
     return specs;
 }
 
+std::vector<std::string> dispatcher_choices() {
+    std::vector<std::string> choices(kDispatcherTypes.begin(), kDispatcherTypes.end());
+    choices.push_back("all");
+    return choices;
+}
+
 void check_dispatcher_type(const std::string& type) {
-    if (type.empty() || type == "all" ||
-        std::find(kDispatcherTypes.begin(), kDispatcherTypes.end(), type) !=
-            kDispatcherTypes.end())
-        return;
-    reject("--moe-token-dispatcher-type", type,
-           fmt::format("must be all or one of {}", fmt::join(kDispatcherTypes, ", ")));
+    const std::vector<std::string> known = dispatcher_choices();
+    if (!type.empty() && std::find(known.begin(), known.end(), type) == known.end())
+        reject_unknown("--moe-token-dispatcher-type", type, known);
 }
 
 int run_verify(const VerifyOptions& options) {
@@ -212,17 +216,22 @@ void add_verify(CommandLine& line) {
                  "Exit code: 0 all match, 1 a value differs, 2 bad input.\n\n"
                  "Example: moe verify tests/golden/*.safetensors --dtype fp64");
     command.option("files", options->files, "Golden cases (.safetensors)").required();
-    command.option("--tier", options->tiers, "Tiers to run (default: all)");
-    command.option("--dtype", options->dtypes,
-                   "fp64, fp32, bf16 (default: all that the tier has)");
+    command.option("--tier", options->tiers, "Tiers to run (default: all)")
+        .values(tier_names());
+    command
+        .option("--dtype", options->dtypes,
+                "fp64, fp32, bf16 (default: all that the tier has)")
+        .values(dtype_names());
     command.option("--spec", options->spec,
                    "A mix instead: component=tier:dtype,…, as in compare; what is "
                    "not named is reference_cpu:fp32");
-    command.option(
-        "--moe-token-dispatcher-type", options->dispatcher_type,
-        fmt::format("{}, or all: through other dispatchers than the file's too, as far "
+    command
+        .option("--moe-token-dispatcher-type", options->dispatcher_type,
+                fmt::format(
+                    "{}, or all: through other dispatchers than the file's too, as far "
                     "as the config allows",
-                    fmt::join(kDispatcherTypes, ", ")));
+                    fmt::join(kDispatcherTypes, ", ")))
+        .values(dispatcher_choices());
     command.flag("--json", options->json, "One JSON object per file, tier and dtype");
     add_threads_flag(command);
     command.runs([options] { return run_verify(*options); });

@@ -12,6 +12,7 @@
 #include "cli/gpu_check/tools.h"
 #include "cli/words.h"
 #include "core/error.h"
+#include "core/known_names.h"
 #include "gpu/tensor.h"
 
 namespace moe {
@@ -45,7 +46,7 @@ std::set<std::string> choose_names(const std::vector<Stage>& table,
     const std::vector<std::string> known = names_of(table);
     for (const std::string& name : asked)
         if (std::find(known.begin(), known.end(), name) == known.end())
-            reject("--stages", name, fmt::format("known are {}", fmt::join(known, ", ")));
+            reject_unknown("--stages", name, known, "known are");
     const auto& chosen = asked.empty() ? known : asked;
     return {chosen.begin(), chosen.end()};
 }
@@ -102,9 +103,11 @@ void add_gpu_check(CommandLine& line) {
         "Exit code: 0 all passed (or lacks an optional tool), 1 a stage failed or went "
         "over\nits budget, 2 bad input, or no GPU.\n\n"
         "Example: moe gpu-check --stages facts,conformance");
-    command.option("--stages", options->stages,
-                   fmt::format("Some of {} (default: all, in this order)",
-                               fmt::join(names_of(table), ", ")));
+    command
+        .option("--stages", options->stages,
+                fmt::format("Some of {} (default: all, in this order)",
+                            fmt::join(names_of(table), ", ")))
+        .values(names_of(table));
     command.option("--out", options->out,
                    "Folder for what it leaves, new or empty (default: gpu-check-, "
                    "then the date and time in UTC)");

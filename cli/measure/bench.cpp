@@ -19,6 +19,7 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/ranks/options.h"
+#include "core/known_names.h"
 #include "core/tier.h"
 #include "gpu/device_facts.h"
 #include "gpu/tensor.h"
@@ -59,7 +60,7 @@ std::vector<std::string> choose(const std::string& flag,
                                 const std::vector<std::string>& allowed) {
     for (const std::string& name : wanted)
         if (std::count(allowed.begin(), allowed.end(), name) == 0)
-            reject(flag, name, fmt::format("known are {}", fmt::join(allowed, ", ")));
+            reject_unknown(flag, name, allowed, "known are");
     std::vector<std::string> chosen;
     for (const std::string& name : allowed)
         if (wanted.empty() || std::count(wanted.begin(), wanted.end(), name) > 0)
@@ -226,21 +227,31 @@ void add_bench(CommandLine& line) {
         "  moe bench --preset olmoe --scale 1 --tokens 8192 --routing skewed\n"
         "  moe bench --component experts --pass forward --dtype bf16\n"
         "  moe bench --json result.json");
-    command.option("--tier", options->tiers,
-                   "Tiers to run (default: with a GPU those that use it, else all)");
-    command.option("--dtype", options->dtypes, "fp64, fp32, bf16 (default: not fp64)");
+    command
+        .option("--tier", options->tiers,
+                "Tiers to run (default: with a GPU those that use it, else all)")
+        .values(tier_names());
+    command.option("--dtype", options->dtypes, "fp64, fp32, bf16 (default: not fp64)")
+        .values(dtype_names());
     command.option("--spec", options->spec,
                    "One more supplier, a mix: component=tier:dtype,…");
-    command.option("--component", options->subjects,
-                   "router, dispatcher, experts, shared_experts, layer (default: all)");
-    command.option("--pass", options->passes, "forward, backward, both (default: all)");
+    command
+        .option("--component", options->subjects,
+                "router, dispatcher, experts, shared_experts, layer (default: all)")
+        .values({"router", "dispatcher", "experts", "shared_experts", "layer"});
+    command.option("--pass", options->passes, "forward, backward, both (default: all)")
+        .values(bench::kPasses);
     command.option("--tokens", options->tokens,
                    "T, one sequence of that length; several: one run for each");
-    command.option("--routing", options->routings,
-                   "balanced, uniform, skewed, or hot:N, all rows on N experts; "
-                   "several: one run for each (default uniform)");
-    command.option("--reference-dtype", options->reference_dtype,
-                   "Of what all is held against: fp64, or fp32 for half the memory");
+    command
+        .option("--routing", options->routings,
+                "balanced, uniform, skewed, or hot:N, all rows on N experts; "
+                "several: one run for each (default uniform)")
+        .values({"balanced", "uniform", "skewed", "hot:"});
+    command
+        .option("--reference-dtype", options->reference_dtype,
+                "Of what all is held against: fp64, or fp32 for half the memory")
+        .values({"fp64", "fp32"});
     command.option("--seconds", options->seconds, "For timing, about (default 20)");
     command.flag("--short", options->quick,
                  "The least that says something: with a GPU bf16 alone");

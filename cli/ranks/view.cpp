@@ -35,8 +35,9 @@ void print_header(const RankComparison& c) {
     const MoEConfig& config = c.config();
     const distributed::ParallelSizes& s = c.sizes;
     print_wrapped(fmt::format("Layer   {}: {}", c.model, layer_in_words(config)), 8);
-    fmt::print("Text    {}: S={} x B={} = {} tokens (bytes)\n", c.text_name, c.seq_len,
-               c.micro_batch, c.num_tokens());
+    print_wrapped(fmt::format("Text    {}: S={} x B={} = {} tokens (bytes)", c.text_name,
+                              c.seq_len, c.micro_batch, c.num_tokens()),
+                  8);
     print_wrapped(
         fmt::format(
             "Ranks   {} {}: TP {} x CP {} x DP {}; for experts ETP {} x EP {} x DP {}",

@@ -195,9 +195,11 @@ void add_trace(CommandLine& line) {
         "less\n"
         "A whole dispatch, rank by rank:\n"
         "  moe trace --ranks 2 --moe-token-dispatcher-type alltoall");
-    command.option("--tier", options->tier, "Tier (default reference_cpu)");
-    command.option("--dtype", options->dtype,
-                   "Precision (default: the tier's most precise)");
+    command.option("--tier", options->tier, "Tier (default reference_cpu)")
+        .values(tier_names());
+    command
+        .option("--dtype", options->dtype, "Precision (default: the tier's most precise)")
+        .values(dtype_names());
     command.option("--spec", options->spec, "Tier per component, as in compare");
     add_threads_flag(command);
     options->layer = std::make_unique<LayerOptions>(

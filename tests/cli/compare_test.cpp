@@ -128,6 +128,19 @@ TEST_F(CompareTest, ComparesWithoutAReport) {
     EXPECT_EQ(count_lines(output.err), 1);
 }
 
+TEST_F(CompareTest, CountsTheRowsThatCapacityDrops) {
+    // Two choices of 99 tokens, nearly all alike; 25 = ceil(99 * 2 / 8) fit an expert.
+    const std::string text = write("text.txt", std::string(300, 'e'));
+    const Output output =
+        moe(kSmall + text + " --dtype fp32 --moe-expert-capacity-factor 1");
+    EXPECT_EQ(output.code, kExitOk) << output.err;
+    EXPECT_TRUE(has(output, "tokens (bytes), 50 expert rows\n")) << output.out;
+    EXPECT_TRUE(has(
+        output, "\nRows    50 of 198 kept, 148 dropped: an expert takes at most 25\n"))
+        << output.out;
+    EXPECT_FALSE(has(moe(kSmall + text + " --dtype fp32"), " dropped"));
+}
+
 TEST_F(CompareTest, ComparesAsMuchAsTheTextHolds) {
     // Without --seq-length a short text is enough; with it, it must be long enough.
     const std::string text = write("text.txt", std::string(30, 'e'));

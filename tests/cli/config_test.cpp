@@ -183,7 +183,7 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
     }
 }
 
-TEST_F(CliConfigTest, NamesTheModel) {
+TEST_F(CliConfigTest, NamesTheModelAndWhatFlagsChange) {
     const auto model = [](const std::string& flags, std::optional<MoEConfig> own = {}) {
         CommandLine line("moe", "", "");
         Command& command = line.add("trace", "");
@@ -200,6 +200,18 @@ TEST_F(CliConfigTest, NamesTheModel) {
     EXPECT_EQ(model("--preset olmoe"), "olmoe, widths / 16");
     EXPECT_EQ(model("--preset olmoe --scale 4"), "olmoe, widths / 4");
     EXPECT_EQ(model("--config a.json"), "a.json");
+    // What flags change is no longer the preset's layer; what they repeat is.
+    EXPECT_EQ(model("--num-experts 16 --moe-router-topk 4 --scale 1"),
+              "mixtral_8x7b, changed: num_moe_experts 8 → 16, moe_router_topk 2 → 4");
+    EXPECT_EQ(model("--squared-relu --moe-z-loss-coeff 0.5"),
+              "mixtral_8x7b, widths / 16, changed: gated_linear_unit true → false, "
+              "activation_func silu → squared_relu, moe_z_loss_coeff none → 0.5");
+    EXPECT_EQ(model("--num-experts 8 --swiglu"), "mixtral_8x7b, widths / 16");
+    EXPECT_EQ(model("--tensor-model-parallel-size 2 --sequence-parallel"),
+              "mixtral_8x7b, widths / 16");
+    const std::string file = write("own.json", R"({"num_moe_experts": 4})");
+    EXPECT_EQ(model("--num-experts 6 --config " + file),
+              file + ", changed: num_moe_experts 4 → 6");
     EXPECT_EQ(model("", small_config()), "mixtral_8x7b");
     EXPECT_EQ(model("--preset olmoe", small_config()), "olmoe, widths / 16");
 }

@@ -6,6 +6,7 @@
 
 #include "cli/memory.h"
 #include "cli/options.h"
+#include "core/known_names.h"
 #include "tests/cli/support.h"
 
 namespace moe::test {
@@ -137,7 +138,31 @@ TEST_F(CliTest, ListsItsFieldsTiersAndFlags) {
                 << field.name;
 }
 
-TEST_F(CliTest, CompletesCommandsAndFlags) {
+TEST_F(CliTest, HelpsWithALinePerCommand) {
+    const Output help = moe("--help");
+    EXPECT_EQ(help.code, kExitOk);
+    EXPECT_EQ(moe("-h").out, help.out);
+    std::size_t at = help.out.find("\nCommands\n");
+    for (const char* line :
+         {"\n  compare     Run real text through every tier", "\n  verify  ",
+          "\n  trace  ", "\n  bench  ", "\n  info  ", "\n  gpu-check  ", "\n  results  ",
+          "\n  completion  ", "\nExamples\n",
+          "\nEvery command has flags of its own: moe compare --help\n"}) {
+        ASSERT_NE(at, std::string::npos);
+        at = help.out.find(line, at);
+        EXPECT_NE(at, std::string::npos) << line;
+    }
+    EXPECT_LT(count_lines(help.out), 24) << "the whole descriptions are the commands'";
+    EXPECT_EQ(help.out.find("Exit code"), std::string::npos);
+    EXPECT_NE(moe("compare --help").out.find("Exit code"), std::string::npos);
+    setenv("COLUMNS", "80", 1);
+    std::istringstream lines(moe("--help").out);
+    for (std::string line; std::getline(lines, line);)
+        EXPECT_LE(line.size(), 80u) << line;
+    unsetenv("COLUMNS");
+}
+
+TEST_F(CliTest, CompletesCommandsFlagsAndValues) {
     for (const char* shell : {"bash", "zsh"}) {
         const Output script = moe(std::string("completion ") + shell);
         EXPECT_EQ(script.code, kExitOk);
@@ -166,6 +191,25 @@ TEST_F(CliTest, CompletesCommandsAndFlags) {
     EXPECT_EQ(offers("moe compare --rep"), (Words{"--report", "--repeats"}));
     EXPECT_EQ(offers("moe verify --js"), Words{"--json"});
     EXPECT_EQ(offers("moe verify comp"), Words{"complete.sh"});
+    // After a flag, its values: those that the code knows.
+    EXPECT_EQ(offers("moe compare --preset ''"), preset_names());
+    EXPECT_EQ(offers("moe trace --preset qw"), Words{"qwen3_30b_a3b"});
+    EXPECT_EQ(offers("moe bench --tier ref"), Words{"reference_cpu"});
+    EXPECT_EQ(offers("moe verify --dtype ''"), (Words{"fp64", "fp32", "bf16"}));
+    EXPECT_EQ(offers("moe bench --component exp"), Words{"experts"});
+    EXPECT_EQ(offers("moe bench --pass ''"), (Words{"forward", "backward", "both"}));
+    EXPECT_EQ(offers("moe bench --routing sk"), Words{"skewed"});
+    EXPECT_EQ(offers("moe verify --moe-token-dispatcher-type al"),
+              (Words{"allgather", "alltoall", "all"}));
+    for (const char* field :
+         {"activation_func", "moe_router_score_function", "moe_token_dispatcher_type",
+          "moe_token_drop_policy", "moe_router_dtype", "moe_router_load_balancing_type"})
+        EXPECT_EQ(offers("moe compare " + flag_name(field) + " ''"),
+                  allowed_values(field))
+            << field;
+    // As bash splits --tier=na
+    EXPECT_EQ(offers("moe bench --tier = ref"), Words{"reference_cpu"});
+    EXPECT_EQ(offers("moe verify --dtype ="), (Words{"fp64", "fp32", "bf16"}));
 }
 
 }  // namespace

@@ -53,7 +53,7 @@ TEST(Wrapped, CutsAtBlanksAndIndents) {
     EXPECT_EQ(columns_of("① a→b"), 5u);
     EXPECT_EQ(wrapped("one two", 2, 7), "one two");
     EXPECT_EQ(wrapped("one two", 2, 6), "one\n  two");
-    EXPECT_EQ(wrapped("one  two   three", 1, 8), "one\n two\n three");
+    EXPECT_EQ(wrapped("one  two   three", 1, 7), "one\n two\n three");
     EXPECT_EQ(wrapped("①② ③", 0, 4), "①② ③");
     EXPECT_EQ(wrapped("unbreakable", 2, 4), "unbreakable");
     EXPECT_EQ(wrapped("a unbreakable b", 2, 4), "a\n  unbreakable\n  b");
@@ -115,7 +115,7 @@ TEST_F(TerminalTest, VerifiesOnEightyColumns) {
 
 TEST_F(TerminalTest, BenchesOnEightyColumns) {
     const std::string bench =
-        "bench --component router --pass forward --tokens 16 --seconds 0.01 --scale 32 "
+        "bench --component router --pass forward --tokens 16 --seconds 0.01 --scale 16 "
         "--report none";
     const Output narrow = on_columns("80", bench), wide = on_columns("200", bench);
     EXPECT_EQ(narrow.code, kExitOk) << narrow.err;
