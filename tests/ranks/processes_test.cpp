@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -97,14 +98,14 @@ class Job {
         return outcome;
     }
 
-    /// Reads until that many lines have come.
-    std::string read_lines(int lines) {
-        char letter;
-        while (lines > 0 && read(read_end_, &letter, 1) == 1) {
-            seen_ += letter;
-            lines -= letter == '\n';
-        }
-        return seen_;
+    /// The next line, with its end; empty when all that write are gone.
+    std::string read_line() {
+        std::string line;
+        for (char letter;
+             line.find('\n') == line.npos && read(read_end_, &letter, 1) == 1;)
+            line += letter;
+        seen_ += line;
+        return line;
     }
 
   private:
@@ -211,10 +212,15 @@ bool is_alive(pid_t pid) {
 /// Kills the launcher of ranks that would sleep for an hour.
 void check_that_ranks_die_with_their_launcher(const std::vector<std::string>& arguments) {
     Job job(arguments);
-    std::istringstream lines(job.read_lines(kRanks));
     std::vector<pid_t> ranks;
-    for (std::string line; std::getline(lines, line);)
-        ranks.push_back(std::stoi(line.substr(line.rfind(' '))));
+    while (ranks.size() < std::size_t(kRanks)) {
+        const std::string line = job.read_line();
+        if (line.empty()) break;
+        // An MPI's own warnings may stand between them.
+        int rank = -1, pid = -1;
+        if (std::sscanf(line.c_str(), "rank %d: pid %d", &rank, &pid) == 2)
+            ranks.push_back(pid);
+    }
     ASSERT_EQ(ranks.size(), std::size_t(kRanks));
     for (pid_t rank : ranks) EXPECT_TRUE(is_alive(rank));
     kill(job.pid(), SIGKILL);
