@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""pages_in_browser.py [HTML [PICTURES]] : the main page of ./moe docs in headless Chromium.
+
+Takes its picture 1280 and 390 pixels wide into PICTURES (build/docs/pictures), and exits
+with 1 when a page of prose is wider than its window.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+WIDTHS = (1280, 390)
+# Frames have the width they are given; a headless window has at least 500 pixels.
+MEASURE = """<!doctype html><body><script>
+const frame = document.createElement("iframe");
+frame.style = "border: 0; width: %dpx; height: 900px";
+frame.src = "%s";
+frame.onload = () => setTimeout(() => {
+    const all = frame.contentDocument;  // the text scrolls in a box of its own
+    const parts = [all.documentElement, all.getElementById("doc-content")];
+    const over = parts.map(part => part.scrollWidth - part.clientWidth);
+    document.title = `over: ${Math.max(...over)}`;
+}, 500);
+document.body.append(frame);
+</script>"""
+
+
+def chromium(home, *arguments):
+    """Its stdout; ends the test when there is no browser, or none that works."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        sys.exit("chromium = missing: apt-get update && apt-get install chromium")
+    return subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--allow-file-access-from-files", f"--user-data-dir={home}",
+         "--virtual-time-budget=10000", *arguments],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        timeout=120).stdout
+
+
+def main():
+    root = pathlib.Path(__file__).resolve().parents[2]
+    given = [pathlib.Path(argument).resolve() for argument in sys.argv[1:]]
+    html = given[0] if given else root / "build/docs/html"
+    pictures = given[1] if len(given) > 1 else root / "build/docs/pictures"
+    pages = [html / "index.html", *sorted(html.glob("md_*.html"))]
+    if len(pages) == 1 or not pages[0].exists():
+        sys.exit(f"pages = {html}: has none; run ./moe docs first")
+    pictures.mkdir(parents=True, exist_ok=True)
+    too_wide = False
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        frame = pathlib.Path(home) / "frame.html"
+        for width in WIDTHS:
+            frame.write_text(f'<!doctype html><body style="margin: 0"><iframe style="border: '
+                             f'0; width: {width}px; height: 2000px" '
+                             f'src="{pages[0].as_uri()}"></iframe>')
+            chromium(home, f"--screenshot={pictures}/{width}.png",
+                     f"--window-size={max(width, 500)},2000", frame.as_uri())
+            for page in pages:
+                frame.write_text(MEASURE % (width, page.as_uri()))
+                seen = re.search(r"<title>over: (\d+)</title>",
+                                 chromium(home, "--dump-dom", "--window-size=1400,1000",
+                                          frame.as_uri()))
+                verdict = "not measured"
+                if seen:
+                    verdict = "fits" if seen[1] == "0" else f"{seen[1]} px too wide"
+                too_wide = too_wide or verdict != "fits"
+                print(f"{page.name}, {width} px: {verdict}", flush=True)
+    print(f"pictures in {pictures}")
+    sys.exit(1 if too_wide else 0)
+
+
+if __name__ == "__main__":
+    main()
