@@ -177,6 +177,17 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     return request;
 }
 
+/// Whether it takes seconds, in a pipe too, until the first result is printed.
+bool takes_long(const MoEConfig& config, const TextTokens& text) {
+    return estimate_memory(config, text.seq_len * text.micro_batch) > kMuchMemory;
+}
+bool is_long(const ComparisonRequest& request) {
+    return takes_long(request.config, request.text);
+}
+bool is_long(const RankComparisonRequest& request) {
+    return takes_long(request.configs[0], request.text);
+}
+
 /// What could end a run badly is said before it starts.
 void prepare(const CompareOptions& options, const MoEConfig& config) {
     if (options.report != "none") require_writable_folder("--report", options.report);
@@ -197,7 +208,8 @@ int run_rank_compare(const CompareOptions& options) {
     if (options.ranks->spawns()) return spawn_ranks(request.sizes.world);
     if (!options.ranks->is_process()) {
         prepare(options, request.configs[0]);
-        const RankComparison comparison = run_with_progress(request, run_rank_comparison);
+        const RankComparison comparison =
+            run_with_progress(request, run_rank_comparison, is_long(request));
         return show_rank_comparison(comparison, options);
     }
     return run_as_process(request.configs, [&](distributed::Communicator& world) {
@@ -205,7 +217,7 @@ int run_rank_compare(const CompareOptions& options) {
         const bool speaks = world.rank() == 0;
         if (speaks) prepare(options, request.configs[0]);
         const RankComparison comparison =
-            speaks ? run_with_progress(request, run_rank_comparison)
+            speaks ? run_with_progress(request, run_rank_comparison, is_long(request))
                    : run_rank_comparison(request);
         return speaks          ? show_rank_comparison(comparison, options)
                : comparison.ok ? kExitOk
@@ -217,7 +229,8 @@ int run_compare(const CompareOptions& options) {
     if (options.ranks->given()) return run_rank_compare(options);
     const ComparisonRequest request = make_request(options);
     prepare(options, request.config);
-    const Comparison comparison = run_with_progress(request, run_comparison);
+    const Comparison comparison =
+        run_with_progress(request, run_comparison, is_long(request));
     print_header(comparison);
     print_steps(comparison, options.report);
     print_losses(comparison);

@@ -22,10 +22,16 @@ using Seconds = std::array<double, kNumSteps>;
 /// Copies of all intermediate values, by step.
 class ValueRecorder : public Observer {
   public:
+    /// @param say  called with each step that has come
+    explicit ValueRecorder(std::function<void(Step)> say) : say_(std::move(say)) {}
     void on_value(Step step, const std::string& name, const TensorView& view) override {
+        if (!values.contains(step)) say_(step);
         values[step][name] = transfer(view, {MemorySpace::host, view.dtype});
     }
     std::map<Step, TensorMap> values;
+
+  private:
+    std::function<void(Step)> say_;
 };
 
 class TimeRecorder : public Observer {
@@ -202,7 +208,10 @@ Comparison run_comparison(const ComparisonRequest& request) {
         Runner runner(request, spec, parameters, hidden, doutput);
         column.spec = runner.spec();
         column.emulated = column.spec.is_emulated();
-        ValueRecorder recorder;
+        ValueRecorder recorder([&](Step step) {
+            request.progress(fmt::format("{}: every value, {} {}", column.label,
+                                         circled(step), title(step)));
+        });
         TensorMap gradients;
         column.losses = runner.run(recorder, gradients);
         for (const auto& [name, gradient] : gradients)

@@ -10,7 +10,9 @@
 
 #include "cli/commands.h"
 #include "cli/golden/golden.h"
+#include "cli/memory.h"
 #include "cli/options.h"
+#include "cli/progress.h"
 #include "cli/terminal.h"
 #include "core/error.h"
 #include "core/known_names.h"
@@ -115,6 +117,13 @@ std::optional<DispatcherCase> choose_case(const GoldenCase& golden,
     }
 }
 
+bool is_long(const GoldenCase& golden) {
+    const Tensor& hidden = golden.ranks[0].hidden_states;
+    return estimate_memory(golden.config, hidden.dim(0) * hidden.dim(1) *
+                                              std::int64_t(golden.ranks.size())) >
+           kMuchMemory;
+}
+
 /// Verifies a case in every supplier; true when all values match.
 bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& specs,
                  const VerifyOptions& options) {
@@ -128,6 +137,8 @@ bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& s
     for (const ModuleSpec& spec : specs) {
         CaseResult result;
         try {
+            Progress progress(is_long(subject.golden));
+            progress(shown + "  " + to_string(spec));
             result = verify_golden(subject.golden, spec);
         } catch (const InputError& error) {
             throw InputError(subject.golden.path + ": " + error.what());

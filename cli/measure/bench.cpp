@@ -191,7 +191,9 @@ int run_bench_command(const BenchOptions& options) {
     if (has_gpu()) result.facts["before"] = gpu::device_state();
     bool ok = true;
     for (const bench::BenchRequest& request : requests) {
-        const bench::BenchOutcome outcome = run_with_progress(request, bench::run_bench);
+        const bench::BenchOutcome outcome = run_with_progress(
+            request, bench::run_bench,
+            estimate_memory(request.config, request.tokens) > kMuchMemory);
         result.runs.push_back(outcome.run);
         print_bench_header(result, outcome.run);
         print_bench_table(result, outcome.run);

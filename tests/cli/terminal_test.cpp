@@ -3,6 +3,9 @@
 
 #include "cli/terminal.h"
 
+#include "cli/compare/comparison.h"
+#include "cli/progress.h"
+
 #include "tests/cli/support.h"
 
 namespace moe::test {
@@ -111,6 +114,37 @@ TEST_F(TerminalTest, VerifiesOnEightyColumns) {
     EXPECT_LE(widest(narrow), 80u) << narrow.out;
     EXPECT_TRUE(has(narrow, " % of bound\n")) << narrow.out;
     EXPECT_TRUE(has(wide, " bound 2.00e-06 ")) << wide.out;
+}
+
+// Where stderr is no terminal, long work says what it does, and short work nothing.
+TEST(Progress, IsLinesInAPipe) {
+    const auto said = [](bool is_long) {
+        testing::internal::CaptureStderr();
+        Progress progress(is_long);
+        for (const char* what : {"drawing weights", "every value", "times"})
+            progress(what);
+        return testing::internal::GetCapturedStderr();
+    };
+    EXPECT_EQ(said(true), "… drawing weights\n") << "at once, then once a second";
+    EXPECT_EQ(said(false), "");
+}
+
+TEST(Progress, SaysWhichStepHasCome) {
+    ComparisonRequest request;
+    request.config = small_config();
+    request.config.finalize();
+    request.text = {"", 2, 1, {'a', 'b'}};
+    std::vector<std::string> said;
+    request.progress = [&](const std::string& what) { said.push_back(what); };
+    request.repeats = 1;
+    available_suppliers();
+    run_comparison(request);
+    EXPECT_EQ(said.front(), "drawing weights");
+    for (const char* step : {"② gating", "⑨ FC2", "⑭ FC1 backward"})
+        EXPECT_EQ(std::count(said.begin(), said.end(),
+                             std::string("reference_cpu:fp64: every value, ") + step),
+                  1)
+            << step;
 }
 
 TEST_F(TerminalTest, BenchesOnEightyColumns) {

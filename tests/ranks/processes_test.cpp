@@ -343,6 +343,26 @@ Outcome run_moe(const std::vector<std::string>& arguments) {
     return Job(arguments, MOE_PROGRAM).finish();
 }
 
+// Spinning, they would take the cores that others need.
+TEST(Program, LetsThreadsSleepWhileTheyWait) {
+    const auto policy = [] {
+        setenv("OMP_DISPLAY_ENV", "true", 1);
+        const Outcome outcome = run_moe({"info"});
+        unsetenv("OMP_DISPLAY_ENV");
+        const std::size_t at = outcome.output.rfind("OMP_WAIT_POLICY = '");
+        return at == std::string::npos ? outcome.output
+                                       : outcome.output.substr(at + 19, 6);
+    };
+    const char* mine = getenv("OMP_WAIT_POLICY");
+    const std::string before = mine == nullptr ? "" : mine;
+    unsetenv("OMP_WAIT_POLICY");
+    EXPECT_EQ(policy(), "PASSIV");
+    setenv("OMP_WAIT_POLICY", "active", 1);
+    EXPECT_EQ(policy(), "ACTIVE") << "who asks for it gets it";
+    mine == nullptr ? unsetenv("OMP_WAIT_POLICY")
+                    : setenv("OMP_WAIT_POLICY", before.c_str(), 1);
+}
+
 TEST(Compare, IsTheSameOverProcesses) {
     NEEDS_MPI();
     const Outcome outcome =
