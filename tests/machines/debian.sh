@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # debian.sh SUITE : a bare Debian of that suite (bookworm or trixie) in a folder, and in it,
 # from nothing, what a newcomer runs; a table of the times, and exit code 1 if one failed.
-# As root; it takes 5 GB and, on two cores, most of an hour. MIRROR names another archive.
+# As root; it takes 5 GB and, on two cores, most of an hour. MIRROR names an archive to
+# take it from instead of debootstrap's own.
 set -uo pipefail
-suite=${1:-} mirror=${MIRROR:-http://deb.debian.org/debian}
+suite=${1:-}
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 fail() { printf 'debian.sh: %s\n' "$*" >&2; exit 2; }
@@ -61,7 +62,7 @@ inside() {
         sh -c "cd /root/moe && $*"
 }
 set_up() {
-    debootstrap --variant=minbase "$suite" "$root" "$mirror" &&
+    debootstrap --variant=minbase "$suite" "$root" ${MIRROR:+"$MIRROR"} &&
         { mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"; } &&
         mount -t sysfs -o ro sysfs "$root/sys" &&
         git clone -q "$source" "$root/root/moe"
