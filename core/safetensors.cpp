@@ -60,7 +60,7 @@ Mapping map_file(const std::string& path) {
                     "must be readable");
     if (status.st_size < kLengthBytes)
         reject(inside(shown_path(path), "file size"), status.st_size,
-               "must be at least 8 bytes, the header length");
+               "no safetensors file: must be at least 8 bytes, the header length");
 
     const auto size = static_cast<std::size_t>(status.st_size);
     void* bytes = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, ::fileno(file.get()), 0);
@@ -76,11 +76,18 @@ std::int64_t read_header_length(const std::string& where, const Mapping& file) {
     // TUTORIAL: "8 + length > size" looks the same, but the sum wraps around for a length
     // near 2^64 and lets it pass. Subtract from what is known to be there instead.
     const std::int64_t limit = std::min(file.size - kLengthBytes, kMaxHeaderBytes);
-    if (length > static_cast<std::uint64_t>(limit))
-        reject(inside(where, "header length"), length,
-               fmt::format("must be at most {} bytes: the rest of the file, and {}",
-                           limit, kMaxHeaderBytes));
-    return static_cast<std::int64_t>(length);
+    if (length <= static_cast<std::uint64_t>(limit))
+        return static_cast<std::int64_t>(length);
+    // Text read as a number is enormous; a file that was cut has its header's beginning.
+    const std::string_view start(reinterpret_cast<const char*>(file.bytes.get()),
+                                 std::min<std::size_t>(file.size, 16));
+    if (length >> 32 != 0 || !start.substr(kLengthBytes).starts_with('{'))
+        reject(inside(where, "file"), "begins with " + shown(start),
+               "no safetensors file: must begin with the length of its header, 8 bytes, "
+               "and the header, JSON");
+    reject(inside(where, "header length"), length,
+           fmt::format("must be at most {} bytes: the rest of the file, and {}", limit,
+                       kMaxHeaderBytes));
 }
 
 // ------------------------------------------------------------------ 2. one header entry

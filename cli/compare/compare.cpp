@@ -115,6 +115,9 @@ void print_verdict(const Comparison& c) {
         fmt::print("{}\n", wrapped(line, 2));
         for (const std::string& name : golden.failed) fmt::print("    ✗ {}\n", name);
     }
+    for (const ColumnOutcome& column : c.columns)
+        if (const auto step = column.first_deviation())
+            fmt::print("✗ {} deviates: {}\n", column.label, begins_at(*step));
     fmt::print("{}\n", c.ok ? "✓ all tiers agree, step by step" : "✗ some values differ");
 }
 

@@ -65,14 +65,6 @@ class Runner {
     Tensor hidden_, doutput_;
 };
 
-/// The step whose values include the gradient of a parameter.
-Step step_of_gradient(const std::string& parameter) {
-    if (parameter.starts_with("router.")) return Step::gating_backward;
-    if (parameter.starts_with("shared_experts.")) return Step::shared_experts_backward;
-    return parameter.starts_with("experts.linear_fc1.") ? Step::fc1_backward
-                                                        : Step::fc2_backward;
-}
-
 double median(std::vector<double> values) {
     std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
     return values[values.size() / 2];
@@ -162,7 +154,8 @@ std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
             const CaseResult result =
                 verify_golden(load_golden(file), ModuleSpec::uniform(supplier));
             result.ok ? void(++outcome.passed)
-                      : outcome.failed.push_back(result.case_name);
+                      : outcome.failed.push_back(result.case_name + ": " +
+                                                 begins_at(*result.first_deviation()));
             for (const TensorCheck& check : result.checks) {
                 const double share = check.bound > 0.0 ? check.error / check.bound : 0.0;
                 if (share <= outcome.worst_share) continue;
@@ -176,6 +169,25 @@ std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
 }
 
 }  // namespace
+
+std::string begins_at(Step step) {
+    return fmt::format("begins at {} {}", circled(step), title(step));
+}
+
+Step step_of_gradient(const std::string& parameter) {
+    if (parameter.starts_with("router.")) return Step::gating_backward;
+    if (parameter.starts_with("shared_experts.")) return Step::shared_experts_backward;
+    return parameter.starts_with("experts.linear_fc1.") ? Step::fc1_backward
+                                                        : Step::fc2_backward;
+}
+
+std::optional<Step> ColumnOutcome::first_deviation() const {
+    for (int number = 1; number <= kNumSteps; ++number)
+        if (const auto step = static_cast<Step>(number);
+            !at(step).ok() || !at(step).detail.empty())
+            return step;
+    return std::nullopt;
+}
 
 Tensor random_gradient(const Shape& shape, std::uint64_t seed) {
     const Rng rng(seed, 200);

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,12 @@ struct StepOutcome {
     bool ok() const { return integers_equal && error <= bound; }
 };
 
+/// "begins at ② gating".
+std::string begins_at(Step step);
+
+/// The step whose values include the gradient of a parameter.
+Step step_of_gradient(const std::string& parameter);
+
 /// One supplier (or mix of suppliers) over all steps.
 struct ColumnOutcome {
     ModuleSpec spec;
@@ -36,6 +43,9 @@ struct ColumnOutcome {
     bool emulated = false;  ///< ran on the CPU executor: no times, they mean nothing
     bool ok = true;
     const StepOutcome& at(Step step) const { return steps[static_cast<int>(step) - 1]; }
+    /// The first step, in the order in which they run, whose values are out of bound:
+    /// what comes later may have inherited its error. Nothing when all agree.
+    std::optional<Step> first_deviation() const;
 };
 
 /// The golden cases in one supplier.

@@ -6,12 +6,14 @@
 
 #include <array>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/components.h"
 #include "core/config.h"
 #include "core/module_spec.h"
+#include "core/steps.h"
 #include "core/tensor.h"
 
 namespace moe {
@@ -59,6 +61,7 @@ struct TensorCheck {
     bool ok = false;
     double error = 0.0, bound = 0.0;  ///< bound 0: integers, exactly equal
     std::string detail;               ///< where it differs most; empty when ok
+    Step step = Step::gating;         ///< that makes it
 };
 
 /// All checks of one case in one supplier, or mix of suppliers.
@@ -67,6 +70,9 @@ struct CaseResult {
     ModuleSpec spec;
     bool ok = true;
     std::vector<TensorCheck> checks;
+    /// The first step, in the order in which they run, of which a check fails: what comes
+    /// later may have inherited its error. Nothing when all is well.
+    std::optional<Step> first_deviation() const;
 };
 
 /// Runs the case, forward and (with grad_output) backward, and checks every expectation.

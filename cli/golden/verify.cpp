@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/compare/comparison.h"
 #include "cli/golden/golden.h"
 #include "cli/memory.h"
 #include "cli/options.h"

@@ -63,22 +63,27 @@ class Judge {
             for (const RankRecord& record : records) parts.push_back(get(record));
             return join_rows(parts, tokens_);
         };
-        compare("routing_map", join([](const RankRecord& r) {
-                    return r.values.at(Step::token_dropping).at("routing_map");
-                }),
-                whole_.routing_map, false);
+        const auto after_dropping = [&](const char* name) {
+            return join([name](const RankRecord& r) {
+                return r.values.at(Step::token_dropping).at(name);
+            });
+        };
+        compare(Step::token_dropping, "routing_map", after_dropping("routing_map"),
+                whole_.routing_map);
+        compare(Step::token_dropping, "probs", after_dropping("probs"), whole_.probs);
         std::vector<Tensor> counts;
         for (const RankRecord& record : records)
             counts.push_back(record.values.at(Step::dispatch)
                                  .at("tokens_per_expert")
                                  .reshaped({1, config.num_local_experts()}));
-        compare("tokens_per_expert", concatenate(counts),
+        compare(Step::dispatch, "tokens_per_expert", concatenate(counts),
                 rows_per_expert(config, request_.sizes, tokens_, whole_.routing_map),
-                false, true);
-        compare("output", join([](const RankRecord& r) { return r.output; }),
-                whole_.output, false);
-        compare("d_hidden_states", join([](const RankRecord& r) { return r.d_hidden; }),
-                whole_.d_hidden, true);
+                true);
+        compare(Step::combine, "output",
+                join([](const RankRecord& r) { return r.output; }), whole_.output);
+        // The last part of the sum
+        compare(Step::shared_experts_backward, "d_hidden_states",
+                join([](const RankRecord& r) { return r.d_hidden; }), whole_.d_hidden);
         judge_parameters(config, records);
     }
 
@@ -93,15 +98,19 @@ class Judge {
                 sums.push_back(sum_of(records, ranks, name));
                 shards.push_back(expected[ranks[0]].at(name));
             }
-            compare("d_" + name, concatenate(sums), concatenate(shards), true);
+            compare(step_of_gradient(name), "d_" + name, concatenate(sums),
+                    concatenate(shards));
         }
     }
 
-    void compare(const std::string& name, const Tensor& got, const Tensor& expected,
-                 bool gradient, bool integers = false) {
-        RankValue value{name, integers || !is_floating(expected.dtype()), 0.0, 0.0, ""};
+    void compare(Step step, const std::string& name, const Tensor& got,
+                 const Tensor& expected, bool integers = false) {
+        RankValue value;
+        value.name = name;
+        value.step = step;
+        value.exact = integers || !is_floating(expected.dtype());
         if (!value.exact)
-            value.bound = tier_bound(column_.spec.coarsest_dtype(), gradient);
+            value.bound = tier_bound(column_.spec.coarsest_dtype(), is_backward(step));
         const Closeness closeness = measure_closeness(got, expected);
         value.error = closeness.error;
         if (!closeness.within(value.bound))
@@ -203,6 +212,17 @@ std::string losses_of(const MoEConfig& config) {
 }
 
 }  // namespace
+
+std::optional<Step> RankColumn::first_deviation() const {
+    std::optional<Step> first;
+    const auto note = [&first](Step step) {
+        first = std::min(first.value_or(step), step);
+    };
+    for (const RankValue& value : values)
+        if (!value.ok()) note(value.step);
+    if (!bytes_detail.empty()) note(Step::dispatch);
+    return first;
+}
 
 Links RankColumn::sent_in(const std::vector<Step>& steps) const {
     const std::size_t W = sent.at(Step::dispatch).size();

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,7 +25,8 @@ inline constexpr std::array kExchangeSteps = {
 /// One value of all ranks together, against the whole layer's.
 struct RankValue {
     std::string name;
-    bool exact = false;  ///< integers
+    Step step = Step::gating;  ///< that makes it
+    bool exact = false;        ///< integers
     double error = 0.0, bound = 0.0;
     std::string detail;  ///< where it differs most, if it differs too much
     bool ok() const { return detail.empty(); }
@@ -41,6 +43,9 @@ struct RankColumn {
     std::string bytes_detail;     ///< a link of ⑥ whose bytes the routing map belies
     bool ok = true;
 
+    /// The first step, in the order in which they run, whose values or bytes are wrong.
+    /// Not every step's values are compared: one before it may have gone wrong unseen.
+    std::optional<Step> first_deviation() const;
     /// Bytes over all links in some steps.
     Links sent_in(const std::vector<Step>& steps) const;
 };

@@ -301,6 +301,11 @@ void print_verdict(const RankComparison& c) {
                               "map asks for",
                           2);
     }
+    for (const DispatcherOutcome& outcome : c.dispatchers)
+        for (const RankColumn& column : outcome.columns)
+            if (const auto step = column.first_deviation())
+                fmt::print("✗ {} {} deviates: first seen at {} {}\n", outcome.name(),
+                           column.label, circled(*step), title(*step));
     fmt::print("{}\n", c.ok ? "✓ all dispatchers and tiers agree" : "✗ some differ");
 }
 

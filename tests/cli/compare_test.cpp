@@ -195,6 +195,8 @@ struct Spoiler : Observer {
         if (name == target && shown.numel() > index) {
             if (shown.dtype() == DType::i64)
                 shown.data<std::int64_t>()[index] = std::int64_t(value);
+            else if (shown.dtype() == DType::f64)
+                shown.data<double>()[index] = value;
             else
                 shown.data<float>()[index] = float(value);
         }
@@ -329,6 +331,28 @@ TEST_F(SpoiltCompareTest, FindsTheStepThatDiffers) {
         compare("topk_idx", 196, 0.0), differs_,
         "✗ spoilt:fp32 ③ routing: topk_idx: worst element .98, 0.: got 0, expected "
         "[67]; in fp64 the logits of these two experts differ by [0-9]");
+}
+
+TEST_F(SpoiltCompareTest, SaysAtTheEndWhereItBegins) {
+    EXPECT_EXIT(compare("logits", 5, 9.0), differs_,
+                "\n✗ spoilt:fp32 deviates: begins at ② gating\n✗ some values differ\n");
+}
+
+TEST(ColumnOutcome, BeginsAtTheFirstStepThatIsWrong) {
+    ColumnOutcome column;
+    EXPECT_FALSE(column.first_deviation());
+    const auto spoil = [&](Step step) -> StepOutcome& {
+        return column.steps[static_cast<int>(step) - 1];
+    };
+    spoil(Step::gating_backward).error = 1.0;
+    EXPECT_EQ(column.first_deviation(), Step::gating_backward);
+    spoil(Step::fc2_backward).detail = "shape: got (1), expected (2)";
+    EXPECT_EQ(column.first_deviation(), Step::fc2_backward);
+    spoil(Step::combine).error = 1.0;
+    EXPECT_EQ(column.first_deviation(), Step::combine);
+    spoil(Step::routing).integers_equal = false;
+    EXPECT_EQ(column.first_deviation(), Step::routing);
+    EXPECT_EQ(begins_at(Step::gating), "begins at ② gating");
 }
 
 TEST_F(SpoiltCompareTest, DoesNotLookUpAnIndexThatNoExpertHas) {

@@ -346,12 +346,15 @@ class DisguisedRanksTest : public RanksTest {
 
 TEST_F(DisguisedRanksTest, CompareTellsADispatcherByItsBytes) {
     EXPECT_EXIT(run(false, compare_), differs_,
-                "✗ flex disguised:fp32: rank 0 sent rank 1 .* the routing map asks for");
+                "✗ flex disguised:fp32: rank 0 sent rank 1 .* the routing map asks for"
+                ".*✗ flex disguised:fp32 deviates: first seen at ⑥ dispatch");
 }
 
 TEST_F(DisguisedRanksTest, CompareFindsTheValuesThatDiffer) {
     EXPECT_EXIT(run(true, compare_), differs_,
-                "✗ allgather disguised:fp32 output: worst element .*\n.*some differ");
+                "✗ allgather disguised:fp32 output: worst element .*\n"
+                "✗ allgather disguised:fp32 deviates: first seen at ⑩ combine .*\n"
+                ".*some differ");
 }
 
 TEST_F(DisguisedRanksTest, TraceFindsRowsThatAreElsewhere) {

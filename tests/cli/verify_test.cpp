@@ -4,6 +4,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "cli/places.h"
 #include "tests/cli/verify_support.h"
 
 namespace moe::test {
@@ -15,14 +16,32 @@ TEST_F(VerifyTest, NamesFilesThatAreNone) {
     EXPECT_TRUE(IsRejected(path("absent"), {"No such file"}));
     EXPECT_TRUE(IsRejected(folder_, {"regular file"}));
     EXPECT_TRUE(IsRejected("/dev/null", {"regular file"}));
-    EXPECT_TRUE(IsRejected(write("empty", ""), {}));
-    EXPECT_TRUE(IsRejected(write("text", "A text of some length."), {}));
+    for (const char* text :
+         {"", "short", "A text of some length.", R"({"a": [1, 2]})", R"({"long":{}})"})
+        EXPECT_TRUE(IsRejected(write("other", text), {"no safetensors file"}));
+    EXPECT_TRUE(IsRejected(default_text(), {"no safetensors file"}));
     const std::string whole = read(golden("one_token"));
     ASSERT_GT(whole.size(), 10'000u);
     for (std::size_t length : {std::size_t{1}, std::size_t{8}, std::size_t{100},
                                whole.size() / 2, whole.size() - 1})
         EXPECT_TRUE(IsRejected(write("cut", whole.substr(0, length)), {})) << length;
     EXPECT_TRUE(IsRejected(write("long", whole + "x"), {}));
+}
+
+TEST_F(VerifyTest, SaysWhatAGoldenCaseIsAndWhereThatIsDescribed) {
+    const std::string described = golden_folder() + "/README.md";
+    EXPECT_NE(read(described).find("moe-golden-1"), std::string::npos);
+    const auto lacks = [&](const std::string& name) {
+        return changed(name, [&](TensorMap& t, Metadata& m) {
+            EXPECT_EQ(t.erase(name) + m.erase(name), 1u);
+        });
+    };
+    for (const char* name :
+         {"format", "moe_config", "input.hidden_states", "router.weight"})
+        EXPECT_TRUE(IsRejected(lacks(name), {std::string(name) + " = absent: ",
+                                             "in a golden case", described}));
+    save_safetensors(path("weights"), {{"w", Tensor::zeros({2}, DType::f32)}}, {});
+    EXPECT_TRUE(IsRejected(path("weights"), {"format = absent: ", described}));
 }
 
 TEST_F(VerifyTest, NamesWrongMetadata) {
@@ -154,7 +173,10 @@ TEST_F(VerifyTest, TellsWhatDiffersAndGoesOn) {
     const Output output = moe({"verify", differs, golden("one_expert")});
     EXPECT_EQ(output.code, kExitDiffers);
     EXPECT_EQ(output.err, "");
-    EXPECT_NE(output.out.find("✗ one_token"), std::string::npos);
+    EXPECT_NE(output.out.find("✗ one_token  reference_cpu:fp64\n"
+                              "    begins at ⑩ combine (unpermute)\n"),
+              std::string::npos)
+        << output.out;
     EXPECT_NE(output.out.find("✓ one_expert"), std::string::npos);
     EXPECT_NE(output.out.find("✗ expect.output"), std::string::npos);
     EXPECT_NE(output.out.find("worst element (0, 0, 5)"), std::string::npos);

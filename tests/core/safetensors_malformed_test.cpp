@@ -43,13 +43,19 @@ const std::string kSecond = R"({"dtype":"U8","shape":[2],"data_offsets":)";
 INSTANTIATE_TEST_SUITE_P(
     Size, SafetensorsMalformed,
     testing::Values(
-        Malformed{"empty", "", "file size = 0: must be at least 8"},
-        Malformed{"seven_bytes", "1234567", "file size = 7: must be at least 8"},
+        Malformed{"empty", "", "file size = 0: no safetensors file: must be at least 8"},
+        Malformed{"seven_bytes", "1234567", "file size = 7: no safetensors file: "},
+        Malformed{"text", "# A text of words",
+                  R"(file = begins with "# A text of word": no safetensors file: )"},
+        Malformed{
+            "json", R"({"name":{"length":3}})",
+            "file = begins with \"{\\\"name\\\":{\\\"length\": no safetensors file: "},
+        Malformed{"gzip", std::string("\x1f\x8b\b\0\0\0\0\0\0\3", 10),
+                  "file = begins with "},
         Malformed{"no_header", length_bytes(0), "header = begins with \"\""},
         Malformed{"length_past_end", length_bytes(3) + "{}",
                   "header length = 3: must be at most 2 bytes"},
-        Malformed{"length_wraps", length_bytes(~0ull - 6) + "{}",
-                  "header length = 18446744073709551609: must be at most 2 bytes"},
+        Malformed{"length_wraps", length_bytes(~0ull - 6) + "{}", "file = begins with "},
         Malformed{"trailing_bytes", file_bytes("{}", "x"),
                   "data size = 1: must be 0 bytes, where the last tensor ends"},
         Malformed{"trailing_after_tensor", one_tensor(kF32, "[1]", "[0,4]", "12345"),

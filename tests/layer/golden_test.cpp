@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <set>
 
+#include "cli/compare/comparison.h"
 #include "core/transfer.h"
 #include "tests/support.h"
 
@@ -28,6 +29,7 @@ std::vector<std::string> golden_names() {
 
 void expect_match(const GoldenCase& golden, const ComponentSpec& supplier) {
     const CaseResult result = verify_golden(golden, ModuleSpec::uniform(supplier));
+    if (const auto step = result.first_deviation()) ADD_FAILURE() << begins_at(*step);
     bool all_ok = true;
     std::set<std::string> checked;
     for (const TensorCheck& check : result.checks) {
@@ -124,6 +126,28 @@ TEST_P(GoldenCheck, NoticesOneChangedElementInEveryExpectation) {
         changed = original;
     }
     EXPECT_EQ(failures(golden_), std::set<std::string>{});
+}
+
+TEST_P(GoldenCheck, NamesTheStepAtWhichItBegins) {
+    const auto first = [&] {
+        return verify_golden(golden_, ModuleSpec::uniform(GetParam())).first_deviation();
+    };
+    EXPECT_EQ(first(), std::nullopt);
+    const auto spoil = [&](const char* name) {
+        Tensor& expected = golden_.ranks[0].expected.at(name);
+        expected = expected.clone();
+        expected.data<double>()[0] += 1.0;
+    };
+    spoil("expect.grad.hidden_states");
+    EXPECT_EQ(first(), Step::shared_experts_backward);
+    spoil("expect.grad.experts.linear_fc1.weight");
+    EXPECT_EQ(first(), Step::fc1_backward);
+    spoil("expect.output");
+    EXPECT_EQ(first(), Step::combine);
+    spoil("expect.loss.z_loss");
+    EXPECT_EQ(first(), Step::auxiliary_losses);
+    spoil("expect.logits");
+    EXPECT_EQ(first(), Step::gating);
 }
 
 TEST_P(GoldenCheck, NoticesOneChangedElementInEveryParameter) {

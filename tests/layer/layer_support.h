@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "cli/compare/closeness.h"
+#include "cli/compare/comparison.h"
 #include "core/moe_layer.h"
 #include "core/parameters.h"
 #include "core/transfer.h"
@@ -17,12 +18,21 @@ using Values = std::vector<double>;
 inline constexpr std::int64_t kHidden = 20;
 inline const Shape kShape = {43, 3, kHidden};  // (S, B, H)
 
+/// Remembers a layer's values by the step that shows them, too.
+struct StepRecorder : ValueRecorder {
+    void on_value(Step step, const std::string& name, const TensorView& view) override {
+        ValueRecorder::on_value(step, name, view);
+        by_step[step][name] = at(name);
+    }
+    std::map<Step, TensorMap> by_step;
+};
+
 /// Everything one forward and backward give.
 struct LayerRun {
     Tensor output;
     Losses losses;
     MoELayer::Gradients gradients;
-    ValueRecorder values;
+    StepRecorder values;
 
     Values value(const std::string& name) const { return to_doubles(values.at(name)); }
 };
@@ -67,6 +77,20 @@ class LayerTest : public testing::TestWithParam<ComponentSpec> {
         expect_close(got.gradients.parameters, expected.gradients.parameters);
     }
 };
+
+/// "begins at ② gating": the first step whose values differ between runs that see the
+/// same rows; what comes later may have inherited its error. Nothing when all agree.
+inline std::string first_deviation(const LayerRun& got, const LayerRun& expected,
+                                   DType dtype) {
+    for (const auto& [step, values] : expected.values.by_step)
+        for (const auto& [name, value] : values) {
+            const double bound =
+                is_floating(value.dtype()) ? tier_bound(dtype, is_backward(step)) : 0.0;
+            if (!Close(got.values.by_step.at(step).at(name), value, bound))
+                return begins_at(step);
+        }
+    return "";
+}
 
 /// Tokens [begin, end) of (S, B, H), or rows of (T, E).
 inline Tensor tokens(const Tensor& all, std::int64_t begin, std::int64_t end) {

@@ -45,6 +45,7 @@ TEST_P(LayerTest, MixesSuppliers) {
         EXPECT_EQ(dtype("experts.linear_fc1.weight"), spec.experts.dtype);
         EXPECT_EQ(dtype("shared_experts.gate_weight"), spec.shared_experts.dtype);
         EXPECT_EQ(got.value("routing_map"), expected.value("routing_map"));
+        EXPECT_EQ(first_deviation(got, expected, mixed.spec().coarsest_dtype()), "");
         expect_close(got, expected);
         for (const auto& [name, loss] : expected.losses)
             EXPECT_NEAR(got.losses.at(name), loss, bound() * loss) << name;
