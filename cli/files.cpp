@@ -32,6 +32,19 @@ std::string write_draft(const FileText& file) {
     return errno ? std::generic_category().message(errno) : "cannot be written";
 }
 
+/// Makes the folders that a file lacks, and notes them in `made`, the innermost last.
+void make_folders(const std::string& file, std::vector<std::filesystem::path>& made) {
+    namespace fs = std::filesystem;
+    std::error_code ignored;
+    std::vector<fs::path> missing;
+    for (fs::path folder = fs::absolute(file, ignored).parent_path();
+         !fs::exists(folder, ignored) && folder.has_relative_path();
+         folder = folder.parent_path())
+        missing.push_back(folder);
+    for (auto folder = missing.rbegin(); folder != missing.rend(); ++folder)
+        if (fs::create_directory(*folder, ignored)) made.push_back(*folder);
+}
+
 }  // namespace
 
 std::string read_file(const std::string& field, const std::string& path) {
@@ -70,6 +83,8 @@ nlohmann::json parse_json(const std::string& field, const std::string& text) {
 
 std::optional<WriteFailure> write_all(const std::vector<FileText>& files) {
     std::optional<WriteFailure> failure;
+    std::vector<std::filesystem::path> made;
+    for (const FileText& file : files) make_folders(file.path, made);
     for (const FileText& file : files)
         if (const std::string reason = failure ? "" : write_draft(file); !reason.empty())
             failure = {file.path, reason};
@@ -78,6 +93,10 @@ std::optional<WriteFailure> write_all(const std::vector<FileText>& files) {
         if (!failure) std::filesystem::rename(draft_of(file.path), file.path, error);
         if (error) failure = {file.path, error.message()};
         if (failure) std::filesystem::remove(draft_of(file.path), error);
+    }
+    for (auto folder = made.rbegin(); failure && folder != made.rend(); ++folder) {
+        std::error_code ignored;
+        std::filesystem::remove(*folder, ignored);  // none that is not empty
     }
     return failure;
 }

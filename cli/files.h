@@ -18,7 +18,7 @@ std::string read_file(const std::string& field, const std::string& path);
 /// two entries of one name: a reader would take one of them and say nothing.
 nlohmann::json parse_json(const std::string& field, const std::string& text);
 
-/// A file to be written, in a folder that exists.
+/// A file to be written.
 struct FileText {
     std::string path, text;
 };
@@ -28,7 +28,8 @@ struct WriteFailure {
 };
 
 /// Writes all of these files or none: each goes to a draft beside its place, and only
-/// when every draft is whole do they move there. Returns what went wrong.
+/// when every draft is whole do they move there. Folders that lack are made, and do not
+/// stay when nothing was written. Returns what went wrong.
 std::optional<WriteFailure> write_all(const std::vector<FileText>& files);
 
 /// One file, whole. InputError naming `field` when it cannot be written.

@@ -1,5 +1,14 @@
 // program.cpp: the command line as a whole, and the one place where errors end.
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <system_error>
+
 #include "cli/commands.h"
 #include "core/error.h"
 #include "naive_gpu/tier.h"
@@ -12,6 +21,36 @@ std::vector<std::string> given_arguments;
 
 void print_error(const std::string& message) {
     fmt::print(stderr, "moe: {}\n", one_line(message));
+}
+
+/// `code`, once all that was printed has arrived; else one line says why not. A reader
+/// who left, as `head` does, ends the program by SIGPIPE, without a word.
+int finish_output(int code, int error = 0) {
+    errno = 0;
+    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;
+    if (error == 0) error = errno == 0 ? EIO : errno;
+    print_error(std::string("stdout = ") + std::strerror(error) +
+                ": must take all that is printed");
+    std::clearerr(stdout);
+    return kExitBadInput;
+}
+
+int run_line(CommandLine& line, std::vector<std::string> arguments) {
+    try {
+        return finish_output(line.run(std::move(arguments)));
+    } catch (const InputError& error) {
+        print_error(error.what());
+    } catch (const std::bad_alloc&) {
+        print_error("memory = exhausted: use smaller sizes (or a larger --scale)");
+    } catch (const std::system_error& error) {
+        if (std::ferror(stdout)) return finish_output(kExitOk, error.code().value());
+        print_error(std::string("internal error, please report: ") + error.what());
+        return 70;  // EX_SOFTWARE
+    } catch (const std::exception& error) {
+        print_error(std::string("internal error, please report: ") + error.what());
+        return 70;  // EX_SOFTWARE
+    }
+    return kExitBadInput;
 }
 
 }  // namespace
@@ -48,17 +87,14 @@ int run_program(std::vector<std::string> arguments) {
     add_results(line);
     add_completion(line);
 
-    try {
-        return line.run(std::move(arguments));
-    } catch (const InputError& error) {
-        print_error(error.what());
-    } catch (const std::bad_alloc&) {
-        print_error("memory = exhausted: use smaller sizes (or a larger --scale)");
-    } catch (const std::exception& error) {
-        print_error(std::string("internal error, please report: ") + error.what());
-        return 70;  // EX_SOFTWARE
+    // Else the first file that is opened would take the place of stdout.
+    if (fcntl(STDOUT_FILENO, F_GETFD) < 0) {
+        print_error("stdout = closed: must be open");
+        return kExitBadInput;
     }
-    return kExitBadInput;
+    // A file that may not grow is an error of that file, as on a full disk.
+    std::signal(SIGXFSZ, SIG_IGN);
+    return run_line(line, std::move(arguments));
 }
 
 }  // namespace moe

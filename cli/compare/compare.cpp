@@ -118,7 +118,9 @@ void print_verdict(const Comparison& c) {
     for (const ColumnOutcome& column : c.columns)
         if (const auto step = column.first_deviation())
             fmt::print("✗ {} deviates: {}\n", column.label, begins_at(*step));
-    fmt::print("{}\n", c.ok ? "✓ all tiers agree, step by step" : "✗ some values differ");
+    fmt::print("{}\n", !c.ok                     ? "✗ some values differ"
+                       : c.sizes.num_tokens == 0 ? "- no tokens: no step was compared"
+                                                 : "✓ all tiers agree, step by step");
 }
 
 TextTokens read_tokens(const CompareOptions& options, std::int64_t seq_len,

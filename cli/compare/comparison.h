@@ -114,8 +114,8 @@ Comparison run_comparison(const ComparisonRequest& request);
 /// is left. Returns the path of the page.
 std::string write_report(const Comparison& comparison, const std::string& folder);
 
-/// Makes the folder and tries to write in it, so that a long run does not end in an
-/// error.
+/// Tries to write in the folder, or where it will be made, so that a long run does not
+/// end in an error. Nothing stays of it. InputError naming `field`.
 void require_writable_folder(const std::string& field, const std::string& folder);
 
 }  // namespace moe

@@ -107,8 +107,6 @@ Evidence Evidence::create(const std::string& folder) {
         if (!fs::is_directory(folder, error) || !fs::is_empty(folder, error) || error)
             reject("--out", folder,
                    "must be new, or an empty folder; --resume goes on in an old one");
-    } else if (!fs::create_directories(folder, error)) {
-        reject("--out", folder, error.message());
     }
     Evidence evidence(folder);
     evidence.created_ = utc_now();

@@ -151,7 +151,9 @@ void print_verdict(const bench::BenchOutcome& outcome) {
     for (const std::string& note : outcome.notes) fmt::print("- {}\n", note);
     for (const std::string& failure : outcome.failures)
         fmt::print("✗ {}; it has no time\n", failure);
-    if (outcome.failures.empty())
+    if (outcome.failures.empty() && outcome.run.workload.tokens == 0)
+        fmt::print("- no tokens: nothing was compared, and times say nothing\n");
+    else if (outcome.failures.empty())
         fmt::print("✓ every part gives what {} gives\n", outcome.run.reference);
 }
 

@@ -276,6 +276,10 @@ void print_matrices(const RankComparison& c, const std::string& report) {
 // ----------------------------------------------------------------------------- verdict
 void print_verdict(const RankComparison& c) {
     fmt::print("\n");
+    if (c.ok && c.num_tokens() == 0) {
+        fmt::print("- no tokens: no dispatcher was compared\n");
+        return;
+    }
     for (const DispatcherOutcome& outcome : c.dispatchers) {
         bool values = true, bytes = true;
         for (const RankColumn& column : outcome.columns) {

@@ -18,14 +18,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void make_folder(const std::string& field, const std::string& folder) {
-    std::error_code error;
-    fs::create_directories(folder, error);
+/// The folder itself, or the nearest one above it that is there.
+fs::path nearest_folder(const std::string& field, const std::string& folder) {
     std::error_code ignored;
-    if (!fs::is_directory(folder, ignored))
-        reject(field, folder,
-               fmt::format("must be a folder that can be made ({})",
-                           error ? error.message() : "it is a file"));
+    fs::path nearest = fs::absolute(folder, ignored);
+    if (folder.empty()) reject(field, folder, "must be a folder that can be made");
+    while (!fs::exists(nearest, ignored) && nearest.has_relative_path())
+        nearest = nearest.parent_path();
+    if (!fs::is_directory(nearest, ignored))
+        reject(field, folder, "must be a folder that can be made (it is a file)");
+    return nearest;
 }
 
 [[noreturn]] void reject_unwritable(const std::string& field, const std::string& folder,
@@ -48,9 +50,9 @@ std::string make_page(const std::string& title, const std::string& body) {
 }
 
 void require_writable_folder(const std::string& field, const std::string& folder) {
-    make_folder(field, folder);
     // As large as a report, so that a disk that is nearly full shows now
-    const fs::path probe = fs::path(folder) / fmt::format(".moe-probe-{}", getpid());
+    const fs::path probe =
+        nearest_folder(field, folder) / fmt::format(".moe-probe-{}", getpid());
     if (const auto failure = write_all({{probe, std::string(256 * 1024, ' ')}}))
         reject_unwritable(field, folder, failure->reason);
     std::error_code ignored;
@@ -58,7 +60,6 @@ void require_writable_folder(const std::string& field, const std::string& folder
 }
 
 std::string write_page(const std::string& page, const std::string& folder) {
-    make_folder("--report", folder);
     const fs::path path = fs::path(folder) / "index.html";
     if (const auto failure = write_all({{path, page}}))
         reject_unwritable("--report", folder, failure->reason);

@@ -58,6 +58,11 @@ void draw_scale(Canvas& canvas, double right, double y, double largest) {
     canvas.text(right - 36, y + 11, "start", fmt::format("{:.2f}", largest));
 }
 
+/// Whether a level line at `line` would cross, or touch, words that stand on `baseline`.
+bool is_crossed(double baseline, double line) {
+    return line > baseline - 11.0 && line < baseline + 4.5;
+}
+
 struct RoutedRow {
     std::int64_t row, token, expert;
 };
@@ -155,27 +160,46 @@ void draw_tokens(Canvas& canvas, const Permutation& p, const Comparison& c) {
     }
 }
 
-/// Names beside the experts' bars. Crowded ones go to the first of three columns with
-/// room; names that find none are left to the bars' tips.
+/// A column of names beside the experts' bars, as far down as it is taken.
+struct NameColumn {
+    double x;
+    double last_name = -100.0;  ///< baseline
+    double last_line = -100.0;  ///< to a name of a later column
+};
+
+/// The first column with room for a name, to which a line gets past the names of those
+/// before it.
+NameColumn* choose_column(std::vector<NameColumn>& columns, double middle) {
+    const double baseline = middle + 4;
+    for (NameColumn& column : columns) {
+        if (baseline - column.last_name >= kNameHeight &&
+            !is_crossed(baseline, column.last_line))
+            return &column;
+        if (is_crossed(column.last_name, middle)) break;
+    }
+    return nullptr;
+}
+
+/// Names beside the experts' bars. Crowded ones take three columns; names that find no
+/// room are left to the bars' tips.
 void draw_names(Canvas& canvas, const Permutation& p) {
-    std::vector<double> last(p.crowded ? 3 : 1, -100.0);
-    Canvas names;
+    std::vector<NameColumn> columns;
+    for (int i = 0; i < (p.crowded ? 3 : 1); ++i)
+        columns.push_back({p.right + 23 + 92.0 * i});
     for (const Segment& segment : p.segments) {
         const double y = segment.middle();
-        const auto free = std::find_if(last.begin(), last.end(), [&](double above) {
-            return y - above >= kNameHeight;
-        });
-        if (free == last.end()) continue;
-        *free = y;
-        const double x = p.right + 23 + 92.0 * double(free - last.begin());
-        if (p.crowded) canvas.line("grid", p.right + 13, y, x - 2, y);
-        names.text(x, y + 4, "start",
-                   p.crowded ? fmt::format("expert {}", segment.expert)
-                             : fmt::format("expert {}: {} of {} row{}", segment.expert,
-                                           segment.end - segment.begin, segment.load,
-                                           segment.load == 1 ? "" : "s"));
+        NameColumn* column = choose_column(columns, y);
+        if (column == nullptr) continue;
+        for (NameColumn* passed = columns.data(); passed != column; ++passed)
+            passed->last_line = y;
+        column->last_name = y + 4;
+        if (p.crowded) canvas.line("grid", p.right + 13, y, column->x - 2, y);
+        canvas.text(column->x, y + 4, "start",
+                    p.crowded ? fmt::format("expert {}", segment.expert)
+                              : fmt::format("expert {}: {} of {} row{}", segment.expert,
+                                            segment.end - segment.begin, segment.load,
+                                            segment.load == 1 ? "" : "s"));
     }
-    canvas.add(names.body());  // over all lines
 }
 
 void draw_segments(Canvas& canvas, const Permutation& p) {
@@ -261,6 +285,7 @@ std::string draw_expert_load(const Comparison& c) {
     const std::vector<std::int64_t> load = expert_load(c);
     const double left = 60, right = kPictureWidth - 124, top = 22, bottom = 240;
     const double cell = (right - left) / double(E);
+    const bool has_numbers = cell >= 38;  // on its bars; else levels to read them off
     const std::int64_t largest =
         std::max<std::int64_t>(1, *std::max_element(load.begin(), load.end()));
     const auto level = [&](double rows) {
@@ -268,8 +293,9 @@ std::string draw_expert_load(const Comparison& c) {
     };
 
     Canvas canvas;
-    for (std::int64_t tick = 0, step = round_number(double(largest) / 5); tick <= largest;
-         tick += step) {
+    canvas.line("grid", left, bottom, right, bottom);
+    for (std::int64_t step = round_number(double(largest) / 5), tick = step;
+         tick <= largest && !has_numbers; tick += step) {
         canvas.line("grid", left, level(double(tick)), right, level(double(tick)));
         canvas.text(left - 8, level(double(tick)) + 4, "end", fmt::format("{}", tick));
     }
@@ -283,8 +309,9 @@ std::string draw_expert_load(const Comparison& c) {
     for (std::int64_t e = 0, step = label_step(cell, 30); e < E; e += step) {
         const double x = left + (double(e) + 0.5) * cell;
         canvas.text(x, bottom + 17, "middle", fmt::format("{}", e));
-        if (cell >= 38)
-            canvas.text(x, level(double(load[e])) - 5, "middle",
+        const double over_bar = level(double(load[e])) - 5;
+        if (has_numbers)
+            canvas.text(x, is_crossed(over_bar, y) ? y - 5 : over_bar, "middle",
                         fmt::format("{}", load[e]));
     }
     canvas.text(right + 6, y - 2, "start", "even share");
@@ -306,7 +333,12 @@ std::string draw_permutation(const Comparison& c) {
     return canvas.svg(p.top + p.height + 8, "tokens to rows");
 }
 
-std::string draw_time_line(const ColumnOutcome& column, double longest) {
+bool is_on(const Comparison& c, Step step) {
+    return !step_cost(step, c.config, c.sizes, DType::f64).formula.empty();
+}
+
+std::string draw_time_line(const Comparison& c, const ColumnOutcome& column,
+                           double longest) {
     constexpr double kHeight = 30.0;
     const double scale = kPictureWidth / std::max(longest, 1e-30);
     double x = 0.0;
@@ -317,7 +349,7 @@ std::string draw_time_line(const ColumnOutcome& column, double longest) {
         const auto step = static_cast<Step>(n);
         const double seconds = column.at(step).seconds, width = scale * seconds;
         if (n == 11) canvas.line("turn", x, -4, x, kHeight + 4);
-        if (width <= 0.0) continue;
+        if (width <= 0.0 || !is_on(c, step)) continue;
         canvas.rect(component_hue(step), x, 0, std::max(width - 0.7, 0.3), kHeight,
                     fmt::format("{} {}: {:.2f} ms", n, title(step), 1e3 * seconds));
         if (width > 22)
@@ -329,10 +361,10 @@ std::string draw_time_line(const ColumnOutcome& column, double longest) {
 
 std::string draw_share(Step step, double share) {
     return fmt::format(
-        "<svg class='share' viewBox='0 0 64 10'>"
-        "<rect class='ground' width='64' height='10'/>"
-        "<rect class='{}' width='{:.1f}' height='10'/></svg>",
-        component_hue(step), 64.0 * share);
+        "<svg class='share' viewBox='0 0 40 8'>"
+        "<rect class='ground' width='40' height='8'/>"
+        "<rect class='{}' width='{:.1f}' height='8'/></svg>",
+        component_hue(step), 40.0 * share);
 }
 
 }  // namespace moe

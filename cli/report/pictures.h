@@ -29,9 +29,13 @@ std::string draw_expert_load(const Comparison& comparison);
 /// Curves from the first tokens of the batch to their rows in expert order.
 std::string draw_permutation(const Comparison& comparison);
 
+/// Whether the layer has this step at all; one that is off has no cost.
+bool is_on(const Comparison& comparison, Step step);
+
 /// A column's time, step after step. `longest` seconds fill the width, so that columns
 /// compare.
-std::string draw_time_line(const ColumnOutcome& column, double longest);
+std::string draw_time_line(const Comparison& comparison, const ColumnOutcome& column,
+                           double longest);
 
 /// A bar for a table cell, filled to `share` of its length.
 std::string draw_share(Step step, double share);

@@ -81,13 +81,16 @@ std::string differences(const Comparison& c) {
 }
 
 std::string verdict(const Comparison& c) {
-    const std::string agreement = c.columns.size() < 2
-                                      ? "Only the fp64 reference ran"
-                                      : "All columns agree with fp64 in every step";
+    const std::string agreement =
+        c.sizes.num_tokens == 0 ? "There are no tokens: no step was compared"
+        : c.columns.size() < 2  ? "Only the fp64 reference ran"
+                                : "All columns agree with fp64 in every step";
     const std::string golden = c.golden.empty() ? "" : ", and every golden case passes";
     return fmt::format(
         "<div class='verdict {}'><b>{}</b>{}</div>\n", c.ok ? "good" : "bad",
-        c.ok ? "✓ " + agreement + golden + "." : "✗ Some values differ.", differences(c));
+        c.ok ? (c.sizes.num_tokens == 0 ? "" : "✓ ") + agreement + golden + "."
+             : "✗ Some values differ.",
+        differences(c));
 }
 
 std::string introduction(const Comparison& c) {

@@ -14,68 +14,92 @@
 namespace moe {
 namespace {
 
-double sum_of_steps(const ColumnOutcome& column) {
+double sum_of_steps(const Comparison& c, const ColumnOutcome& column) {
     double sum = 0.0;
-    for (const StepOutcome& step : column.steps) sum += step.seconds;
+    for (int n = 1; n <= kNumSteps; ++n)
+        if (const auto step = static_cast<Step>(n); is_on(c, step))
+            sum += column.at(step).seconds;
     return std::max(sum, 1e-30);
+}
+
+/// The share of its column's time that a step takes; 0 of what is off or has no times.
+double share_of_time(const Comparison& c, const ColumnOutcome& column, Step step) {
+    return is_on(c, step) ? column.at(step).seconds / sum_of_steps(c, column) : 0.0;
 }
 
 /// The largest share of a column's time that a step takes: what a full bar means.
 double largest_share(const Comparison& c) {
     double largest = 1e-30;
     for (const ColumnOutcome& column : c.columns)
-        for (const StepOutcome& step : column.steps)
-            largest = std::max(largest, step.seconds / sum_of_steps(column));
+        for (int n = 1; n <= kNumSteps; ++n)
+            largest = std::max(largest, share_of_time(c, column, static_cast<Step>(n)));
     return largest;
 }
 
-/// What an emulated column has instead: bytes, and no time.
-std::string bytes_cell(const Comparison& c, const ColumnOutcome& column, Step step) {
-    const StepCost cost = step_cost(step, c.config, c.sizes, column.spec.experts.dtype);
-    return fmt::format("<td class='opens'>{}</td>",
-                       cost.formula.empty() ? "" : bytes_in_words(cost.bytes));
+bool has_time(const ColumnOutcome& column) {
+    return !column.emulated;
+}
+bool has_error(const Comparison& c, const ColumnOutcome& column) {
+    return &column != &c.columns.front();
 }
 
-std::string time_cells(const Comparison& c, const ColumnOutcome& column, Step step,
-                       double full_share) {
-    const StepCost cost = step_cost(step, c.config, c.sizes, column.spec.experts.dtype);
-    if (cost.formula.empty()) return "<td class='opens'></td><td></td>";
-    const double seconds = column.at(step).seconds,
-                 share = seconds / sum_of_steps(column);
-    return fmt::format(
-        "<td class='opens'>{:.2f}<small>{}</small></td><td>{}<small>{}</small></td>",
-        1e3 * seconds, bytes_in_words(cost.bytes), draw_share(step, share / full_share),
-        percent(share));
+/// A column's label, which may go on in the next line after each of its parts.
+std::string breakable(const std::string& label) {
+    std::string html = escape(label);
+    const std::string here = "<wbr>";
+    for (std::size_t at = 0; (at = html.find_first_of(":,=", at)) != std::string::npos;
+         at += here.size())
+        html.insert(++at, here);
+    return html;
 }
 
-std::string error_cell(Step step, const StepOutcome& outcome) {
-    if (outcome.bound == 0.0 && outcome.ok()) return "<td class='soft'>–</td>";
-    const bool has_integers =
-        step == Step::routing || step == Step::token_dropping || step == Step::dispatch;
-    const std::string integers = !outcome.integers_equal
-                                     ? "<small class='bad'>integers differ</small>"
-                                 : has_integers ? "<small>integers: exact</small>"
-                                                : "";
-    const std::string error =
-        outcome.error == 0.0
-            ? "0"
-            : fmt::format("{:.1e}<small>{} of bound</small>", outcome.error,
-                          percent(outcome.error / outcome.bound));
-    return fmt::format("<td class='{}'>{}{}</td>", outcome.ok() ? "" : "bad", error,
-                       integers);
+std::string time_cell(const Comparison& c, const ColumnOutcome& column, Step step,
+                      double full_share) {
+    const double share = share_of_time(c, column, step);
+    return fmt::format("{:.2f}<small>{} {}</small>", 1e3 * column.at(step).seconds,
+                       draw_share(step, share / full_share), percent(share));
+}
+
+std::string error_cell(const StepOutcome& outcome) {
+    const std::string integers =
+        outcome.integers_equal ? "" : "<small class='bad'>integers differ</small>";
+    if (outcome.error == 0.0) return "0" + integers;
+    return fmt::format("{:.1e}<small>{}</small>{}", outcome.error,
+                       percent(outcome.error / outcome.bound), integers);
+}
+
+/// The cells of one column; a step that is off has them empty.
+std::string cells(const Comparison& c, const ColumnOutcome& column, Step step,
+                  double full_share) {
+    const bool on = is_on(c, step);
+    const StepOutcome& outcome = column.at(step);
+    std::string row;
+    if (has_time(column))
+        row += fmt::format("<td class='opens'>{}</td>",
+                           on ? time_cell(c, column, step, full_share) : "");
+    if (has_error(c, column))
+        row +=
+            fmt::format("<td class='{}{}'>{}</td>", has_time(column) ? "" : "opens",
+                        !on || outcome.ok() ? "" : " bad", on ? error_cell(outcome) : "");
+    return row;
+}
+
+/// Of the last column, which is the least precise one.
+DType narrowest(const Comparison& c) {
+    return c.columns.back().spec.experts.dtype;
 }
 
 std::string step_row(const Comparison& c, Step step, double full_share) {
-    const StepCost cost = step_cost(step, c.config, c.sizes, DType::f64);
+    const StepCost cost = step_cost(step, c.config, c.sizes, narrowest(c));
     std::string row = fmt::format(
-        "<tr><td>{} {}<small class='indent'>{}</small></td><td>{}</td>", badge(step),
-        title(step), kStepMeanings[static_cast<std::size_t>(step) - 1],
-        cost.formula.empty() ? "<span class='soft'>off</span>" : cost.formula);
-    for (const ColumnOutcome& column : c.columns) {
-        row += column.emulated ? bytes_cell(c, column, step)
-                               : time_cells(c, column, step, full_share);
-        if (&column != &c.columns.front()) row += error_cell(step, column.at(step));
-    }
+        "<tr{}><td>{} {}<small class='indent'>{}</small></td><td>{}</td>",
+        is_on(c, step) ? "" : " class='off'", badge(step), title(step),
+        kStepMeanings[static_cast<std::size_t>(step) - 1],
+        is_on(c, step)
+            ? fmt::format("{}<small>{}</small>", cost.formula, bytes_in_words(cost.bytes))
+            : "off");
+    for (const ColumnOutcome& column : c.columns)
+        row += cells(c, column, step, full_share);
     return row + "</tr>\n";
 }
 
@@ -83,21 +107,20 @@ std::string steps_table(const Comparison& c) {
     std::string labels, heads, rows;
     std::string sum = "<tr class='sum'><td>forward and backward</td><td></td>";
     for (const ColumnOutcome& column : c.columns) {
-        const bool first = &column == &c.columns.front();
+        const bool timed = has_time(column), judged = has_error(c, column);
         labels +=
             fmt::format("<th class='column opens' colspan='{}'>{}<small>{}</small></th>",
-                        first || column.emulated ? 2 : 3, escape(column.label),
-                        first             ? "what the others are held against"
-                        : column.emulated ? "emulated on this CPU"
-                                          : "");
-        heads += column.emulated ? "<th class='opens'>bytes</th>"
-                                 : "<th class='opens'>ms<small>bytes</small></th>"
-                                   "<th>share of time</th>";
-        heads += first ? "" : "<th>error</th>";
-        sum += column.emulated ? std::string("<td class='opens soft'>–</td>")
-                               : fmt::format("<td class='opens'>{:.2f}</td><td></td>",
-                                             1e3 * column.seconds);
-        sum += first ? "" : "<td></td>";
+                        int(timed) + int(judged), breakable(column.label),
+                        !judged ? "what the others are held against"
+                        : timed ? ""
+                                : "emulated on this CPU");
+        if (timed) heads += "<th class='opens'>ms<small>share of time</small></th>";
+        if (judged)
+            heads += fmt::format("<th class='{}'>error<small>of bound</small></th>",
+                                 timed ? "" : "opens");
+        if (timed)
+            sum += fmt::format("<td class='opens'>{:.2f}</td>", 1e3 * column.seconds);
+        if (judged) sum += timed ? "<td></td>" : "<td class='opens'></td>";
     }
     const double full_share = largest_share(c);
     for (int n = 1; n <= kNumSteps; ++n) {
@@ -107,8 +130,9 @@ std::string steps_table(const Comparison& c) {
     }
     return fmt::format(
         "<div class='wide'><table><tr><th rowspan='2'>step</th>"
-        "<th rowspan='2'>elements</th>{}</tr>\n<tr>{}</tr>\n{}{}</tr></table></div>\n",
-        labels, heads, rows, sum);
+        "<th rowspan='2'>elements<small>bytes in {}</small></th>{}</tr>\n<tr>{}</tr>\n"
+        "{}{}</tr></table></div>\n",
+        to_string(narrowest(c)), labels, heads, rows, sum);
 }
 
 std::string component_key(Step step, const std::string& name) {
@@ -123,13 +147,13 @@ std::string component_key(Step step, const std::string& name) {
 std::string steps_section(const Comparison& c) {
     double longest = 0.0;
     for (const ColumnOutcome& column : c.columns)
-        longest = std::max({longest, column.seconds, sum_of_steps(column)});
+        longest = std::max({longest, column.seconds, sum_of_steps(c, column)});
     std::string lines;
     for (const ColumnOutcome& column : c.columns)
         if (!column.emulated)
             lines +=
                 fmt::format("<p class='soft'>{}: {:.1f} ms</p>\n{}", escape(column.label),
-                            1e3 * column.seconds, draw_time_line(column, longest));
+                            1e3 * column.seconds, draw_time_line(c, column, longest));
     const std::string key = component_key(Step::gating, "router") +
                             component_key(Step::dispatch, "dispatcher") +
                             component_key(Step::fc1, "experts") +
@@ -138,9 +162,10 @@ std::string steps_section(const Comparison& c) {
         R"(<h2>Step by step</h2>
 <p>Every column runs the same layer on the same tokens, in another implementation or
 precision. Step n is undone by step 21 − n. <b>Elements</b> are the numbers that every
-correct implementation must read and write at least once; <b>bytes</b> are these in the
-column’s precision. <b>Errors</b> are relative to fp64 (Frobenius norm); below them you
-see which share of the allowed error they take. 0 means exactly equal.</p>
+correct implementation must read and write at least once; below them you see their bytes
+in {}. <b>Errors</b> are relative to fp64 (Frobenius norm); below them you see which share
+of the allowed error they take. 0 means exactly equal, as integers must be: maps, counts
+and choices.</p>
 <p>Times are medians over the timed runs on this machine. <b>Emulated</b> columns are GPU
 kernels that ran on its CPU, thread by thread: their values count, but their times would
 say nothing about a GPU, so there are none. A full bar is {} of a
@@ -149,7 +174,7 @@ column’s time.</p>
 {}<h3>Where the time goes</h3>
 <p>All lines have one scale. The tall mark is where the backward begins.</p>
 {})",
-        percent(largest_share(c)), key, steps_table(c), lines);
+        to_string(narrowest(c)), percent(largest_share(c)), key, steps_table(c), lines);
 }
 
 }  // namespace moe

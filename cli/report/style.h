@@ -35,16 +35,17 @@ inline constexpr std::array<const char*, kNumSteps> kStepMeanings = {
 // The eight hues are close to those of Okabe and Ito, told apart by colour-blind eyes.
 inline constexpr const char* kReportStyle = R"(
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6675; --paper: #fff;
-  --line: #dfe3ea; --ground: #f3f5f8; --accent: #0072b2; --good: #00795a; --bad: #b3261e;
+  --line: #dfe3ea; --ground: #f3f5f8; --shade: #1c243059; --accent: #0072b2; --good: #00795a; --bad: #b3261e;
   --hue0: #0072b2; --hue1: #d55e00; --hue2: #009e73; --hue3: #b8559a; --hue4: #a87b00;
   --hue5: #3f9bd4; --hue6: #7a5cc4; --hue7: #7f7f7f; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b2;
-  --paper: #12161d; --line: #2c3441; --ground: #1b212b; --accent: #56b4e9;
+  --paper: #12161d; --line: #2c3441; --ground: #1b212b; --shade: #e6e9ef59;
+  --accent: #56b4e9;
   --good: #4cc9a0; --bad: #ff8a80; --hue0: #3d9be0; --hue1: #ee7d2b; --hue2: #1fb88c;
   --hue3: #d98cc0; --hue4: #d0a52c; --hue5: #86c5ee; --hue6: #a48be8; --hue7: #a0a0a0; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 1120px; margin: 0 auto; padding: 2rem 1.2rem 4rem; }
+  max-width: 1240px; margin: 0 auto; padding: 2rem 1.2rem 4rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .6rem; letter-spacing: -.01em; }
 h2 { margin: 3.2rem 0 .4rem; padding-top: .9rem; border-top: 1px solid var(--line); }
 h3 { margin: 2rem 0 .3rem; }
@@ -64,9 +65,17 @@ pre { background: var(--ground); padding: .8rem 1rem; overflow: auto; border-rad
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: 14px; max-height: 16rem; }
 code { background: var(--ground); border-radius: 3px; padding: .05rem .3rem;
   font-size: .92em; }
-.wide { overflow-x: auto; }
+/* A shade at each edge that has more; the paper over it scrolls with what is there. */
+.wide { overflow-x: auto; background-repeat: no-repeat;
+  background-image: linear-gradient(90deg, var(--paper) 40%, transparent),
+    linear-gradient(270deg, var(--paper) 40%, transparent),
+    linear-gradient(90deg, var(--shade), transparent),
+    linear-gradient(270deg, var(--shade), transparent);
+  background-position: 0 0, 100% 0, 0 0, 100% 0;
+  background-size: 48px 100%, 48px 100%, 18px 100%, 18px 100%;
+  background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; font-size: 14px; width: 100%; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom;
   white-space: normal; }
@@ -78,6 +87,7 @@ td.words { white-space: normal; min-width: 11rem; overflow-wrap: anywhere; }
 th.column { text-align: center; color: var(--ink); overflow-wrap: break-word; }
 .opens { border-left: 1px solid var(--line); padding-left: 1rem; }
 tr.part td { border: 0; padding-top: 1rem; font-weight: 600; }
+tr.off td { color: var(--soft); }
 tr.sum td { font-weight: 600; border-bottom: 0; }
 td small, th small { display: block; color: var(--soft); font-size: 12px;
   font-weight: 400; }
@@ -89,13 +99,13 @@ td small.bad { color: var(--bad); }
 .key svg { width: 12px; height: 12px; margin-right: .4rem; }
 svg.picture { display: block; width: 100%; min-width: 760px; height: auto;
   margin: .6rem 0; overflow: visible; }
-svg.share { width: 64px; height: 10px; }
+svg.share { width: 40px; height: 8px; }
 svg text { font: 12px ui-monospace, "DejaVu Sans Mono", monospace; fill: var(--ink);
   paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
 svg text.tiny { font-size: 8.5px; fill: var(--soft); }
 svg text.faint { fill: var(--soft); }
 svg text.onbar { fill: #fff; font-weight: 700; stroke: #0006; stroke-width: 2px; }
-.ground { fill: var(--ground); } .cell { fill: var(--accent); }
+.ground { fill: var(--ink); fill-opacity: .06; } .cell { fill: var(--accent); }
 .grid { stroke: var(--line); stroke-width: 1; }
 .even { stroke: var(--ink); stroke-width: 1.4; stroke-dasharray: 5 4; }
 .turn { stroke: var(--ink); stroke-width: 2; }

@@ -179,6 +179,7 @@ int run_trace(const TraceOptions& options) {
         fmt::print("\nAfter the step\n");
         print_tensor("expert_bias_updated", bias);
     }
+    if (S * B == 0) fmt::print("\n- no tokens: nothing went through the layer\n");
     return kExitOk;
 }
 

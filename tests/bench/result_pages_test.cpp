@@ -250,11 +250,11 @@ TEST_F(ResultPages, WriteNothingWhenAnythingIsWrong) {
 }
 
 TEST_F(ResultPages, WriteAllFilesOrNone) {
-    const std::string a = path("a.txt");
-    const auto failure = write_all({{a, "new"}, {path("missing/b.txt"), "new"}});
+    const std::string a = path("made/a.txt"), b = write("b.txt", "a file") + "/b.txt";
+    const auto failure = write_all({{a, "new"}, {b, "new"}});
     ASSERT_TRUE(failure.has_value());
-    EXPECT_EQ(failure->path, path("missing/b.txt"));
-    EXPECT_FALSE(fs::exists(a));
+    EXPECT_EQ(failure->path, b);
+    EXPECT_FALSE(fs::exists(path("made")));
     for (const auto& [name, text] : everything()) EXPECT_FALSE(name.ends_with(".part"));
     EXPECT_FALSE(write_all({{a, "new"}}).has_value());
     EXPECT_EQ(read(a), "new");
