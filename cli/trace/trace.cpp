@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -45,16 +46,27 @@ std::string format_value(double value, bool floating) {
     return text == "   -0.0000" ? "    0.0000" : text;
 }
 
-/// Rows of the last axis, at most 16 by 16 of them.
-void print_tensor(const std::string& name, const TensorView& tensor) {
+using Names = std::vector<std::string>;
+
+/// Rows of the last axis, at most 16 by 16 of them, each with its name if there are any.
+void print_tensor(const std::string& name, const TensorView& tensor,
+                  const Names& names = {}) {
     constexpr std::int64_t kMost = 16;
     fmt::print("  {} {} {}\n", name, to_string(tensor.shape), to_string(tensor.dtype));
     const std::vector<double> values = to_doubles(tensor);
     const std::int64_t columns = tensor.shape.empty() ? 1 : tensor.shape.back();
     const std::int64_t rows =
         columns == 0 ? 0 : static_cast<std::int64_t>(values.size()) / columns;
-    for (std::int64_t row = 0; row < std::min(rows, kMost); ++row) {
+    const bool across = tensor.shape.size() == 1;  // then a name stands over each value
+    if (across && !names.empty()) {
         std::string line = "   ";
+        for (std::int64_t column = 0; column < std::min(columns, kMost); ++column)
+            line += fmt::format(" {:>10}", names[column]);
+        fmt::print("{}\n", line);
+    }
+    for (std::int64_t row = 0; row < std::min(rows, kMost); ++row) {
+        std::string line =
+            across || names.empty() ? "   " : fmt::format("    {:<7}", names[row]);
         for (std::int64_t column = 0; column < std::min(columns, kMost); ++column)
             line += " " + format_value(values[row * columns + column],
                                        is_floating(tensor.dtype));
@@ -63,17 +75,60 @@ void print_tensor(const std::string& name, const TensorView& tensor) {
     if (rows > kMost) fmt::print("    … and {} more rows\n", rows - kMost);
 }
 
-/// Prints each value as it comes, under its step.
+/// "t0", "t1", …
+Names name_tokens(std::int64_t tokens) {
+    Names names;
+    for (std::int64_t t = 0; t < tokens; ++t) names.push_back(fmt::format("t{}", t));
+    return names;
+}
+
+/// "t3→e1" for every row after dispatch, which stand expert by expert; a row that pads an
+/// expert's share is in the map too.
+/// @param map  (T, E), after dropping
+/// @param row_token  (N)
+Names name_rows(const std::vector<double>& map, const std::vector<double>& row_token,
+                std::int64_t num_experts) {
+    const auto E = std::size_t(num_experts);
+    Names names;
+    for (std::size_t e = 0; e < E; ++e)
+        for (std::size_t at = e; at < map.size(); at += E)
+            if (map[at] != 0.0 && names.size() < row_token.size())
+                names.push_back(fmt::format("t{}→e{}", row_token[names.size()], e));
+    return names;
+}
+
+/// Prints each value as it comes, under its step; rows have the names of their tokens,
+/// and between dispatch and combine of their experts too.
 class Printer : public Observer {
   public:
+    explicit Printer(std::int64_t tokens) : tokens_(name_tokens(tokens)) {}
+
     void on_value(Step step, const std::string& name, const TensorView& view) override {
         if (step != last_) fmt::print("\n{} {}\n", circled(step), title(step));
         last_ = step;
-        print_tensor(name, view);
+        if (name == "routing_map") {
+            map_ = to_doubles(view);
+            num_experts_ = view.shape.back();
+        }
+        if (name == "row_token") rows_ = name_rows(map_, to_doubles(view), num_experts_);
+        const bool has_rows =
+            (step >= Step::dispatch && step <= Step::fc2) ||
+            (step >= Step::combine_backward && step <= Step::fc1_backward);
+        const Names& names = has_rows ? rows_ : tokens_;
+        const bool fits =
+            is_floating(view.dtype) || view.shape.size() > 1;  // not row_token, counts
+        print_tensor(name, view,
+                     fits && !view.shape.empty() &&
+                             view.shape.front() == std::int64_t(names.size())
+                         ? names
+                         : Names());
     }
 
   private:
     Step last_{};
+    Names tokens_, rows_;
+    std::vector<double> map_;  // (T, E)
+    std::int64_t num_experts_ = 0;
 };
 
 /// Standard normal numbers, rounded to quarters: easy to follow by hand.
@@ -119,6 +174,24 @@ void show_dispatch(LayerOptions::Chosen& chosen) {
     if (!chosen.given.contains("moe_ffn_hidden_size")) config.moe_ffn_hidden_size = 8;
 }
 
+/// How the layer differs from that of `moe trace` without ranks; the tokens are the same.
+std::string describe_difference(const MoEConfig& alone, const MoEConfig& here) {
+    std::string text;
+    const auto add = [&](bool differs, const std::string& what) {
+        if (differs) text += (text.empty() ? "" : ", ") + what;
+    };
+    add(alone.moe_expert_capacity_factor != here.moe_expert_capacity_factor,
+        "no capacity");
+    add(alone.moe_shared_expert_intermediate_size.value_or(0) != here.shared_ffn(),
+        "no shared experts");
+    add(alone.moe_aux_loss_coeff != here.moe_aux_loss_coeff ||
+            alone.moe_z_loss_coeff != here.moe_z_loss_coeff,
+        "no losses");
+    add(alone.moe_ffn_hidden_size != here.moe_ffn_hidden_size,
+        fmt::format("F={}", here.ffn()));
+    return text.empty() ? "" : "Unlike moe trace without --ranks: " + text;
+}
+
 int run_rank_trace(const TraceOptions& options) {
     const LayerOptions& layer = *options.layer;
     const RankConfigs chosen =
@@ -126,6 +199,8 @@ int run_rank_trace(const TraceOptions& options) {
     const RankSizes sizes = choose_rank_sizes(layer, chosen.sizes);
     const std::int64_t T = sizes.seq_len * sizes.micro_batch;
     RankTraceRequest request;
+    const MoEConfig alone = layer.choose().config;
+    request.note = describe_difference(alone, chosen.configs[0]);
     request.sizes = chosen.sizes;
     request.seq_len = sizes.seq_len;
     request.micro_batch = sizes.micro_batch;
@@ -158,10 +233,11 @@ int run_trace(const TraceOptions& options) {
     fmt::print("{} tokens (S={} x B={}, token t = s B + b), {} experts, top-{}; {}{}\n",
                S * B, S, B, config.num_experts(), config.moe_router_topk,
                to_string(layer.spec()), layer.spec().is_emulated() ? ", emulated" : "");
+    fmt::print("t3→e1 is the row of token 3 for expert 1\n");
     fmt::print("\nInput\n");
-    print_tensor("hidden_states", hidden);
+    print_tensor("hidden_states", hidden, name_tokens(S * B));
 
-    Printer printer;
+    Printer printer(S * B);
     const RunContext context{.observer = &printer};
     auto forward = layer.forward(hidden, {}, context);
     if (!forward.losses.empty()) fmt::print("\nLosses, before their coefficients\n");
@@ -169,10 +245,10 @@ int run_trace(const TraceOptions& options) {
         fmt::print("  {:<28} {:10.4f}\n", name, loss);
 
     fmt::print("\nGradient of the output\n");
-    print_tensor("grad_output", doutput);
+    print_tensor("grad_output", doutput, name_tokens(S * B));
     const auto gradients = layer.backward(doutput, forward.saved, context);
     fmt::print("\nGradients\n");
-    print_tensor("grad.hidden_states", gradients.hidden_states);
+    print_tensor("grad.hidden_states", gradients.hidden_states, name_tokens(S * B));
     for (const auto& [name, gradient] : gradients.parameters)
         print_tensor("grad." + name, gradient);
     if (const Tensor bias = layer.update_expert_bias(); bias.defined()) {

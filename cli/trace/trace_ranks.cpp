@@ -60,6 +60,7 @@ class Printer {
     explicit Printer(const RankTraceRequest& request)
         : run_(request.job, request.sizes, request.seq_len, request.micro_batch),
           spec_(request.job.spec),
+          note_(request.note),
           hidden_(to_doubles(request.job.hidden)) {}
 
     int print() {
@@ -85,6 +86,7 @@ class Printer {
             "t3→e1 is the row of token 3 for expert 1; of each row you see the "
             "first {} values\n",
             std::min(run_.config().hidden_size, kMostValues));
+        if (!note_.empty()) fmt::print("{}\n", note_);
     }
 
     void print_choices() const {
@@ -273,6 +275,7 @@ class Printer {
 
     NamedRun run_;
     ModuleSpec spec_;  // as chosen; its router may run in more precision
+    std::string note_;
     std::vector<double> hidden_;
     std::vector<std::vector<Row>> names_;  // by rank, in expert order
 };

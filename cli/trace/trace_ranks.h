@@ -10,6 +10,7 @@ struct RankTraceRequest {
     RankJob job;  ///< tokens are numbered rank by rank
     distributed::ParallelSizes sizes;
     std::int64_t seq_len = 0, micro_batch = 0;  ///< of all ranks together
+    std::string note;                           ///< a line for the header, or ""
 };
 
 /// Prints who holds what, what goes where, what comes back, and whether the outputs are

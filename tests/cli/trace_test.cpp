@@ -51,10 +51,43 @@ TEST_F(TraceTest, TracesTheSameLinesInEveryPrecision) {
     const std::size_t input = fp64.out.find(shape) + shape.size();
     std::istringstream numbers(fp64.out.substr(input, fp64.out.find("①") - input));
     int count = 0;
-    for (double number; numbers >> number; ++count)
+    for (std::string word; numbers >> word;) {
+        if (word.starts_with("t")) continue;  // whose row it is
+        const double number = std::stod(word);
         EXPECT_EQ(4.0 * number, std::round(4.0 * number)) << number;
+        ++count;
+    }
     EXPECT_EQ(count, 48);
     EXPECT_FALSE(has(fp64, "nan"));
+}
+
+TEST_F(TraceTest, NamesRowsByTokenAndExpert) {
+    // No choice is dropped: every token has both of its rows, expert by expert.
+    const Output all = moe("trace --moe-expert-capacity-factor none");
+    const std::size_t map_at = all.out.find("  routing_map (8, 4)");
+    const std::size_t rows_at = all.out.find("  dispatched_hidden_states (16, 6)");
+    ASSERT_NE(rows_at, std::string::npos) << all.out;
+    std::istringstream map(all.out.substr(all.out.find('\n', map_at)));
+    std::vector<std::string> by_expert[4], expected;
+    for (int t = 0; t < 8; ++t) {
+        std::string token;
+        map >> token;
+        EXPECT_EQ(token, "t" + std::to_string(t));
+        for (int e = 0, routed; e < 4; ++e)
+            if (map >> routed && routed)
+                by_expert[e].push_back(token + "→e" + std::to_string(e));
+    }
+    for (const auto& names : by_expert)
+        expected.insert(expected.end(), names.begin(), names.end());
+    std::istringstream rows(all.out.substr(all.out.find('\n', rows_at) + 1));
+    for (const std::string& name : expected) {
+        std::string line;
+        std::getline(rows, line);
+        EXPECT_EQ(split(line).at(0), name);
+    }
+    EXPECT_TRUE(has(moe("trace --ranks 2"),
+                    "\nUnlike moe trace without --ranks: no capacity, no shared "
+                    "experts, no losses, F=8\n"));
 }
 
 TEST_F(TraceTest, TracesTheSameNumbersEveryTime) {
