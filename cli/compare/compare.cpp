@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 #include <optional>
 
 #include "cli/commands.h"
@@ -19,6 +18,7 @@
 #include "cli/terminal.h"
 #include "cli/words.h"
 #include "core/tier.h"
+#include "core/transfer.h"
 
 namespace moe {
 namespace {
@@ -45,9 +45,10 @@ void print_header(const Comparison& c) {
                 8));
     if (config.moe_expert_capacity_factor) {
         const std::int64_t rows = c.sizes.num_tokens * config.moe_router_topk;
-        const std::uint8_t* map = c.routing_map.data<std::uint8_t>();
-        const auto kept =
-            std::accumulate(map, map + c.routing_map.numel(), std::int64_t{0});
+        // A row that only pads is in the map, and has no weight
+        const std::vector<double> probs = to_doubles(c.probs);
+        const auto kept = std::count_if(probs.begin(), probs.end(),
+                                        [](double prob) { return prob > 0.0; });
         fmt::print("Rows    {} of {} kept, {} dropped: an expert takes at most {}\n",
                    kept, rows, rows - kept, get_capacity(config, c.sizes.num_tokens));
     }

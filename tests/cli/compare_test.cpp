@@ -138,6 +138,10 @@ TEST_F(CompareTest, CountsTheRowsThatCapacityDrops) {
     EXPECT_TRUE(has(
         output, "\nRows    50 of 198 kept, 148 dropped: an expert takes at most 25\n"))
         << output.out;
+    EXPECT_TRUE(has(moe(kSmall + text +
+                        " --dtype fp32 --moe-expert-capacity-factor 1 "
+                        "--moe-pad-expert-input-to-capacity"),
+                    "\nRows    50 of 198 kept, 148 dropped: "));
     EXPECT_FALSE(has(moe(kSmall + text + " --dtype fp32"), " dropped"));
 }
 

@@ -4,6 +4,7 @@
 #include "cli/terminal.h"
 
 #include "cli/compare/comparison.h"
+#include "cli/measure/bench_view.h"
 #include "cli/progress.h"
 
 #include "tests/cli/support.h"
@@ -148,16 +149,38 @@ TEST(Progress, SaysWhichStepHasCome) {
 }
 
 TEST_F(TerminalTest, BenchesOnEightyColumns) {
-    const std::string bench =
-        "bench --component router --pass forward --tokens 16 --seconds 0.01 --scale 16 "
-        "--report none";
-    const Output narrow = on_columns("80", bench), wide = on_columns("200", bench);
-    EXPECT_EQ(narrow.code, kExitOk) << narrow.err;
+    bench::Run run;
+    run.before = run.after = bench::Calibration{20.0, 0.1};
+    bench::Measurement timed;
+    timed.subject = "router";
+    timed.pass = "forward";
+    timed.spec = "reference_cpu:fp32";
+    timed.ms = bench::Timing{1.5, 1.25, 2.5, 9};
+    timed.flops = timed.bytes = 1e6;
+    timed.floor_ms = 0.5;
+    timed.error = 1e-7;
+    timed.bound = 1e-5;
+    bench::Measurement counted = timed;
+    counted.spec = "naive_gpu:fp32";
+    counted.emulated = true;
+    counted.ms.reset();
+    counted.launches = 8;
+    run.measurements = {timed, counted};
+    const auto print = [&](const char* columns) {
+        setenv("COLUMNS", columns, 1);
+        testing::internal::CaptureStdout();
+        print_bench_table({}, run);
+        std::fflush(stdout);
+        return Output{0, testing::internal::GetCapturedStdout(), ""};
+    };
+    const Output narrow = print("80"), wide = print("200");
     EXPECT_LE(widest(narrow), 80u) << narrow.out;
-    EXPECT_TRUE(has(narrow, "error, of bound\n")) << narrow.out;
+    EXPECT_TRUE(has(narrow, "reached  error, of bound\n")) << narrow.out;
     EXPECT_TRUE(has(narrow, "Left out at 80 columns: GB/s, of copy,")) << narrow.out;
-    EXPECT_FALSE(has(narrow, "p10 - p90 "));
-    EXPECT_TRUE(has(wide, "p10 - p90 ")) << wide.out;
+    EXPECT_TRUE(has(narrow, "emulated ")) << narrow.out;
+    EXPECT_FALSE(has(narrow, "1.25 - 2.50"));
+    EXPECT_TRUE(has(wide, "1.25 - 2.50")) << wide.out;
+    EXPECT_FALSE(has(wide, "Left out"));
 }
 
 }  // namespace
