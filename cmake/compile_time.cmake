@@ -13,18 +13,20 @@ endif()
 # values are for host-debug, the build for gdb.
 add_compile_options("$<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:RelWithDebInfo>>:-g1>")
 
-# moe_precompile(TARGET [HEADER…]) : the target's C++ begins with the standard library and
-# {fmt}, which most files read, and with the headers named. Each file still includes what it
+# moe_precompile(TARGET [HEADER…]) : the target's C++ begins with {fmt} and the standard
+# library, which most files read, and with the headers named. Each file still includes what it
 # uses: -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON builds as well, only longer.
 function(moe_precompile target)
-    foreach(name fmt/format.h algorithm array chrono cmath filesystem fstream functional map
-            memory mutex numeric optional set sstream string thread vector ${ARGN})
+    set(headers "$<$<COMPILE_LANGUAGE:CXX>:${PROJECT_SOURCE_DIR}/cmake/fmt_as_it_is.h>")
+    foreach(name algorithm array chrono cmath filesystem fstream functional map memory mutex
+            numeric optional set sstream string thread vector ${ARGN})
         list(APPEND headers "$<$<COMPILE_LANGUAGE:CXX>:<${name}$<ANGLE-R>>")
     endforeach()
     target_precompile_headers(${target} PRIVATE ${headers})
 endfunction()
 
-# moe_precompiled_as(TARGET OTHER) : with the headers of a target of the same flags.
+# moe_precompiled_as(TARGET OTHER) : with the headers of a target of the same flags; of
+# another -O, g++ 14 would not take them.
 function(moe_precompiled_as target other)
     target_precompile_headers(${target} REUSE_FROM ${other})
 endfunction()

@@ -58,6 +58,8 @@ void print_result(const std::string& title, const CaseResult& result) {
                                            to_string(result.spec),
                                            result.spec.is_emulated() ? ", emulated" : ""),
                                4));
+    if (const auto step = result.first_deviation())
+        fmt::print("    {}\n", begins_at(*step));
     for (const TensorCheck& check : result.checks) print_check(check);
 }
 
