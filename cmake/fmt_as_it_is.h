@@ -1,6 +1,7 @@
-// {fmt} asks for -Og where a build has no optimisation, as the one for gdb. One such function
-// in a file, and gdb takes the whole file for optimised: a break at a function then stops
-// in front of its prologue, where arguments have no values yet (findings/fmt_og_gdb.sh).
+// {fmt} asks for -Og where a build has no optimisation, as the one for gdb. One such
+// function in a file, and gdb takes the whole file for optimised: a break at a function
+// then stops in front of its prologue, where arguments have no values yet
+// (findings/fmt_og_gdb.sh).
 #pragma once
 
 #ifdef __OPTIMIZE__

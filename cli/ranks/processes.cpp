@@ -142,8 +142,8 @@ int launched_ranks() {
 int spawn_ranks(int ranks) {
     if (gpu::is_emulated() && !distributed::MpiSession::available())
         reject("--spawn", ranks,
-               "this build has no MPI; get it with: apt install libopenmpi-dev "
-               "openmpi-bin, then configure again");
+               "this build has no MPI; get it with: apt-get update && apt-get install "
+               "libopenmpi-dev openmpi-bin, then configure again");
     std::vector<std::string> command = {"/proc/self/exe"};
     const std::vector<std::string>& arguments = program_arguments();
     for (std::size_t i = 0; i < arguments.size(); ++i) {

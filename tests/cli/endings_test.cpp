@@ -37,9 +37,9 @@ class EndingsTest : public CliTest {
 
 TEST_F(EndingsTest, SaysWhenStdoutIsFullOrClosed) {
     const testing::ExitedWithCode bad{kExitBadInput};
-    for (const std::string& line :
-         {compare_ + "none", std::string("trace"), std::string("info"),
-          std::string("completion"), "verify " + golden("hf_mixtral") + " --dtype fp64"}) {
+    for (const std::string& line : {compare_ + "none", std::string("trace"),
+                                    std::string("info"), std::string("completion"),
+                                    "verify " + golden("hf_mixtral") + " --dtype fp64"}) {
         EXPECT_EXIT(run_into(line, open("/dev/full", O_WRONLY)), bad,
                     "moe: stdout = No space left on device: ");
         EXPECT_EXIT(run_into(line, -1), bad, "^moe: stdout = closed: must be open\n$");
