@@ -10,7 +10,7 @@
 #include <charconv>
 #include <map>
 
-#include "cli/terminal.h"
+#include "cli/help.h"
 #include "core/error.h"
 #include "core/known_names.h"
 
@@ -34,8 +34,11 @@ std::int64_t parse_integer(const std::string& flag, const std::string& text) {
 }
 
 // ---------------------------------------------------------------------------- one flag
-Flag::Flag(CLI::Option* option, std::vector<std::string> names, Takes takes)
-    : option_(option), names_(std::move(names)), takes_(takes) {}
+Flag::Flag(CLI::Option* option, std::vector<std::string> names, Takes takes, Words words)
+    : option_(option),
+      names_(std::move(names)),
+      takes_(takes),
+      words_(std::move(words)) {}
 
 Flag& Flag::list(int most) {
     takes_ = Takes::several;
@@ -51,7 +54,7 @@ Flag& Flag::required() {
 }
 
 Flag& Flag::group(const std::string& heading) {
-    option_->group(heading);
+    heading_ = heading;
     return *this;
 }
 
@@ -66,19 +69,18 @@ Flag& Flag::excludes(const Flag& other) {
 }
 
 // ------------------------------------------------------------------------- one command
-Command::Command(CLI::App* app, std::string name) : app_(app), name_(std::move(name)) {}
+Command::Command(CLI::App* app, std::string name, std::string about)
+    : app_(app), name_(std::move(name)), about_(std::move(about)) {}
 
 Flag& Command::add(const std::string& name, const std::string& help, const char* type,
                    std::function<void(const Texts&)> take) {
-    CLI::Option* option = app_->add_option(
-        name,
-        [take = std::move(take)](const Texts& texts) {
+    CLI::Option* option =
+        app_->add_option(name, [take = std::move(take)](const Texts& texts) {
             take(texts);
             return true;
-        },
-        help);
-    option->type_name(type);
-    return flags_.emplace_back(option, Texts{name}, Flag::Takes::one);
+        });
+    return flags_.emplace_back(option, Texts{name}, Flag::Takes::one,
+                               Flag::Words{type, help});
 }
 
 Flag& Command::option(const std::string& name, std::string& value,
@@ -136,16 +138,18 @@ Flag& Command::option(const std::string& name,
 
 Flag& Command::flag(const std::string& name, bool& value, const std::string& help) {
     CLI::Option* option = app_->add_flag_function(
-        name, [&value](std::int64_t count) { value = count > 0; }, help);
-    return flags_.emplace_back(option, Texts{name}, Flag::Takes::nothing);
+        name, [&value](std::int64_t count) { value = count > 0; });
+    return flags_.emplace_back(option, Texts{name}, Flag::Takes::nothing,
+                               Flag::Words{"", help});
 }
 
 Flag& Command::flag(const std::string& name, const std::string& opposite,
                     std::function<void(bool)> take, const std::string& help) {
     CLI::Option* option = app_->add_flag_function(
         name + ",!" + opposite,
-        [take = std::move(take)](std::int64_t count) { take(count > 0); }, help);
-    return flags_.emplace_back(option, Texts{name, opposite}, Flag::Takes::nothing);
+        [take = std::move(take)](std::int64_t count) { take(count > 0); });
+    return flags_.emplace_back(option, Texts{name, opposite}, Flag::Takes::nothing,
+                               Flag::Words{"", help});
 }
 
 const Flag* Command::find(const std::string& name) const {
@@ -207,19 +211,19 @@ void Command::check_read() const {
 }
 
 // -------------------------------------------------------------------------- all of them
-CommandLine::CommandLine(const std::string& name, const std::string& help,
+CommandLine::CommandLine(const std::string& name, const std::string& about,
                          const std::string& footer, std::vector<std::string> elsewhere)
-    : help_(help),
+    : about_(about),
       footer_(footer),
-      app_(std::make_unique<CLI::App>(help, name)),
+      app_(std::make_unique<CLI::App>(about, name)),
       elsewhere_(std::move(elsewhere)) {
     app_->require_subcommand(1);
 }
 
 CommandLine::~CommandLine() = default;
 
-Command& CommandLine::add(const std::string& name, const std::string& help) {
-    return commands_.emplace_back(app_->add_subcommand(name, help), name);
+Command& CommandLine::add(const std::string& name, const std::string& about) {
+    return commands_.emplace_back(app_->add_subcommand(name), name, about);
 }
 
 std::vector<std::string> CommandLine::command_names() const {
@@ -233,20 +237,6 @@ Command& CommandLine::find(const std::string& name) {
     for (Command& command : commands_)
         if (command.name() == name) return command;
     reject_unknown("command", name, command_names(), "known are");
-}
-
-void CommandLine::print_help() const {
-    std::size_t width = 0;
-    for (const Command& command : commands_)
-        width = std::max(width, command.name().size());
-    fmt::print("{}\n\nCommands\n", help_);
-    for (const Command& command : commands_) {
-        const std::string about = command.app_->get_description();
-        fmt::print("{}\n", wrapped(fmt::format("  {:<{}}  {}", command.name(), width,
-                                               about.substr(0, about.find('\n'))),
-                                   width + 4));
-    }
-    fmt::print("\n{}\n", footer_);
 }
 
 void CommandLine::reject_word(const Command& command, const std::string& word) const {
@@ -271,7 +261,7 @@ int CommandLine::run(std::vector<std::string> arguments) {
                fmt::format("known are {}; moe --help says what they do",
                            fmt::join(command_names(), ", ")));
     if (arguments[0] == "--help" || arguments[0] == "-h") {
-        print_help();
+        print_help(*this);
         return 0;
     }
     if (arguments[0].starts_with("-"))
@@ -284,8 +274,9 @@ int CommandLine::run(std::vector<std::string> arguments) {
         // CLI11 takes them from the back.
         std::reverse(arguments.begin(), arguments.end());
         app_->parse(std::move(arguments));
-    } catch (const CLI::Success& help) {
-        return app_->exit(help);
+    } catch (const CLI::CallForHelp&) {
+        print_help(app_->get_name(), command);
+        return 0;
     } catch (const CLI::ExtrasError&) {
         auto extra = command.app_->remaining();
         if (extra.empty()) extra = app_->remaining();

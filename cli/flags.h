@@ -22,7 +22,12 @@ namespace moe {
 class Flag {
   public:
     enum class Takes { one, several, nothing };
-    Flag(CLI::Option* option, std::vector<std::string> names, Takes takes);
+    /// What it is, as --help says it.
+    struct Words {
+        std::string type;  ///< of a value, e.g. "INT"; "" of a switch
+        std::string help;
+    };
+    Flag(CLI::Option* option, std::vector<std::string> names, Takes takes, Words words);
 
     /// Several values, separated by commas or blanks; at most so many.
     Flag& list(int most = 1 << 20);
@@ -36,12 +41,20 @@ class Flag {
     /// "--tier"; without dashes for an operand.
     const std::vector<std::string>& names() const { return names_; }
     const std::vector<std::string>& offered() const { return offered_; }
+    const std::string& type() const { return words_.type; }
+    const std::string& help() const { return words_.help; }
+    const std::string& heading() const { return heading_; }
+    Takes takes() const { return takes_; }
+    bool is_required() const { return required_; }
+    bool is_operand() const { return !names_[0].starts_with("-"); }
 
   private:
     friend class Command;
     CLI::Option* option_;
     std::vector<std::string> names_, offered_, excluded_;
     Takes takes_;
+    Words words_;
+    std::string heading_;
     int most_ = 1;  // values
     bool required_ = false;
 };
@@ -51,7 +64,7 @@ class Command {
   public:
     using Texts = std::vector<std::string>;
 
-    Command(CLI::App* app, std::string name);
+    Command(CLI::App* app, std::string name, std::string about);
 
     /// A flag with a value. InputError, when it is read, for a number that is none.
     Flag& option(const std::string& name, std::string& value, const std::string& help);
@@ -78,6 +91,7 @@ class Command {
     void runs(std::function<int()> action) { action_ = std::move(action); }
 
     const std::string& name() const { return name_; }
+    const std::string& about() const { return about_; }
     const std::deque<Flag>& flags() const { return flags_; }
 
   private:
@@ -92,7 +106,7 @@ class Command {
               std::function<void(const Texts&)> take);
 
     CLI::App* app_;
-    std::string name_;
+    std::string name_, about_;
     std::deque<Flag> flags_;
     std::function<int()> action_;
 };
@@ -100,14 +114,16 @@ class Command {
 /// The whole program's commands.
 class CommandLine {
   public:
-    /// @param help       the first lines of --help
+    /// @param about      the first lines of --help
     /// @param footer     its last
     /// @param elsewhere  commands that another program has, for the reply to a wrong name
-    CommandLine(const std::string& name, const std::string& help,
+    CommandLine(const std::string& name, const std::string& about,
                 const std::string& footer, std::vector<std::string> elsewhere = {});
     ~CommandLine();
 
-    Command& add(const std::string& name, const std::string& help);
+    Command& add(const std::string& name, const std::string& about);
+    const std::string& about() const { return about_; }
+    const std::string& footer() const { return footer_; }
     const std::deque<Command>& commands() const { return commands_; }
     const std::vector<std::string>& elsewhere() const { return elsewhere_; }
 
@@ -120,10 +136,8 @@ class CommandLine {
     Command& find(const std::string& name);
     std::vector<std::string> command_names() const;
     [[noreturn]] void reject_word(const Command& command, const std::string& word) const;
-    /// One line per command; each has a --help of its own.
-    void print_help() const;
 
-    std::string help_, footer_;
+    std::string about_, footer_;
     std::unique_ptr<CLI::App> app_;
     std::deque<Command> commands_;
     std::vector<std::string> elsewhere_;

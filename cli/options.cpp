@@ -89,7 +89,7 @@ void LayerOptions::add_field_flags(Command& command) {
                 .flag(
                     flag, opposite,
                     [this, name = field.name](bool on) { booleans_[name] = on; },
-                    field.help + " (" + opposite + ": not)")
+                    field.help)
                 .group(group);
         } else if (field.kind == FieldKind::list) {
             command.option(flag, texts_[field.name], field.help)

@@ -4,9 +4,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <ctime>
 #include <string>
+#include <vector>
 
 #include "core/config.h"
 
@@ -51,6 +53,21 @@ inline std::string layer_in_words(const MoEConfig& config) {
         config.shared_ffn() > 0 ? fmt::format(" Fs={}", config.shared_ffn()) : "",
         config.gated_linear_unit ? "gated " : "", config.activation_func,
         config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function);
+}
+
+/// "1500 of 2048 kept, 548 dropped: an expert takes at most 256", with a capacity.
+/// @param probs    (T, E) after dropping
+/// @param at_once  tokens that fill up one capacity together
+inline std::string kept_rows_in_words(const MoEConfig& config,
+                                      const std::vector<double>& probs,
+                                      std::int64_t at_once) {
+    const std::int64_t rows =
+        std::int64_t(probs.size()) / config.num_experts() * config.moe_router_topk;
+    // A row that only pads is in the map, and has no weight
+    const std::int64_t kept =
+        std::count_if(probs.begin(), probs.end(), [](double prob) { return prob > 0.0; });
+    return fmt::format("{} of {} kept, {} dropped: an expert takes at most {}", kept,
+                       rows, rows - kept, get_capacity(config, at_once));
 }
 
 }  // namespace moe

@@ -43,15 +43,9 @@ void print_header(const Comparison& c) {
                             c.text.name, c.text.seq_len, c.text.micro_batch,
                             c.sizes.num_tokens, c.sizes.num_rows),
                 8));
-    if (config.moe_expert_capacity_factor) {
-        const std::int64_t rows = c.sizes.num_tokens * config.moe_router_topk;
-        // A row that only pads is in the map, and has no weight
-        const std::vector<double> probs = to_doubles(c.probs);
-        const auto kept = std::count_if(probs.begin(), probs.end(),
-                                        [](double prob) { return prob > 0.0; });
-        fmt::print("Rows    {} of {} kept, {} dropped: an expert takes at most {}\n",
-                   kept, rows, rows - kept, get_capacity(config, c.sizes.num_tokens));
-    }
+    if (config.moe_expert_capacity_factor)
+        fmt::print("Rows    {}\n",
+                   kept_rows_in_words(config, to_doubles(c.probs), c.sizes.num_tokens));
     for (std::size_t i = 0; i < c.columns.size(); ++i)
         fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", c.columns[i].label,
                    i == 0 ? "  (what the others are held against)"

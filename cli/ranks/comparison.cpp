@@ -264,6 +264,7 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     job.doutput = random_gradient(flat, request.seed);
     const WholeRecord whole = run_whole(job, result.tokens);
     result.whole_runs = whole.runs;
+    result.probs = whole.probs;
     result.rows_per_expert =
         rows_per_expert(job.config, request.sizes, result.tokens, whole.routing_map);
     result.hit = counted_hit(job.config, whole.routing_map);

@@ -66,6 +66,7 @@ struct RankComparison {
     std::int64_t seq_len = 0, micro_batch = 0;  ///< S and B of all ranks together
     distributed::ParallelSizes sizes;
     RankTokens tokens;
+    Tensor probs;            ///< (T, E) f64 after dropping, of all ranks together
     Tensor rows_per_expert;  ///< (W, L) i64
     std::vector<DispatcherOutcome> dispatchers;
     std::vector<std::string> left_out;  ///< dispatchers, with the reason

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -10,16 +9,21 @@
 #include "cli/memory.h"
 #include "cli/options.h"
 #include "cli/ranks/options.h"
+#include "cli/terminal.h"
+#include "cli/trace/token.h"
 #include "cli/trace/trace_ranks.h"
+#include "cli/trace/values.h"
 #include "core/error.h"
 #include "core/moe_layer.h"
 #include "core/parameters.h"
 #include "core/rng.h"
-#include "core/transfer.h"
 #include "distributed/sharding.h"
 
 namespace moe {
 namespace {
+
+/// Bytes of a text that trace takes unless told otherwise.
+constexpr std::int64_t kTextLength = 4096;
 
 /// Small enough to read: every feature that fits on a screen is on.
 MoEConfig tiny_config() {
@@ -39,96 +43,21 @@ MoEConfig tiny_config() {
     return config;
 }
 
-/// Four digits; zero never carries a sign, so that tiers can be compared line by line.
-std::string format_value(double value, bool floating) {
-    if (!floating) return fmt::format("{:>5}", static_cast<std::int64_t>(value));
-    const std::string text = fmt::format("{:>10.4f}", value);
-    return text == "   -0.0000" ? "    0.0000" : text;
-}
-
-using Names = std::vector<std::string>;
-
-/// Rows of the last axis, at most 16 by 16 of them, each with its name if there are any.
-void print_tensor(const std::string& name, const TensorView& tensor,
-                  const Names& names = {}) {
-    constexpr std::int64_t kMost = 16;
-    fmt::print("  {} {} {}\n", name, to_string(tensor.shape), to_string(tensor.dtype));
-    const std::vector<double> values = to_doubles(tensor);
-    const std::int64_t columns = tensor.shape.empty() ? 1 : tensor.shape.back();
-    const std::int64_t rows =
-        columns == 0 ? 0 : static_cast<std::int64_t>(values.size()) / columns;
-    const bool across = tensor.shape.size() == 1;  // then a name stands over each value
-    if (across && !names.empty()) {
-        std::string line = "   ";
-        for (std::int64_t column = 0; column < std::min(columns, kMost); ++column)
-            line += fmt::format(" {:>10}", names[column]);
-        fmt::print("{}\n", line);
-    }
-    for (std::int64_t row = 0; row < std::min(rows, kMost); ++row) {
-        std::string line =
-            across || names.empty() ? "   " : fmt::format("    {:<7}", names[row]);
-        for (std::int64_t column = 0; column < std::min(columns, kMost); ++column)
-            line += " " + format_value(values[row * columns + column],
-                                       is_floating(tensor.dtype));
-        fmt::print("{}{}\n", line, columns > kMost ? " …" : "");
-    }
-    if (rows > kMost) fmt::print("    … and {} more rows\n", rows - kMost);
-}
-
-/// "t0", "t1", …
-Names name_tokens(std::int64_t tokens) {
-    Names names;
-    for (std::int64_t t = 0; t < tokens; ++t) names.push_back(fmt::format("t{}", t));
-    return names;
-}
-
-/// "t3→e1" for every row after dispatch, which stand expert by expert; a row that pads an
-/// expert's share is in the map too.
-/// @param map  (T, E), after dropping
-/// @param row_token  (N)
-Names name_rows(const std::vector<double>& map, const std::vector<double>& row_token,
-                std::int64_t num_experts) {
-    const auto E = std::size_t(num_experts);
-    Names names;
-    for (std::size_t e = 0; e < E; ++e)
-        for (std::size_t at = e; at < map.size(); at += E)
-            if (map[at] != 0.0 && names.size() < row_token.size())
-                names.push_back(fmt::format("t{}→e{}", row_token[names.size()], e));
-    return names;
-}
-
-/// Prints each value as it comes, under its step; rows have the names of their tokens,
-/// and between dispatch and combine of their experts too.
+/// Prints each value as it comes, under its step.
 class Printer : public Observer {
   public:
-    explicit Printer(std::int64_t tokens) : tokens_(name_tokens(tokens)) {}
+    Printer(std::int64_t tokens, const MoEConfig& config) : names_(tokens, config) {}
 
     void on_value(Step step, const std::string& name, const TensorView& view) override {
-        if (step != last_) fmt::print("\n{} {}\n", circled(step), title(step));
+        if (step != last_) print_step(step);
         last_ = step;
-        if (name == "routing_map") {
-            map_ = to_doubles(view);
-            num_experts_ = view.shape.back();
-        }
-        if (name == "row_token") rows_ = name_rows(map_, to_doubles(view), num_experts_);
-        const bool has_rows =
-            (step >= Step::dispatch && step <= Step::fc2) ||
-            (step >= Step::combine_backward && step <= Step::fc1_backward);
-        const Names& names = has_rows ? rows_ : tokens_;
-        const bool fits =
-            is_floating(view.dtype) || view.shape.size() > 1;  // not row_token, counts
-        print_tensor(name, view,
-                     fits && !view.shape.empty() &&
-                             view.shape.front() == std::int64_t(names.size())
-                         ? names
-                         : Names());
+        names_.learn(name, view);
+        print_tensor(name, view, names_.names_of(step, name, view));
     }
 
   private:
-    Step last_{};
-    Names tokens_, rows_;
-    std::vector<double> map_;  // (T, E)
-    std::int64_t num_experts_ = 0;
+    std::optional<Step> last_;
+    RowNames names_;
 };
 
 /// Standard normal numbers, rounded to quarters: easy to follow by hand.
@@ -143,7 +72,9 @@ Tensor round_numbers(const Shape& shape, std::uint64_t seed, std::uint64_t strea
 
 struct TraceOptions {
     std::string tier = "reference_cpu", spec;
-    std::optional<std::string> dtype;  // the tier's most precise one when left out
+    std::optional<std::string> dtype;   // the tier's most precise one when left out
+    std::optional<std::string> text;    // numbers to follow by hand when left out
+    std::optional<std::int64_t> token;  // all of them when left out
     std::unique_ptr<LayerOptions> layer;
     std::unique_ptr<RankOptions> ranks;
 };
@@ -193,6 +124,8 @@ std::string describe_difference(const MoEConfig& alone, const MoEConfig& here) {
 }
 
 int run_rank_trace(const TraceOptions& options) {
+    if (options.text) reject("--text", *options.text, "must be left out with --ranks");
+    if (options.token) reject("--token", *options.token, "must be left out with --ranks");
     const LayerOptions& layer = *options.layer;
     const RankConfigs chosen =
         choose_rank_configs(layer, options.ranks->ranks(), show_dispatch);
@@ -215,47 +148,104 @@ int run_rank_trace(const TraceOptions& options) {
     return trace_ranks(request);
 }
 
+/// The layer's input, and the text that it comes from, if any.
+struct TraceInput {
+    Tensor hidden, doutput;  // (S, B, H) fp32
+    std::optional<TextTokens> text;
+    std::int64_t seq_len() const { return hidden.dim(0); }
+    std::int64_t micro_batch() const { return hidden.dim(1); }
+    std::int64_t tokens() const { return seq_len() * micro_batch(); }
+};
+
+TraceInput make_input(const TraceOptions& options, const MoEConfig& config) {
+    const LayerOptions& layer = *options.layer;
+    std::int64_t S = layer.seq_length();
+    const std::int64_t B = layer.micro_batch_size();
+    TraceInput input;
+    if (options.text) {
+        input.text = read_text(*options.text, S, B, !layer.seq_length_given());
+        S = input.text->seq_len;
+    }
+    require_memory(config, S * B);
+    const Shape shape = {S, B, config.hidden_size};
+    input.hidden = input.text ? embed_text(*input.text, config.hidden_size, layer.seed())
+                              : round_numbers(shape, layer.seed(), 100);
+    input.doutput = round_numbers(shape, layer.seed(), 200);
+    return input;
+}
+
+void require_token(std::int64_t token, std::int64_t tokens) {
+    if (tokens == 0) reject("--token", token, "must be left out: there are no tokens");
+    if (token < 0 || token >= tokens)
+        reject("--token", token, fmt::format("must be from 0 to {}", tokens - 1));
+}
+
+void print_header(const TraceOptions& options, const TraceInput& input,
+                  const MoELayer& layer, const MoEConfig& config) {
+    fmt::print(
+        "{}\n",
+        wrapped(fmt::format("{} tokens (S={} x B={}, token t = s B + b), {} experts, "
+                            "top-{}; {}{}",
+                            input.tokens(), input.seq_len(), input.micro_batch(),
+                            config.num_experts(), config.moe_router_topk,
+                            to_string(layer.spec()),
+                            layer.spec().is_emulated() ? ", emulated" : ""),
+                2));
+    if (input.text) fmt::print("Each token is a byte of {}\n", input.text->name);
+    if (options.token)
+        fmt::print("Only the rows of t{} are shown{}\n", *options.token,
+                   input.text ? ": " + text_around(*input.text, *options.token) : "");
+    fmt::print("t3→e1 is the row of token 3 for expert 1\n");
+}
+
 int run_trace(const TraceOptions& options) {
     if (options.ranks->given()) return run_rank_trace(options);
     require_no_rank_flags(*options.layer);
+    if (options.text)
+        options.layer->set_defaults({"tiny", 1, kTextLength, 1, tiny_config()});
     const MoEConfig config = options.layer->config();
     const ModuleSpec spec = choose_spec(options);
-    const std::int64_t S = options.layer->seq_length(),
-                       B = options.layer->micro_batch_size();
-    require_memory(config, S * B);
-    const std::uint64_t seed = options.layer->seed();
-    const Shape shape = {S, B, config.hidden_size};
-    const Tensor hidden = round_numbers(shape, seed, 100);
-    const Tensor doutput = round_numbers(shape, seed, 200);
-    const TensorMap parameters = random_parameters(config, seed);
+    const TraceInput input = make_input(options, config);
+    const std::int64_t T = input.tokens();
+    if (options.token) require_token(*options.token, T);
 
-    MoELayer layer(config, spec, parameters);
-    fmt::print("{} tokens (S={} x B={}, token t = s B + b), {} experts, top-{}; {}{}\n",
-               S * B, S, B, config.num_experts(), config.moe_router_topk,
-               to_string(layer.spec()), layer.spec().is_emulated() ? ", emulated" : "");
-    fmt::print("t3→e1 is the row of token 3 for expert 1\n");
+    MoELayer layer(config, spec, random_parameters(config, options.layer->seed()));
+    print_header(options, input, layer, config);
+    const auto print_tokens = [&](const char* name, const Tensor& tensor) {
+        if (options.token)
+            print_rows(name, tensor, name_tokens(T), {*options.token});
+        else
+            print_tensor(name, tensor, name_tokens(T));
+    };
     fmt::print("\nInput\n");
-    print_tensor("hidden_states", hidden, name_tokens(S * B));
+    print_tokens("hidden_states", input.hidden);
 
-    Printer printer(S * B);
-    const RunContext context{.observer = &printer};
-    auto forward = layer.forward(hidden, {}, context);
+    std::unique_ptr<Observer> printer;
+    if (options.token)
+        printer = std::make_unique<TokenPrinter>(T, *options.token, config);
+    else
+        printer = std::make_unique<Printer>(T, config);
+    const RunContext context{.observer = printer.get()};
+    auto forward = layer.forward(input.hidden, {}, context);
     if (!forward.losses.empty()) fmt::print("\nLosses, before their coefficients\n");
     for (const auto& [name, loss] : forward.losses)
         fmt::print("  {:<28} {:10.4f}\n", name, loss);
 
     fmt::print("\nGradient of the output\n");
-    print_tensor("grad_output", doutput, name_tokens(S * B));
-    const auto gradients = layer.backward(doutput, forward.saved, context);
+    print_tokens("grad_output", input.doutput);
+    const auto gradients = layer.backward(input.doutput, forward.saved, context);
     fmt::print("\nGradients\n");
-    print_tensor("grad.hidden_states", gradients.hidden_states, name_tokens(S * B));
+    print_tokens("grad.hidden_states", gradients.hidden_states);
     for (const auto& [name, gradient] : gradients.parameters)
-        print_tensor("grad." + name, gradient);
+        if (options.token)
+            print_summary("grad." + name, gradient);
+        else
+            print_tensor("grad." + name, gradient);
     if (const Tensor bias = layer.update_expert_bias(); bias.defined()) {
         fmt::print("\nAfter the step\n");
         print_tensor("expert_bias_updated", bias);
     }
-    if (S * B == 0) fmt::print("\n- no tokens: nothing went through the layer\n");
+    if (T == 0) fmt::print("\n- no tokens: nothing went through the layer\n");
     return kExitOk;
 }
 
@@ -270,6 +260,8 @@ void add_trace(CommandLine& line) {
         "  diff -y <(moe trace --dtype fp64) <(moe trace --tier naive_gpu --dtype bf16) "
         "| "
         "less\n"
+        "One token of a text on its way through the layer and back:\n"
+        "  moe trace --text mybook.txt --token 17\n"
         "A whole dispatch, rank by rank:\n"
         "  moe trace --ranks 2 --moe-token-dispatcher-type alltoall");
     command.option("--tier", options->tier, "Tier (default reference_cpu)")
@@ -278,6 +270,11 @@ void add_trace(CommandLine& line) {
         .option("--dtype", options->dtype, "Precision (default: the tier's most precise)")
         .values(dtype_names());
     command.option("--spec", options->spec, "Tier per component, as in compare");
+    command.option(
+        "--text", options->text,
+        "Text file, a token per byte, 4096 at most unless --seq-length says more "
+        "(default: eight tokens of round numbers)");
+    command.option("--token", options->token, "Show this token alone, counted from 0");
     add_threads_flag(command);
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"tiny", 1, 4, 2, tiny_config()});

@@ -9,6 +9,7 @@
 #include "cli/commands.h"
 #include "cli/compare/closeness.h"
 #include "cli/ranks/rows.h"
+#include "cli/terminal.h"
 #include "cli/words.h"
 #include "core/transfer.h"
 
@@ -17,22 +18,23 @@ namespace {
 
 using Words = std::vector<std::string>;
 
-constexpr std::int64_t kMostValues = 4;
+/// Values of a row that are shown, so that two rows fit beside each other.
+std::int64_t most_values() {
+    return terminal_width() >= 96 ? 4 : 3;
+}
 
 std::string plural(std::int64_t count, const std::string& thing) {
     return fmt::format("{} {}{}", count, thing, count == 1 ? "" : "s");
 }
 
-/// Words behind a label, wrapped under each other within 100 columns.
+/// Words behind a label, wrapped under each other within 98 columns, or the terminal's.
 void print_words(const std::string& label, std::size_t indent, const Words& words) {
-    constexpr std::size_t kWidth = 98;
+    const std::size_t most = std::min<std::size_t>(98, terminal_width());
     std::string line = label;
     std::size_t used = indent;
     for (const std::string& word : words) {
-        // "→" and "Σ" take several bytes and one column
-        const auto width = std::size_t(std::count_if(
-            word.begin(), word.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-        if (used + 2 + width > kWidth && used > indent) {
+        const std::size_t width = columns_of(word);
+        if (used + 2 + width > most && used > indent) {
             fmt::print("{}\n", line);
             line = std::string(indent, ' ');
             used = indent;
@@ -47,11 +49,11 @@ void print_words(const std::string& label, std::size_t indent, const Words& word
 std::string first_values(const std::vector<double>& values, std::int64_t row,
                          std::int64_t width, const char* format) {
     std::string text;
-    for (std::int64_t i = 0; i < std::min(width, kMostValues); ++i) {
+    for (std::int64_t i = 0; i < std::min(width, most_values()); ++i) {
         const double value = values[row * width + i];
         text += fmt::format(fmt::runtime(format), value == 0.0 ? 0.0 : value);
     }
-    return text + (width > kMostValues ? " …" : "");
+    return text + (width > most_values() ? " …" : "");
 }
 
 /// Prints the run, section by section.
@@ -85,7 +87,7 @@ class Printer {
         fmt::print(
             "t3→e1 is the row of token 3 for expert 1; of each row you see the "
             "first {} values\n",
-            std::min(run_.config().hidden_size, kMostValues));
+            std::min(run_.config().hidden_size, most_values()));
         if (!note_.empty()) fmt::print("{}\n", note_);
     }
 
@@ -187,15 +189,13 @@ class Printer {
             const auto probs =
                 to_doubles(run_.value(rank, Step::dispatch, "dispatched_probs"));
             const auto outputs = to_doubles(run_.value(rank, Step::fc2, "expert_output"));
-            fmt::print("rank {:<3} {:<10} prob    row{:<28}  output\n", rank, "", "");
+            fmt::print("rank {:<3} {:<10} prob    row{:<{}}  output\n", rank, "", "",
+                       7 * most_values());
             for (std::size_t i = 0; i < names_[rank].size(); ++i)
-                print_words(
-                    fmt::format(
-                        "         {:<10}{:.4f} {}  {}",
-                        names_[rank][i].token < 0 ? "?" : name_of(names_[rank][i]),
-                        probs[i], first_values(rows, i, H, "{:>7.2f}"),
-                        first_values(outputs, i, H, "{:>9.4f}")),
-                    100, {});
+                fmt::print("         {:<10}{:.4f} {}  {}\n",
+                           names_[rank][i].token < 0 ? "?" : name_of(names_[rank][i]),
+                           probs[i], first_values(rows, i, H, "{:>7.2f}"),
+                           first_values(outputs, i, H, "{:>9.4f}"));
         }
     }
 

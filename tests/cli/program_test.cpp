@@ -6,6 +6,7 @@
 
 #include "cli/memory.h"
 #include "cli/options.h"
+#include "cli/terminal.h"
 #include "core/known_names.h"
 #include "tests/cli/support.h"
 
@@ -156,10 +157,29 @@ TEST_F(CliTest, HelpsWithALinePerCommand) {
     EXPECT_EQ(help.out.find("Exit code"), std::string::npos);
     EXPECT_NE(moe("compare --help").out.find("Exit code"), std::string::npos);
     setenv("COLUMNS", "80", 1);
-    std::istringstream lines(moe("--help").out);
-    for (std::string line; std::getline(lines, line);)
-        EXPECT_LE(line.size(), 80u) << line;
+    for (const char* command : {"", "compare ", "verify ", "trace ", "bench ", "info ",
+                                "gpu-check ", "results ", "completion "}) {
+        std::istringstream lines(moe(std::string(command) + "--help").out);
+        for (std::string line; std::getline(lines, line);)
+            EXPECT_LE(columns_of(line), 80u) << command << line;
+    }
     unsetenv("COLUMNS");
+}
+
+TEST_F(CliTest, HelpsWithEveryFlagOfACommand) {
+    const Output help = moe("verify --help");
+    for (const char* words :
+         {"\nUsage: moe verify [OPTIONS] files ...\n\nArguments\n  files      ",
+          "\n\nOptions\n  -h, --help   ", "\n  --tier TEXT ...  ", "\n  --json   "})
+        EXPECT_NE(help.out.find(words), std::string::npos) << words << help.out;
+    EXPECT_EQ(moe("verify -h").out, help.out);
+    EXPECT_NE(moe("completion --help").out.find("[OPTIONS] [shell]\n"),
+              std::string::npos);
+    const Output trace = moe("trace --help");
+    EXPECT_NE(trace.out.find("\n\nConfig (Megatron's names)\n  --hidden-size TEXT  "),
+              std::string::npos);
+    EXPECT_NE(trace.out.find("\n  --gated-linear-unit, --no-gated-linear-unit\n      "),
+              std::string::npos);
 }
 
 TEST_F(CliTest, CompletesCommandsFlagsAndValues) {

@@ -162,6 +162,17 @@ TEST_F(RanksTest, CompareCountsEveryLink) {
     EXPECT_EQ(html.find(" ms"), std::string::npos);
 }
 
+TEST_F(RanksTest, CompareCountsTheRowsThatCapacityDrops) {
+    // Each of four experts takes two of each rank's three tokens.
+    const Output output = moe("compare --ranks 2 --moe-expert-capacity-factor 0.5 " +
+                              kTiny + write("text.txt", "abcdef") + " --report none");
+    EXPECT_EQ(output.code, kExitOk) << output.out << output.err;
+    EXPECT_TRUE(has(output,
+                    "\nRows    16 of 24 kept, 8 dropped: an expert takes at most 2 of a "
+                    "rank's\n"))
+        << output.out;
+}
+
 TEST_F(RanksTest, CompareAgreesOnEveryGrid) {
     NEEDS_DEVICE();
     const std::string common =

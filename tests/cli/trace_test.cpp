@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "cli/terminal.h"
 #include "tests/cli/support.h"
 
 namespace moe::test {
@@ -120,6 +121,117 @@ TEST_F(TraceTest, TracesWhatItIsGiven) {
     EXPECT_TRUE(has(wide, " …\n"));
     EXPECT_TRUE(has(wide, "… and 24 more rows"));
     EXPECT_FALSE(has(moe("trace --seq-length 8"), " 0 more rows")) << "sixteen fit";
+}
+
+/// The lines of `text` whose first word is the token, or one of its rows.
+std::vector<std::string> lines_of(const std::string& text, const std::string& token) {
+    std::vector<std::string> found;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+        const std::vector<std::string> words = split(line);
+        // Over a probability's column stand names only; under it, in the token's view,
+        // it has a line of its own
+        const bool is_value = words.size() > 1 && words[1].find('t') != 0;
+        if (is_value && words[1].find_first_not_of("-.0123456789") == std::string::npos &&
+            (words[0] == token || words[0].starts_with(token + "→")))
+            found.push_back(line);
+    }
+    return found;
+}
+
+TEST_F(TraceTest, FollowsOneToken) {
+    for (const char* flags : {"", " --moe-token-dispatcher-type allgather",
+                              " --tier naive_gpu --moe-expert-capacity-factor none"}) {
+        const Output all = moe(std::string("trace") + flags);
+        for (int t = 0; t < 8; ++t) {
+            const std::string token = "t" + std::to_string(t);
+            const Output one = moe("trace --token " + std::to_string(t) + flags);
+            ASSERT_EQ(one.code, kExitOk) << one.err;
+            // Its rows are those of the whole view, in the same order; beside them only
+            // probabilities, which stand in one line there.
+            std::vector<std::string> expected = lines_of(all.out, token), rows;
+            for (const std::string& line : lines_of(one.out, token))
+                if (line.find("→") == std::string::npos || split(line).size() > 2)
+                    rows.push_back(line);
+            EXPECT_EQ(rows, expected) << token << flags;
+            EXPECT_GT(rows.size(), 15u);
+            EXPECT_EQ(one.out.find("\n    t" + std::to_string((t + 1) % 8)),
+                      std::string::npos)
+                << "another token's row";
+        }
+    }
+}
+
+TEST_F(TraceTest, SaysWhereATokenGoes) {
+    const Output dropped = moe("trace --token 4");
+    for (const char* words :
+         {"t4 chooses e3 (0.6883) and e0 (0.3117)\n",
+          "t4→e0 is dropped: e0 takes no more\n", "t4 is row 10 for e3 of 13 (from 0)\n",
+          "the sum of its rows in ⑨, and of shared_output in ①\n",
+          "grad.router.weight (4, 6) fp64, of all tokens\n"})
+        EXPECT_TRUE(has(dropped, words)) << words << dropped.out;
+    EXPECT_TRUE(has(moe("trace --token 3"), "t3 is row 3 for e0 and row 9 for e3 of 13"));
+    EXPECT_FALSE(has(moe("trace --token 3"), "dropped:"));
+    // One row per expert is kept: for eight tokens with two choices each that is too few.
+    int without = 0, filled = 0;
+    for (const char* token : {"0", "1", "2", "3", "4", "5", "6", "7"}) {
+        without +=
+            has(moe({"trace", "--token", token, "--moe-expert-capacity-factor", "0.25"}),
+                "has no row: all of its choices are dropped");
+        filled +=
+            has(moe({"trace", "--token", token, "--moe-pad-expert-input-to-capacity"}),
+                "fills up the share of e1, with weight 0");
+    }
+    EXPECT_GE(without, 4);
+    EXPECT_EQ(filled, 3) << "e1 has one row, and takes four";
+    EXPECT_TRUE(IsBadInput("trace --token 8", {"--token = 8", "from 0 to 7"}));
+    EXPECT_TRUE(IsBadInput("trace --token -1", {"--token = -1", "from 0 to 7"}));
+    EXPECT_TRUE(IsBadInput("trace --token 0 --seq-length 0", {"no tokens"}));
+    EXPECT_TRUE(IsBadInput("trace --token 0 --ranks 2", {"--token = 0", "--ranks"}));
+}
+
+TEST_F(TraceTest, FollowsATokenOfAText) {
+    const std::string file = write("text.txt", "Hello, w\xC3\xB6rld");
+    const Output trace = moe({"trace", "--text", file, "--token", "4"});
+    EXPECT_EQ(trace.code, kExitOk) << trace.err;
+    EXPECT_TRUE(has(trace, "13 tokens (S=13 x B=1"));
+    EXPECT_TRUE(has(trace, "Only the rows of t4 are shown: Hell[o], w··rld\n"));
+    // What came before a byte is part of its embedding: the same byte twice differs.
+    EXPECT_NE(lines_of(trace.out, "t4").at(0).substr(12),
+              lines_of(moe({"trace", "--text", file}).out, "t2").at(0).substr(12));
+    const Output two = moe({"trace", "--text", file, "--token", "5", "--seq-length", "6",
+                            "--micro-batch-size", "2"});
+    EXPECT_TRUE(has(two, "are shown:  w[·]·rl\n")) << "s = 2 of the second sequence";
+    EXPECT_TRUE(IsBadInput({"trace", "--text", file, "--token", "13"},
+                           {"--token = 13", "from 0 to 12"}));
+    EXPECT_TRUE(IsBadInput({"trace", "--text", file, "--seq-length", "14"},
+                           {"--text", "holds 13 bytes"}));
+    EXPECT_TRUE(IsBadInput({"trace", "--text", file, "--ranks", "2"}, {"--ranks"}));
+    EXPECT_TRUE(IsBadInput("trace --text nowhere", {"--text = nowhere", "readable"}));
+    const std::string long_text = write("long.txt", std::string(5000, 'a'));
+    EXPECT_TRUE(has(moe({"trace", "--text", long_text, "--token", "4000"}),
+                    ": …" + std::string(24, 'a') + "[a]" + std::string(24, 'a') + "…\n"));
+}
+
+TEST_F(TraceTest, FitsTheTerminal) {
+    for (const char* flags : {"", " --token 3", " --ranks 2",
+                              " --ranks 4 --moe-token-dispatcher-type allgather",
+                              " --ranks 4 --moe-token-dispatcher-type flex"}) {
+        const Output wide = moe(std::string("trace") + flags);
+        setenv("COLUMNS", "80", 1);
+        const Output narrow = moe(std::string("trace") + flags);
+        unsetenv("COLUMNS");
+        std::istringstream lines(narrow.out);
+        for (std::string line; std::getline(lines, line);)
+            EXPECT_LE(columns_of(line), 80u) << line;
+        std::vector<std::string> all = split(wide.out), same = split(narrow.out);
+        std::sort(all.begin(), all.end());
+        std::sort(same.begin(), same.end());
+        if (std::string(flags).find("ranks") == std::string::npos) {
+            EXPECT_EQ(same, all) << "every value is still there";
+        }
+        EXPECT_EQ(narrow.code, kExitOk);
+    }
 }
 
 }  // namespace

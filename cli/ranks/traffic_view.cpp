@@ -1,0 +1,122 @@
+// traffic_view.cpp: what went over the links, on a terminal.
+
+#include "cli/ranks/traffic_view.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "cli/terminal.h"
+#include "cli/words.h"
+
+namespace moe {
+namespace {
+
+constexpr int kMostInMatrix = 8;  // ranks; the report draws any number
+constexpr int kRowsWidth = 6, kBytesWidth = 9;
+
+std::int64_t sum(const std::vector<std::int64_t>& values) {
+    return std::accumulate(values.begin(), values.end(), std::int64_t{0});
+}
+
+/// The column with the narrowest rows, as `moe compare` counts bytes.
+const RankColumn& shown_column(const DispatcherOutcome& outcome) {
+    return outcome.columns.back();
+}
+
+/// Who sends to whom in ⑥, rows and, where there is room, bytes; ⑩ sends the other way.
+void print_matrix(const DispatcherOutcome& outcome, bool with_bytes) {
+    const RankColumn& column = shown_column(outcome);
+    const Links bytes = column.sent_in({Step::dispatch});
+    const Links forward = column.sent_in({Step::dispatch, Step::combine});
+    const Links backward =
+        column.sent_in({Step::combine_backward, Step::dispatch_backward});
+    const int W = int(outcome.rows.size());
+    const auto print_line = [&](const std::string& begin, auto row_cell, auto byte_cell,
+                                const std::string& sent, const std::string& back) {
+        std::string line = begin;
+        for (int to = 0; to < W; ++to)
+            line += fmt::format("{:>{}}", row_cell(to), kRowsWidth);
+        if (with_bytes) line += "   ";
+        for (int to = 0; with_bytes && to < W; ++to)
+            line += fmt::format("{:>{}}", byte_cell(to), kBytesWidth);
+        fmt::print("{}  {:>10} {:>10}\n", line, sent, back);
+    };
+    std::string line =
+        fmt::format("\n{:<9}   {:<{}}", outcome.name(), "rows, ⑥", kRowsWidth * W);
+    if (with_bytes) line += fmt::format("   {:<{}}", "bytes, ⑥", kBytesWidth * W);
+    fmt::print("{}  {:>10} {:>10}\n", line, "sent", "sent");
+    const auto rank = [](int to) { return fmt::to_string(to); };
+    print_line("from \\ to   ", rank, rank, "forward", "backward");
+    for (int from = 0; from < W; ++from)
+        print_line(
+            fmt::format("{:>9}   ", from),
+            [&](int to) {
+                return from == to ? "·" : fmt::to_string(outcome.rows[from][to]);
+            },
+            [&](int to) { return from == to ? "·" : bytes_in_words(bytes[from][to]); },
+            bytes_in_words(sum(forward[from])), bytes_in_words(sum(backward[from])));
+}
+
+}  // namespace
+
+void print_traffic(const RankComparison& c) {
+    const RankColumn& shown = shown_column(c.dispatchers[0]);
+    const DType dtype = shown.spec.dispatcher.dtype;
+    const double T = double(std::max<std::int64_t>(1, c.num_tokens()));
+    fmt::print("\nSent to other ranks, counted in {}; a row is H x {} = {}\n",
+               shown.label, size_of(dtype),
+               bytes_in_words(c.config().hidden_size * std::int64_t(size_of(dtype))));
+    const bool wide = terminal_width() >= 101;
+    const int rows = wide ? 9 : 8, balanced = wide ? 13 : 9, bytes = wide ? 11 : 8,
+              waits = wide ? 12 : 8, theirs = wide ? 12 : 11;
+    fmt::print("{:<11}{:^{}}{:^{}}host waits, forward\n", "", "rows per token, ⑥",
+               rows + balanced, "bytes per token", 4 * bytes + (wide ? 2 : 0));
+    fmt::print("{:<11}{:>{}}{:>{}}", "dispatcher", "counted", rows,
+               wide ? "if balanced" : "balanced", balanced);
+    for (const Step step : kExchangeSteps)
+        fmt::print("{:>{}}", circled(step) + (is_backward(step) ? " back" : "     "),
+                   bytes);
+    fmt::print("{:>{}}{:>{}}\n", "counted", waits, "Megatron's", theirs);
+    for (const DispatcherOutcome& outcome : c.dispatchers) {
+        const RankColumn& column = shown_column(outcome);
+        fmt::print("{:<11}{:>{}.2f}{:>{}.2f}", outcome.name(), outcome.rows_per_token,
+                   rows, outcome.balanced_rows_per_token, balanced);
+        for (const Step step : kExchangeSteps)
+            fmt::print(
+                "{:>{}}",
+                bytes_in_words(std::int64_t(double(total(column.sent_in({step}))) / T)),
+                bytes);
+        fmt::print("{:>{}}{:>{}}\n", column.host_waits, waits,
+                   outcome.megatron_host_waits, theirs);
+    }
+    for (const DispatcherOutcome& outcome : c.dispatchers)
+        if (outcome.name() == "flex" && c.hit > 0.0)
+            fmt::print(
+                "{}\n",
+                wrapped(
+                    fmt::format(
+                        "A token's {} experts lie on {:.2f} ranks ({:.2f} if balanced): "
+                        "flex sends {:.2f} times fewer copies than alltoall",
+                        c.config().moe_router_topk, c.hit, c.balanced_hit,
+                        double(c.config().moe_router_topk) / c.hit),
+                    2));
+}
+
+void print_matrices(const RankComparison& c, const std::string& report) {
+    if (c.sizes.world > kMostInMatrix) {
+        fmt::print("\nWho sends to whom: the report draws it for {} ranks\n",
+                   c.sizes.world);
+    } else if (c.sizes.world > 1) {
+        const TableParts parts({"bytes on every link"}, [&](std::size_t gone) {
+            return 12 + c.sizes.world * kRowsWidth + 23 +
+                   (gone == 0 ? 3 + c.sizes.world * kBytesWidth : 0);
+        });
+        for (const DispatcherOutcome& outcome : c.dispatchers)
+            print_matrix(outcome, parts.has(0));
+        fmt::print("{}", parts.note(report));
+    }
+}
+
+}  // namespace moe
