@@ -164,8 +164,8 @@ TEST_F(RanksTest, CompareCountsEveryLink) {
 
 TEST_F(RanksTest, CompareCountsTheRowsThatCapacityDrops) {
     // Each of four experts takes two of each rank's three tokens.
-    const Output output = moe("compare --ranks 2 --moe-expert-capacity-factor 0.5 " +
-                              kTiny + write("text.txt", "abcdef") + " --report none");
+    const Output output = moe("compare --ranks 2 " + kTiny + write("text.txt", "abcdef") +
+                              " --report none --moe-expert-capacity-factor 0.5");
     EXPECT_EQ(output.code, kExitOk) << output.out << output.err;
     EXPECT_TRUE(has(output,
                     "\nRows    16 of 24 kept, 8 dropped: an expert takes at most 2 of a "
