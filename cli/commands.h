@@ -14,7 +14,8 @@ inline constexpr int kExitOk = 0;
 inline constexpr int kExitDiffers = 1;   ///< a value differs
 inline constexpr int kExitBadInput = 2;  ///< one line on stderr says what and why
 
-/// Each adds its command.
+/// Adds a command.
+using AddCommand = void (*)(CommandLine& line);
 void add_compare(CommandLine& line);
 void add_verify(CommandLine& line);
 void add_trace(CommandLine& line);
@@ -30,7 +31,13 @@ void register_all_tiers();
 /// What run_program() was called with.
 const std::vector<std::string>& program_arguments();
 
-/// The whole program; `arguments` without the program's name. Never throws.
+/// A program of these commands; `arguments` without its name. Never throws.
+/// @param elsewhere  commands that another program has, for the reply to a wrong name
+int run_program(const std::vector<AddCommand>& commands,
+                const std::vector<std::string>& elsewhere,
+                std::vector<std::string> arguments);
+
+/// The whole program, with every command.
 int run_program(std::vector<std::string> arguments);
 
 }  // namespace moe

@@ -1,30 +1,7 @@
-#include <stdlib.h>
-#include <unistd.h>
-
-#include <climits>
-
 #include "cli/commands.h"
-#include "core/transfer.h"
-
-namespace {
-
-/// OpenMP's threads shall sleep while they wait: spinning, they take the cores that
-/// others need, and with one busy neighbour everything takes several times as long.
-/// libgomp reads how to wait before main(), so the program starts itself once more.
-void let_waiting_threads_sleep(char** argv) {
-    constexpr const char* kPolicy = "OMP_WAIT_POLICY";
-    char self[PATH_MAX] = "";
-    if (getenv(kPolicy) != nullptr || readlink("/proc/self/exe", self, PATH_MAX - 1) < 0)
-        return;
-    setenv(kPolicy, "passive", 1);
-    execv(self, argv);  // returns where that is not allowed; then it goes on as it is
-}
-
-}  // namespace
+#include "cli/start.h"
 
 int main(int argc, char** argv) {
-    let_waiting_threads_sleep(argv);
-    moe::keep_freed_memory();
-    moe::register_all_tiers();
+    moe::start(argv);
     return moe::run_program({argv + 1, argv + argc});
 }

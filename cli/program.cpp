@@ -64,7 +64,9 @@ const std::vector<std::string>& program_arguments() {
     return given_arguments;
 }
 
-int run_program(std::vector<std::string> arguments) {
+int run_program(const std::vector<AddCommand>& commands,
+                const std::vector<std::string>& elsewhere,
+                std::vector<std::string> arguments) {
     given_arguments = arguments;
     CommandLine line(
         "moe", "Megatron's Mixture-of-Experts layer, one text in three scripts.",
@@ -77,15 +79,8 @@ int run_program(std::vector<std::string> arguments) {
         "  moe bench                                what is fast, and what could be\n"
         "  moe info --fields                        what can be configured\n\n"
         "Every command has flags of its own: moe compare --help",
-        {"test", "docs", "gdb"});
-    add_compare(line);
-    add_verify(line);
-    add_trace(line);
-    add_bench(line);
-    add_info(line);
-    add_gpu_check(line);
-    add_results(line);
-    add_completion(line);
+        elsewhere);
+    for (const AddCommand add : commands) add(line);
 
     // Else the first file that is opened would take the place of stdout.
     if (fcntl(STDOUT_FILENO, F_GETFD) < 0) {

@@ -31,8 +31,8 @@ function(moe_precompiled_as target other)
     target_precompile_headers(${target} REUSE_FROM ${other})
 endfunction()
 
-# moe_join(TARGET ROOM…) : each room's files are compiled as one, so that what they include is
-# read, and its templates are instantiated, once. For words, not for the layer itself: whoever
+# moe_join(TARGET ROOM…) : each room's files are compiled as one ("." is the target's own
+# folder), so that what they include is read, and its templates are instantiated, once. For words, not for the layer itself: whoever
 # changes a kernel waits for that kernel alone.
 option(MOE_JOIN "Compile each room of files that hold no arithmetic as one" ON)
 function(moe_join target)
@@ -43,7 +43,8 @@ function(moe_join target)
     get_target_property(sources ${target} SOURCES)
     foreach(room ${ARGN})
         set(files ${sources})
-        list(FILTER files INCLUDE REGEX "^${room}/[^/]*[.]cpp$")
+        string(REPLACE "^./" "^" pattern "^${room}/[^/]*[.]cpp$")
+        list(FILTER files INCLUDE REGEX "${pattern}")
         set_source_files_properties(${files} PROPERTIES UNITY_GROUP ${room})
     endforeach()
 endfunction()

@@ -57,9 +57,9 @@ std::string first_values(const std::vector<double>& values, std::int64_t row,
 }
 
 /// Prints the run, section by section.
-class Printer {
+class RankPrinter {
   public:
-    explicit Printer(const RankTraceRequest& request)
+    explicit RankPrinter(const RankTraceRequest& request)
         : run_(request.job, request.sizes, request.seq_len, request.micro_batch),
           spec_(request.job.spec),
           note_(request.note),
@@ -283,7 +283,7 @@ class Printer {
 }  // namespace
 
 int trace_ranks(const RankTraceRequest& request) {
-    return Printer(request).print();
+    return RankPrinter(request).print();
 }
 
 }  // namespace moe
