@@ -53,7 +53,8 @@ endfunction()
 function(moe_optimise_less target)
     set(bogus "")
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-        set(bogus -Wno-array-bounds)  # g++ 12 believes that std::string overruns itself
+        # g++ 12 believes that std::string overruns itself
+        set(bogus -Wno-array-bounds -Wno-stringop-overflow)
     endif()
     target_compile_options(${target} PRIVATE
         "$<$<AND:$<COMPILE_LANGUAGE:CXX>,$<NOT:$<CONFIG:Debug>>>:-O1;${bogus}>")
