@@ -27,6 +27,12 @@ void draw_axis(Canvas& canvas, const Axis& axis, double from, double to) {
     }
 }
 
+/// Words over the grid, whose lines end beside them.
+void draw_words(Canvas& canvas, double x, double y, const std::string& words) {
+    canvas.rect("ground", x - 3.0, y - 11.0, text_width(words, 12.0) + 6.0, 15.0);
+    canvas.text(x, y, "start", words);
+}
+
 /// A bar with its whisker, and words behind it.
 /// @param beyond  the words lie beyond this value as well
 void draw_timing(Canvas& canvas, const Axis& axis, double y, const Timing& ms,
@@ -41,7 +47,7 @@ void draw_timing(Canvas& canvas, const Axis& axis, double y, const Timing& ms,
         for (const double end : {ms.p10, ms.p90})
             canvas.line(pen, axis.at(end), middle - 4.0, axis.at(end), middle + 4.0);
     }
-    canvas.text(axis.at(std::max(ms.p90, beyond)) + 8.0, middle + 4.5, "start", words);
+    draw_words(canvas, axis.at(std::max(ms.p90, beyond)) + 8.0, middle + 4.5, words);
 }
 
 /// What the marks mean, to the right of the title.
@@ -151,8 +157,8 @@ std::string waterfall_picture(const Run& run, const std::string& device) {
             words += ", " + times_faster(steps[i - 1]->ms->median / m.ms->median);
             change = what_changed(steps[i - 1]->spec, m.spec);
         }
-        canvas.text(from + 4.0, y + 19.0, "start",
-                    fitted(change, kRight - from - 8.0, 13.0), "");
+        draw_words(canvas, from + 4.0, y + 19.0,
+                   fitted(change, kRight - from - 8.0, 13.0));
         draw_timing(canvas, axis, y + 26.0, *m.ms, hue(i), words);
     }
     return standalone_svg(

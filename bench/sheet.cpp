@@ -14,7 +14,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 .title { font-size: 17px; font-weight: 600; }
 .head { font-size: 14px; font-weight: 600; }
 .soft { fill: #5c6675; font-size: 12px; }
-.paper { fill: #ffffff; stroke: #dfe3ea; }
+.paper { fill: #ffffff; stroke: #dfe3ea; } .ground { fill: #ffffff; }
 .grid { stroke: #dfe3ea; }
 .whisker { stroke: #1c2430; stroke-width: 1.5; }
 .floor { stroke: #b3261e; stroke-width: 2.5; } .halo { stroke: #ffffff; stroke-width: 4.5; }
@@ -25,7 +25,7 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 .hue6 { fill: #7a5cc4; } .hue7 { fill: #7f7f7f; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6e9ef; } .soft { fill: #9aa4b2; }
-  .paper { fill: #12161d; stroke: #2c3441; }
+  .paper { fill: #12161d; stroke: #2c3441; } .ground { fill: #12161d; }
   .grid { stroke: #2c3441; }
   .whisker { stroke: #e6e9ef; } .floor { stroke: #ff8a80; } .halo { stroke: #12161d; }
   .ceiling { stroke: #9aa4b2; }

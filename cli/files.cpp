@@ -1,8 +1,11 @@
 #include "cli/files.h"
 
+#include <signal.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -31,6 +34,31 @@ std::string write_draft(const FileText& file) {
     if (draft) return "";
     return errno ? std::generic_category().message(errno) : "cannot be written";
 }
+
+/// Ctrl-C and its like wait until this ends: then no file is left half-written.
+class HeldSignals {
+  public:
+    HeldSignals() {
+        caught_ = 0;
+        struct sigaction hold {};
+        hold.sa_handler = [](int signal) { caught_ = signal; };
+        hold.sa_flags = SA_RESTART;
+        for (std::size_t i = 0; i < kHeld.size(); ++i)
+            sigaction(kHeld[i], &hold, &before_[i]);
+    }
+    ~HeldSignals() {
+        for (std::size_t i = 0; i < kHeld.size(); ++i)
+            sigaction(kHeld[i], &before_[i], nullptr);
+        if (caught_ != 0) std::raise(caught_);
+    }
+    HeldSignals(const HeldSignals&) = delete;
+    HeldSignals& operator=(const HeldSignals&) = delete;
+
+  private:
+    static constexpr std::array kHeld = {SIGINT, SIGTERM, SIGHUP};
+    static inline volatile std::sig_atomic_t caught_ = 0;
+    std::array<struct sigaction, kHeld.size()> before_;
+};
 
 /// Makes the folders that a file lacks, and notes them in `made`, the innermost last.
 void make_folders(const std::string& file, std::vector<std::filesystem::path>& made) {
@@ -82,6 +110,7 @@ nlohmann::json parse_json(const std::string& field, const std::string& text) {
 }
 
 std::optional<WriteFailure> write_all(const std::vector<FileText>& files) {
+    const HeldSignals held;
     std::optional<WriteFailure> failure;
     std::vector<std::filesystem::path> made;
     for (const FileText& file : files) make_folders(file.path, made);

@@ -29,7 +29,8 @@ struct WriteFailure {
 
 /// Writes all of these files or none: each goes to a draft beside its place, and only
 /// when every draft is whole do they move there. Folders that lack are made, and do not
-/// stay when nothing was written. Returns what went wrong.
+/// stay when nothing was written. Ctrl-C is heard when all is in its place. Returns what
+/// went wrong.
 std::optional<WriteFailure> write_all(const std::vector<FileText>& files);
 
 /// One file, whole. InputError naming `field` when it cannot be written.

@@ -8,11 +8,20 @@
 #include <vector>
 
 #include "cli/compare/comparison.h"
+#include "cli/report/svg.h"
 
 namespace moe {
 
 /// Rows per expert (E); zeros when nothing was dispatched.
 std::vector<std::int64_t> expert_load(const Comparison& comparison);
+
+/// Class of an expert's colour; eight hues, in turn.
+std::string hue(std::int64_t index);
+
+std::string token_name(const Comparison& comparison, std::int64_t token);
+
+/// One byte of the text, smaller when it takes two digits.
+void draw_byte(Canvas& canvas, double x, double y, std::uint8_t byte);
 
 /// Colour class of the component whose step it is; step n has that of step 21 - n.
 std::string component_hue(Step step);

@@ -69,7 +69,7 @@ TEST_F(CliConfigTest, NamesWrongConfigFiles) {
     };
     EXPECT_TRUE(IsBadInput({"trace", "--config", path("absent.json")},
                            {"--config = ", "absent.json: ", "readable"}));
-    EXPECT_TRUE(IsBadInput({"trace", "--config", folder_}, {"--config = ", "readable"}));
+    EXPECT_TRUE(IsBadInput({"trace", "--config", path("")}, {"--config = ", "readable"}));
     EXPECT_TRUE(rejects("", {"c.json", "JSON"}));
     EXPECT_TRUE(rejects("{", {"c.json", "JSON"}));
     EXPECT_TRUE(rejects("{} x", {"c.json", "JSON"}));

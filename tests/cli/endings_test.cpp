@@ -4,6 +4,9 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <thread>
+
+#include "cli/files.h"
 #include "tests/cli/support.h"
 
 namespace moe::test {
@@ -31,15 +34,22 @@ class EndingsTest : public CliTest {
         setrlimit(RLIMIT_FSIZE, &room);
         dup2(open("/dev/null", O_WRONLY), STDOUT_FILENO);
         const int code = run_program(split(line));
-        std::exit(fs::exists(path("report")) ? 99 : code);
+        const bool stayed = fs::exists(path("report"));
+        fs::remove_all(folder_);
+        std::exit(stayed ? 99 : code);
     }
 };
 
 TEST_F(EndingsTest, SaysWhenStdoutIsFullOrClosed) {
     const testing::ExitedWithCode bad{kExitBadInput};
-    for (const std::string& line : {compare_ + "none", std::string("trace"),
-                                    std::string("info"), std::string("completion"),
-                                    "verify " + golden("hf_mixtral") + " --dtype fp64"}) {
+    const std::string bench =
+        "bench --preset mixtral_8x7b --scale 256 --seq-length 8 --seconds 0.01 --report "
+        "none --tier reference_cpu";
+    for (const std::string& line :
+         {compare_ + "none", bench, std::string("trace"), std::string("info"),
+          std::string("completion"), std::string("results --check"),
+          std::string("gpu-check --help"),
+          "verify " + golden("hf_mixtral") + " --dtype fp64"}) {
         EXPECT_EXIT(run_into(line, open("/dev/full", O_WRONLY)), bad,
                     "moe: stdout = No space left on device: ");
         EXPECT_EXIT(run_into(line, -1), bad, "^moe: stdout = closed: must be open\n$");
@@ -50,6 +60,30 @@ TEST_F(EndingsTest, LeavesNoFolderWhereThereIsNoRoom) {
     EXPECT_EXIT(run_without_room(compare_ + path("report/below")),
                 testing::ExitedWithCode(kExitBadInput),
                 "--report = .*: must be a folder to write in .File too large.");
+}
+
+TEST_F(EndingsTest, WritesAllOrNothingAlsoWhenInterrupted) {
+    // Of the process that this test starts, too
+    setenv("MOE_TEST_FOLDER", folder_.c_str(), /*overwrite=*/0);
+    const fs::path folder = fs::path(std::getenv("MOE_TEST_FOLDER")) / "report";
+    // Large enough that the signal comes while it is written
+    const std::string text(std::size_t{1} << 26, 'x');
+    const auto interrupted = [&] {
+        fs::remove_all(folder_);  // a signal ends it without any clean-up
+        fs::create_directory(folder.parent_path());
+        std::thread impatient([&] {
+            while (!fs::exists(folder)) std::this_thread::yield();
+            kill(getpid(), SIGINT);
+        });
+        write_all({{folder / "large", text}, {folder / "small", "y"}});
+        impatient.join();
+        std::exit(0);
+    };
+    EXPECT_EXIT(interrupted(), testing::KilledBySignal(SIGINT), "");
+    unsetenv("MOE_TEST_FOLDER");
+    EXPECT_EQ(fs::file_size(folder / "large"), text.size());
+    EXPECT_EQ(read(folder / "small"), "y");
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder), {}), 2);
 }
 
 TEST_F(EndingsTest, SaysThatNothingWasCompared) {

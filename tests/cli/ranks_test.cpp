@@ -14,10 +14,6 @@ using Tokens = std::vector<std::int64_t>;
 
 class RanksTest : public CliTest {};
 
-bool has(const Output& output, const std::string& words) {
-    return output.out.find(words) != std::string::npos;
-}
-
 /// Runs of blanks as one, so that a table's row can be named.
 std::string squeezed(const std::string& text) {
     std::string result;

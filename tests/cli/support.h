@@ -59,6 +59,16 @@ inline Output moe(const std::string& line) {
     return moe(split(line));
 }
 
+/// Whether these words are on stdout.
+inline bool has(const Output& output, const std::string& words) {
+    return output.out.find(words) != std::string::npos;
+}
+
+/// `moe compare`, small enough for a test; the text is to follow.
+inline const std::string kSmall =
+    "compare --scale 256 --seq-length 33 --micro-batch-size 3 "
+    "--repeats 1 --report none --text ";
+
 inline std::int64_t count_lines(const std::string& text) {
     return std::count(text.begin(), text.end(), '\n');
 }
@@ -95,12 +105,16 @@ class CliTest : public testing::Test {
         const auto* info = testing::UnitTest::GetInstance()->current_test_info();
         folder_ = std::filesystem::path(testing::TempDir()) /
                   (std::string("moe_cli_") + info->name() + std::to_string(getpid()));
-        std::filesystem::create_directories(folder_);
         unsetenv("COLUMNS");  // tables as wide as they are
     }
     ~CliTest() override { std::filesystem::remove_all(folder_); }
 
-    std::string path(const std::string& name) const { return folder_ / name; }
+    /// In the folder, which is made when it is needed: a process that a death test starts
+    /// has one of its own, and may leave without any clean-up.
+    std::string path(const std::string& name) const {
+        std::filesystem::create_directories(folder_);
+        return folder_ / name;
+    }
 
     std::string write(const std::string& name, const std::string& text) const {
         std::ofstream(path(name), std::ios::binary) << text;

@@ -36,10 +36,6 @@ std::size_t widest(const Output& output) {
     return most;
 }
 
-bool has(const Output& output, const std::string& words) {
-    return output.out.find(words) != std::string::npos;
-}
-
 TEST_F(TerminalTest, IsAsWideAsColumnsSays) {
     EXPECT_EQ(terminal_width(), kAnyWidth) << "stdout is no terminal here";
     for (const auto& [columns, width] :

@@ -14,10 +14,6 @@ namespace {
 
 class TraceTest : public CliTest {};
 
-bool has(const Output& output, const std::string& words) {
-    return output.out.find(words) != std::string::npos;
-}
-
 TEST_F(TraceTest, TracesTheSameLinesInEveryPrecision) {
     const Output fp64 = moe("trace"), fp32 = moe("trace --dtype fp32");
     EXPECT_EQ(fp64.code, kExitOk);
