@@ -165,6 +165,13 @@ std::int64_t megatron_host_waits(const MoEConfig& config) {
                : 1;
 }
 
+std::function<void(Step)> say_step(const RankComparisonRequest& request,
+                                   const std::string& what) {
+    return [&request, what](Step step) {
+        request.progress(fmt::format("{}, {} {}", what, circled(step), title(step)));
+    };
+}
+
 DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob job,
                                  const RankTokens& tokens, const WholeRecord& whole) {
     DispatcherOutcome outcome;
@@ -180,8 +187,10 @@ DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob j
         column.spec = spec;
         column.spec.raise_router_dtype(job.config);
         column.emulated = column.spec.is_emulated();
-        request.progress(fmt::format("{} over {} ranks: {}", outcome.name(),
-                                     request.sizes.world, column.label));
+        const std::string what = fmt::format("{} over {} ranks: {}", outcome.name(),
+                                             request.sizes.world, column.label);
+        request.progress(what);
+        job.on_step = say_step(request, what);
         job.spec = spec;
         const std::vector<RankRecord> records = run_on_ranks(job, tokens);
         Judge(column, request, tokens, whole).judge(job.config, records);
@@ -250,8 +259,9 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     result.tokens = split_tokens(request.sizes, result.seq_len, result.micro_batch);
     result.losses_left_out = losses_of(request.configs.at(0));
 
-    request.progress("one rank with everything");
+    request.progress("drawing weights");
     RankJob job;
+    job.on_step = say_step(request, "one rank with everything");
     job.world = request.world;
     result.backend = request.world != nullptr ? request.world->backend() : "threads";
     job.config = without_losses(request.configs[0]);

@@ -1,4 +1,4 @@
-// rank_run.cpp: the layer over ranks, and the layer that has everything.
+// run.cpp: the layer over ranks, and the layer that has everything.
 
 #include "cli/ranks/run.h"
 
@@ -35,12 +35,15 @@ std::int64_t row_bytes(const Tensor& tensor) {
 /// Keeps everything that a rank shows.
 class RankObserver : public Observer {
   public:
-    RankObserver(RankRecord& record, distributed::OpLedger& ledger)
-        : record_(record), ledger_(ledger) {
+    RankObserver(RankRecord& record, distributed::OpLedger& ledger,
+                 std::function<void(Step)> on_step)
+        : record_(record), ledger_(ledger), on_step_(std::move(on_step)) {
         ledger_.reset_sent();  // making the groups is not the layer's work
     }
     void on_value(Step step, const std::string& name, const TensorView& view) override {
-        record_.values[step][name] = on_host(view);
+        TensorMap& values = record_.values[step];
+        if (values.empty()) on_step_(step);
+        values[name] = on_host(view);
     }
     /// A step's exchanges lie within its stretches of time.
     void on_time(Step step, double) override {
@@ -56,6 +59,7 @@ class RankObserver : public Observer {
   private:
     RankRecord& record_;
     distributed::OpLedger& ledger_;
+    std::function<void(Step)> on_step_;
 };
 
 /// Forward and backward of one layer on (T, H) inputs.
@@ -80,7 +84,9 @@ RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
     MoELayer layer(job.config, job.spec,
                    distributed::shard_parameters(job.config, job.parameters, *groups),
                    groups);
-    RankObserver observer(record, world.ledger());
+    const bool speaks = world.rank() == 0;
+    RankObserver observer(
+        record, world.ledger(), speaks ? job.on_step : [](Step) {});
     run_layer(record, layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine),
               shape, observer);
     return record;
@@ -191,7 +197,7 @@ WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
     for (const auto& mine : runs.of_rank) {
         RankRecord record;
         distributed::OpLedger silent;
-        RankObserver observer(record, silent);
+        RankObserver observer(record, silent, job.on_step);
         run_layer(record, layer, take_rows(job.hidden, mine),
                   take_rows(job.doutput, mine), shape, observer);
         outputs.push_back(record.output);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <vector>
 
@@ -52,6 +53,8 @@ struct RankJob {
     TensorMap parameters;  ///< of the whole layer
     Tensor hidden;         ///< (T, H) fp32, all tokens
     Tensor doutput;        ///< (T, H) fp32
+    /// Called where a step of rank 0, or of the whole layer, has its first value.
+    std::function<void(Step)> on_step = [](Step) {};
     /// When this process is one rank of several; null: ranks are threads of this one.
     distributed::Communicator* world = nullptr;
 };

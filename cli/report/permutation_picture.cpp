@@ -14,11 +14,6 @@ namespace {
 constexpr std::int64_t kMostHued = 32;  // beyond, eight hues in turn say nothing
 constexpr double kNameHeight = 13.0;    // from one expert's name to the next
 
-/// Whether a level line at `line` would cross, or touch, words that stand on `baseline`.
-bool is_crossed(double baseline, double line) {
-    return line > baseline - 11.0 && line < baseline + 4.5;
-}
-
 struct RoutedRow {
     std::int64_t row, token, expert;
 };

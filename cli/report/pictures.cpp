@@ -62,6 +62,10 @@ void draw_byte(Canvas& canvas, double x, double y, std::uint8_t byte) {
     canvas.text(x, y, "middle", visible(byte), plain ? "" : "tiny");
 }
 
+bool is_crossed(double baseline, double line) {
+    return line > baseline - 11.0 && line < baseline + 4.5;
+}
+
 std::string component_hue(Step step) {
     const int n = static_cast<int>(step), forward = std::min(n, kNumSteps + 1 - n);
     if (forward == 1) return hue(3);                    // shared experts

@@ -23,6 +23,9 @@ std::string token_name(const Comparison& comparison, std::int64_t token);
 /// One byte of the text, smaller when it takes two digits.
 void draw_byte(Canvas& canvas, double x, double y, std::uint8_t byte);
 
+/// Whether a level line at `line` would cross, or touch, words that stand on `baseline`.
+bool is_crossed(double baseline, double line);
+
 /// Colour class of the component whose step it is; step n has that of step 21 - n.
 std::string component_hue(Step step);
 

@@ -6,6 +6,7 @@
 #include "cli/compare/comparison.h"
 #include "cli/measure/bench_view.h"
 #include "cli/progress.h"
+#include "cli/ranks/comparison.h"
 
 #include "tests/cli/support.h"
 
@@ -142,6 +143,30 @@ TEST(Progress, SaysWhichStepHasCome) {
                              std::string("reference_cpu:fp64: every value, ") + step),
                   1)
             << step;
+}
+
+TEST(Progress, SaysWhichStepOfTheRanksHasCome) {
+    RankComparisonRequest request;
+    request.sizes.world = 2;
+    request.sizes.expert = 2;
+    MoEConfig config = small_config();
+    config.expert_model_parallel_size = 2;
+    config.moe_token_dispatcher_type = "alltoall";
+    config.finalize();
+    request.configs = {config};
+    request.text = {"", 2, 2, {'a', 'b', 'c', 'd'}};
+    available_suppliers();
+    request.columns = {ModuleSpec::uniform({"reference_cpu", DType::f32})};
+    std::vector<std::string> said;
+    request.progress = [&](const std::string& what) { said.push_back(what); };
+    EXPECT_TRUE(run_rank_comparison(request).ok);
+    EXPECT_EQ(said.front(), "drawing weights");
+    for (const char* words : {"one rank with everything, ② gating",
+                              "one rank with everything, ⑭ FC1 backward",
+                              "alltoall over 2 ranks: reference_cpu:fp32, ⑨ FC2",
+                              "alltoall over 2 ranks: reference_cpu:fp32, ⑲ gating "
+                              "backward"})
+        EXPECT_EQ(std::count(said.begin(), said.end(), std::string(words)), 1) << words;
 }
 
 TEST_F(TerminalTest, BenchesOnEightyColumns) {
