@@ -26,6 +26,9 @@ std::string draft_of(const std::string& path) {
 
 /// Returns why not, or "".
 std::string write_draft(const FileText& file) {
+    std::error_code ignored;
+    if (std::filesystem::is_directory(file.path, ignored))
+        return std::generic_category().message(EISDIR);
     errno = 0;
     std::ofstream draft(draft_of(file.path), std::ios::binary);
     if (!draft.is_open()) return std::generic_category().message(errno);

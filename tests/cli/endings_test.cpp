@@ -42,12 +42,9 @@ class EndingsTest : public CliTest {
 
 TEST_F(EndingsTest, SaysWhenStdoutIsFullOrClosed) {
     const testing::ExitedWithCode bad{kExitBadInput};
-    const std::string bench =
-        "bench --preset mixtral_8x7b --scale 256 --seq-length 8 --seconds 0.01 --report "
-        "none --tier reference_cpu";
     for (const std::string& line :
-         {compare_ + "none", bench, std::string("trace"), std::string("info"),
-          std::string("completion"), std::string("results --check"),
+         {compare_ + "none", std::string("bench --help"), std::string("trace"),
+          std::string("info"), std::string("completion"), std::string("results --check"),
           std::string("gpu-check --help"),
           "verify " + golden("hf_mixtral") + " --dtype fp64"}) {
         EXPECT_EXIT(run_into(line, open("/dev/full", O_WRONLY)), bad,
@@ -62,6 +59,17 @@ TEST_F(EndingsTest, LeavesNoFolderWhereThereIsNoRoom) {
                 "--report = .*: must be a folder to write in .File too large.");
 }
 
+TEST_F(EndingsTest, LeavesNoFolderForFilesThatCannotAllBeWritten) {
+    fs::create_directories(path("taken"));  // no file can take its place
+    const auto failure = write_all(
+        {{path("new/below/good"), "x"}, {path("taken"), "y"}, {path("last"), "z"}});
+    ASSERT_TRUE(failure);
+    EXPECT_EQ(failure->path, path("taken"));
+    EXPECT_FALSE(fs::exists(path("new/below/good")));
+    EXPECT_FALSE(fs::exists(path("new")));
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 2) << "and the text";
+}
+
 TEST_F(EndingsTest, WritesAllOrNothingAlsoWhenInterrupted) {
     // Of the process that this test starts, too
     setenv("MOE_TEST_FOLDER", folder_.c_str(), /*overwrite=*/0);
@@ -69,6 +77,7 @@ TEST_F(EndingsTest, WritesAllOrNothingAlsoWhenInterrupted) {
     // Large enough that the signal comes while it is written
     const std::string text(std::size_t{1} << 26, 'x');
     const auto interrupted = [&] {
+        signal(SIGINT, SIG_DFL);  // a shell's background job ignores it
         fs::remove_all(folder_);  // a signal ends it without any clean-up
         fs::create_directory(folder.parent_path());
         std::thread impatient([&] {

@@ -163,6 +163,8 @@ TEST(Progress, SaysWhichStepOfTheRanksHasCome) {
     EXPECT_EQ(said.front(), "drawing weights");
     for (const char* words : {"one rank with everything, ② gating",
                               "one rank with everything, ⑭ FC1 backward",
+                              "alltoall over 2 ranks: reference_cpu:fp32, ⑥ dispatch "
+                              "(permute)",
                               "alltoall over 2 ranks: reference_cpu:fp32, ⑨ FC2",
                               "alltoall over 2 ranks: reference_cpu:fp32, ⑲ gating "
                               "backward"})
