@@ -20,11 +20,12 @@ std::string form_of(const Flag& flag) {
                        flag.takes() == Flag::Takes::several ? " ..." : "");
 }
 
-/// Every line within the terminal; blanks at its start are kept.
+/// Every line within the terminal; what goes on below an example is indented.
 void print_wrapped(const std::string& text) {
     for (std::size_t at = 0; at <= text.size();) {
         const std::size_t end = std::min(text.find('\n', at), text.size());
-        fmt::print("{}\n", wrapped(text.substr(at, end - at), 4));
+        const std::string line = text.substr(at, end - at);
+        fmt::print("{}\n", wrapped(line, line.starts_with(" ") ? 4 : 0));
         at = end + 1;
     }
 }

@@ -101,7 +101,7 @@ void add_gpu_check(CommandLine& line) {
         "gpu-check",
         "Check and measure everything on this machine's GPU, and leave the evidence.\n"
         "Exit code: 0 all passed (or lacks an optional tool), 1 a stage failed or went "
-        "over\nits budget, 2 bad input, or no GPU.\n\n"
+        "over its budget, 2 bad input, or no GPU.\n\n"
         "Example: moe gpu-check --stages facts,conformance");
     command
         .option("--stages", options->stages,

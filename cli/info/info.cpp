@@ -9,6 +9,7 @@
 #include "cli/info/machine.h"
 #include "cli/info/version.h"
 #include "cli/options.h"
+#include "cli/terminal.h"
 #include "core/tier.h"
 #include "distributed/communicators/mpi_communicator.h"
 #include "distributed/communicators/nccl_communicator.h"
@@ -21,8 +22,9 @@ void print_fields() {
     const auto values = config_to_json(defaults);
     fmt::print("{:<44} {:<14} {}\n", "flag", "default", "meaning");
     for (const FieldInfo& field : config_fields())
-        fmt::print("{:<44} {:<14} {}\n", flag_name(field.name), values[field.name].dump(),
-                   field.help);
+        fmt::print("{}\n", wrapped(fmt::format("{:<44} {:<14} {}", flag_name(field.name),
+                                               values[field.name].dump(), field.help),
+                                   60));
 }
 
 void print_build() {

@@ -98,7 +98,9 @@ void print_traffic(const RankComparison& c) {
                 wrapped(
                     fmt::format(
                         "A token's {} experts lie on {:.2f} ranks ({:.2f} if balanced): "
-                        "flex sends {:.2f} times fewer copies than alltoall",
+                        "flex makes {:.2f} times fewer copies than alltoall, those that "
+                        "stay "
+                        "included",
                         c.config().moe_router_topk, c.hit, c.balanced_hit,
                         double(c.config().moe_router_topk) / c.hit),
                     2));

@@ -42,7 +42,7 @@ void print_header(const RankComparison& c) {
         print_wrapped(
             "Rows    " +
                 kept_rows_in_words(config, to_doubles(c.probs), c.tokens.per_rank()) +
-                " of a rank's",
+                " of each rank's tokens",
             8);
     const auto& columns = c.dispatchers.front().columns;
     for (std::size_t i = 0; i < columns.size(); ++i)

@@ -233,7 +233,7 @@ std::string theory_section(const RankComparison& c) {
 <p><b>Theory</b> is what balanced routing needs: AllGather sends every token to all other
 ranks of its group, AlltoAll one copy for every expert that lives elsewhere, Flex one copy
 for every rank that has any of the token’s experts; each comes back once. A token’s {} experts
-lie on {:.2f} ranks here ({:.2f} if balanced), so Flex sends {:.2f} times fewer copies than
+lie on {:.2f} ranks here ({:.2f} if balanced), so Flex makes, those that stay included, {:.2f} times fewer copies than
 AlltoAll. <b>Counted</b> adds what travels along (probabilities, counts, ids). It also
 adds up in fp32 where sums are formed on the way, which doubles such bytes under
 bf16 rows.</p>

@@ -3,7 +3,6 @@
 #include "cli/trace/token.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -12,6 +11,8 @@
 
 namespace moe {
 namespace {
+
+constexpr std::int64_t kFew = 16;  // values that are printed whole
 
 /// The values of row `row` of a tensor.
 std::vector<double> row_values(const TensorView& tensor, std::int64_t row) {
@@ -25,8 +26,12 @@ void say(const std::string& words) {
     fmt::print("{}\n", wrapped("    " + words, 4));
 }
 
+/// "a", "a and b", "a, b and c".
 std::string list(const Names& words) {
-    return fmt::format("{}", fmt::join(words, " and "));
+    std::string text;
+    for (std::size_t i = 0; i < words.size(); ++i)
+        text += (i == 0 ? "" : i + 1 == words.size() ? " and " : ", ") + words[i];
+    return text;
 }
 
 }  // namespace
@@ -43,7 +48,8 @@ std::string text_around(const TextTokens& text, std::int64_t token) {
         const std::string shown = printable ? std::string(1, byte) : "·";
         around += at == s ? "[" + shown + "]" : shown;
     }
-    return around + (end < text.seq_len ? "…" : "");
+    return around + (end < text.seq_len ? "…" : "") +
+           fmt::format(", byte 0x{:02X}", text.bytes[token]);
 }
 
 void TokenPrinter::on_value(Step step, const std::string& name, const TensorView& view) {
@@ -56,9 +62,13 @@ void TokenPrinter::on_value(Step step, const std::string& name, const TensorView
 
 void TokenPrinter::print_own_rows(Step step, const std::string& name,
                                   const TensorView& view) {
-    constexpr std::int64_t kFew = 16;
     const RowNames::Rows rows = names_.rows_of(step, name, view);
-    if (rows == RowNames::Rows::tokens)
+    const bool per_expert =
+        view.shape.size() == 2 && view.shape.back() == config_.num_experts();
+    if (rows == RowNames::Rows::tokens && per_expert && !chosen_.empty() &&
+        config_.num_experts() > kFew)
+        print_chosen(name, view);
+    else if (rows == RowNames::Rows::tokens)
         print_rows(name, view, names_.names_of(step, name, view), {token_});
     else if (rows == RowNames::Rows::dispatched)
         print_rows(name, view, names_.names_of(step, name, view), rows_);
@@ -66,6 +76,18 @@ void TokenPrinter::print_own_rows(Step step, const std::string& name,
         print_tensor(name, view);
     else
         print_summary(name, view);
+}
+
+void TokenPrinter::print_chosen(const std::string& name, const TensorView& view) const {
+    fmt::print("  {} {} {}, of the experts that it chose\n", name, to_string(view.shape),
+               to_string(view.dtype));
+    const std::vector<double> values = row_values(view, token_);
+    std::string line = fmt::format("    t{:<6}", token_);
+    for (const std::int64_t expert : chosen_)
+        line += is_floating(view.dtype)
+                    ? fmt::format("  e{}={:.4f}", expert, values[expert] + 0.0)
+                    : fmt::format("  e{}={}", expert, std::int64_t(values[expert]));
+    fmt::print("{}\n", wrapped(line, 13));
 }
 
 void TokenPrinter::explain(const std::string& name, const TensorView& view) {
@@ -79,10 +101,9 @@ void TokenPrinter::explain(const std::string& name, const TensorView& view) {
     } else if (name == "row_token") {
         explain_rows();
     } else if (name == "output") {
-        say(fmt::format("the sum of its rows in ⑨{}",
-                        has_shared_experts_ ? ", and of shared_output in ①" : ""));
+        explain_output();
     } else if (name == "d_hidden_states_routed") {
-        say("the sum of its rows in ⑭");
+        say(rows_.empty() ? "zero: it has no row" : "the sum of its rows in ⑭");
     }
 }
 
@@ -91,7 +112,11 @@ void TokenPrinter::explain_choice(const TensorView& topk_probs) const {
     Names choices;
     for (const std::int64_t expert : chosen_)
         choices.push_back(fmt::format("e{} ({:.4f})", expert, probs[expert]));
-    say(fmt::format("t{} chooses {}", token_, list(choices)));
+    say(fmt::format(
+        "t{} chooses {}{}{}", token_, list(choices),
+        config_.moe_router_num_groups ? ", among the experts of the best groups" : "",
+        config_.moe_router_enable_expert_bias ? ", by probability plus expert bias"
+                                              : ""));
 }
 
 void TokenPrinter::explain_dropping(const TensorView& routing_map) const {
@@ -100,7 +125,10 @@ void TokenPrinter::explain_dropping(const TensorView& routing_map) const {
         const bool chosen = std::count(chosen_.begin(), chosen_.end(), expert) > 0;
         const std::string row = fmt::format("t{}→e{}", token_, expert);
         if (chosen && routed[expert] == 0.0)
-            say(fmt::format("{} is dropped: e{} takes no more", row, expert));
+            say(fmt::format("{} is dropped: e{} has as many as it takes, {}", row, expert,
+                            config_.moe_token_drop_policy == "probs"
+                                ? "with higher probabilities"
+                                : "which come before"));
         else if (!chosen && routed[expert] != 0.0)
             say(fmt::format("{} fills up the share of e{}, with weight 0", row, expert));
     }
@@ -112,12 +140,22 @@ void TokenPrinter::explain_rows() {
     for (std::size_t row = 0; row < all.size(); ++row)
         if (all[row].token == token_) {
             rows_.push_back(std::int64_t(row));
-            places.push_back(fmt::format("row {} for e{}", row, all[row].expert));
+            places.push_back(fmt::format("row {} (e{})", row, all[row].expert));
         }
     if (places.empty())
         say(fmt::format("t{} has no row: all of its choices are dropped", token_));
     else
-        say(fmt::format("t{} is {} of {} (from 0)", token_, list(places), all.size()));
+        say(fmt::format("t{} is in {}; there are {} rows, counted from 0", token_,
+                        list(places), all.size()));
+}
+
+void TokenPrinter::explain_output() const {
+    const bool shared = config_.shared_ffn() > 0;
+    if (rows_.empty())
+        say(shared ? "shared_output of ① alone: it has no row" : "zero: it has no row");
+    else
+        say(fmt::format("the sum of its rows in ⑨{}",
+                        shared ? ", and of shared_output in ①" : ""));
 }
 
 }  // namespace moe

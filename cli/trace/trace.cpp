@@ -102,7 +102,9 @@ void show_dispatch(LayerOptions::Chosen& chosen) {
     turn_off("moe_z_loss_coeff", config.moe_z_loss_coeff);
     if (!chosen.given.contains("moe_aux_loss_coeff")) config.moe_aux_loss_coeff = {0.0};
     // A width that shards divide
-    if (!chosen.given.contains("moe_ffn_hidden_size")) config.moe_ffn_hidden_size = 8;
+    const bool is_tiny = config.moe_ffn_hidden_size == tiny_config().moe_ffn_hidden_size;
+    if (is_tiny && !chosen.given.contains("moe_ffn_hidden_size"))
+        config.moe_ffn_hidden_size = 8;
 }
 
 /// How the layer differs from that of `moe trace` without ranks; the tokens are the same.
@@ -177,18 +179,20 @@ TraceInput make_input(const TraceOptions& options, const MoEConfig& config) {
 void require_token(std::int64_t token, std::int64_t tokens) {
     if (tokens == 0) reject("--token", token, "must be left out: there are no tokens");
     if (token < 0 || token >= tokens)
-        reject("--token", token, fmt::format("must be from 0 to {}", tokens - 1));
+        reject("--token", token,
+               tokens == 1 ? "must be 0: there is one token"
+                           : fmt::format("must be from 0 to {}", tokens - 1));
 }
 
 void print_header(const TraceOptions& options, const TraceInput& input,
                   const MoELayer& layer, const MoEConfig& config) {
     fmt::print(
         "{}\n",
-        wrapped(fmt::format("{} tokens (S={} x B={}, token t = s B + b), {} experts, "
+        wrapped(fmt::format("{} token{} (S={} x B={}, token t = s B + b), {} experts, "
                             "top-{}; {}{}",
-                            input.tokens(), input.seq_len(), input.micro_batch(),
-                            config.num_experts(), config.moe_router_topk,
-                            to_string(layer.spec()),
+                            input.tokens(), input.tokens() == 1 ? "" : "s",
+                            input.seq_len(), input.micro_batch(), config.num_experts(),
+                            config.moe_router_topk, to_string(layer.spec()),
                             layer.spec().is_emulated() ? ", emulated" : ""),
                 2));
     if (input.text) fmt::print("Each token is a byte of {}\n", input.text->name);
@@ -270,10 +274,9 @@ void add_trace(CommandLine& line) {
         .option("--dtype", options->dtype, "Precision (default: the tier's most precise)")
         .values(dtype_names());
     command.option("--spec", options->spec, "Tier per component, as in compare");
-    command.option(
-        "--text", options->text,
-        "Text file, a token per byte, 4096 at most unless --seq-length says more "
-        "(default: eight tokens of round numbers)");
+    command.option("--text", options->text,
+                   "Text file, a token per byte: S = its bytes, at most 4096, and B = 1 "
+                   "unless given (default: eight tokens of round numbers)");
     command.option("--token", options->token, "Show this token alone, counted from 0");
     add_threads_flag(command);
     options->layer = std::make_unique<LayerOptions>(

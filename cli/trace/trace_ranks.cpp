@@ -31,7 +31,7 @@ std::string plural(std::int64_t count, const std::string& thing) {
 void print_words(const std::string& label, std::size_t indent, const Words& words) {
     const std::size_t most = std::min<std::size_t>(98, terminal_width());
     std::string line = label;
-    std::size_t used = indent;
+    std::size_t used = std::max(indent, columns_of(label));
     for (const std::string& word : words) {
         const std::size_t width = columns_of(word);
         if (used + 2 + width > most && used > indent) {
@@ -43,6 +43,17 @@ void print_words(const std::string& label, std::size_t indent, const Words& word
         used += 2 + width;
     }
     fmt::print("{}\n", line);
+}
+
+void print_line(const std::string& line) {
+    fmt::print("{}\n", wrapped(line, 2));
+}
+
+/// "e0 e1", or "e0-e31" for many.
+std::string experts_in_words(const std::vector<std::int64_t>& experts) {
+    if (experts.size() > 8)
+        return fmt::format("e{}-e{}", experts.front(), experts.back());
+    return fmt::format("e{}", fmt::join(experts, " e"));
 }
 
 /// The first values of row `row`.
@@ -78,35 +89,44 @@ class RankPrinter {
     }
 
   private:
+    bool drops() const { return run_.config().moe_expert_capacity_factor.has_value(); }
+
     void print_header() const {
-        fmt::print("{} on {}, {} experts, top-{}, {}; {}{}\n",
-                   plural(run_.world() * run_.tokens().per_rank(), "token"),
-                   plural(run_.world(), "rank"), run_.config().num_experts(),
-                   run_.config().moe_router_topk, run_.dispatcher(), to_string(spec_),
-                   spec_.is_emulated() ? ", emulated" : "");
+        print_line(fmt::format("{} on {}, {} experts, top-{}, {}; {}{}",
+                               plural(run_.world() * run_.tokens().per_rank(), "token"),
+                               plural(run_.world(), "rank"), run_.config().num_experts(),
+                               run_.config().moe_router_topk, run_.dispatcher(),
+                               to_string(spec_),
+                               spec_.is_emulated() ? ", emulated" : ""));
         fmt::print(
             "t3→e1 is the row of token 3 for expert 1; of each row you see the "
             "first {} values\n",
             std::min(run_.config().hidden_size, most_values()));
-        if (!note_.empty()) fmt::print("{}\n", note_);
+        if (!note_.empty()) print_line(note_);
     }
 
     void print_choices() const {
         const std::int64_t H = run_.config().hidden_size;
-        fmt::print("\n③ Who holds what: the tokens, and the experts that they chose\n");
+        fmt::print("\n③ Who holds what: the tokens, and the experts that {}\n",
+                   drops() ? "take them (capacity)" : "they chose");
         for (int rank = 0; rank < run_.world(); ++rank) {
-            fmt::print("rank {:<3} has e{}{}, exchanges with ranks {}\n", rank,
-                       fmt::join(run_.experts_on(rank), " e"),
-                       run_.grid().shards() == 1
-                           ? ""
-                           : fmt::format(" (shard {} of {})", run_.grid().shard_of(rank),
-                                         run_.grid().shards()),
-                       fmt::join(run_.grid().group_of(rank), " "));
+            print_line(fmt::format(
+                "rank {:<3} has {}{}, exchanges with ranks {}", rank,
+                experts_in_words(run_.experts_on(rank)),
+                run_.grid().shards() == 1
+                    ? ""
+                    : fmt::format(" (shard {} of {})", run_.grid().shard_of(rank),
+                                  run_.grid().shards()),
+                fmt::join(run_.grid().group_of(rank), " ")));
             for (const std::int64_t t : run_.tokens().of_rank[rank]) {
                 Words choices;
                 for (std::int64_t e = 0; e < run_.config().num_experts(); ++e)
                     if (run_.routed(t, e))
-                        choices.push_back(fmt::format("e{} {:.4f}", e, run_.prob(t, e)));
+                        choices.push_back(
+                            run_.prob(t, e) == 0.0
+                                ? fmt::format("e{} padding", e)
+                                : fmt::format("e{} {:.4f}", e, run_.prob(t, e)));
+                if (choices.empty()) choices.push_back("none: all were dropped");
                 print_words(fmt::format("  {:<5}{}   ", fmt::format("t{}", t),
                                         first_values(hidden_, t, H, "{:>7.2f}")),
                             40, choices);
@@ -119,7 +139,8 @@ class RankPrinter {
                    run_.dispatcher() == "allgather"
                        ? "every token to everybody, with its map and probabilities"
                    : run_.dispatcher() == "alltoall"
-                       ? "a row for every choice, ordered by expert, to the expert's rank"
+                       ? fmt::format("a row for every {}, ordered by expert, to its rank",
+                                     drops() ? "expert that takes it" : "choice")
                        : "a row for every rank that has any of the token's experts");
         for (int from = 0; from < run_.world(); ++from) {
             std::vector<Row> all;
@@ -180,8 +201,10 @@ class RankPrinter {
 
     void print_rows() {
         const std::int64_t H = run_.config().hidden_size;
-        fmt::print("\n⑥ In expert order, and ⑨ what the experts make of it{}\n",
-                   run_.grid().shards() == 1 ? "" : " (each shard a part of the sum)");
+        fmt::print("\n");
+        print_line(fmt::format(
+            "⑥ In expert order, and ⑨ what the experts make of it{}",
+            run_.grid().shards() == 1 ? "" : " (each shard a part of the sum)"));
         for (int rank = 0; rank < run_.world(); ++rank) {
             names_.push_back(run_.name_rows(rank));
             const auto rows =
@@ -248,7 +271,10 @@ class RankPrinter {
         const double bound = tier_bound(spec_.coarsest_dtype(), false);
         const auto expected = to_doubles(run_.whole().output);
         std::vector<Tensor> parts;
-        fmt::print("\n⑩ The outputs, and those of one rank that has all experts\n");
+        fmt::print("\n");
+        print_line(fmt::format(
+            "⑩ The outputs, and those of one rank that has all experts{}",
+            run_.whole().runs == 1 ? "" : ", and takes each rank's tokens in turn"));
         for (int rank = 0; rank < run_.world(); ++rank) {
             parts.push_back(run_.record(rank).output);
             const auto outputs = to_doubles(run_.record(rank).output);

@@ -144,7 +144,7 @@ TEST_F(RanksTest, CompareCountsEveryLink) {
           "\n 1 6 · 440 B · 824 B",  // alltoall: 6 (64 + 4) + 4 8, ⑩ 6 64
           "\n 0 · 3 · 400 B 592 B",  // flex: 3 (64 + 4 (8 + 4) + 16) + 2 8, ⑩ 3 64
           "allgather 1.00 1.00", "alltoall 2.00 2.00", "flex 1.00 1.00",
-          "lie on 2.00 ranks (2.00 if balanced): flex sends 2.00 times fewer",
+          "lie on 2.00 ranks (2.00 if balanced): flex makes 2.00 times fewer",
           "✓ alltoall: 2 ranks give what one rank gives", "✓ flex: the bytes of ⑥",
           "✓ all dispatchers and tiers agree", "d_experts.linear_fc2.weight"})
         EXPECT_NE(text.find(words), std::string::npos) << words << "\n" << output.out;
@@ -164,8 +164,8 @@ TEST_F(RanksTest, CompareCountsTheRowsThatCapacityDrops) {
                               " --report none --moe-expert-capacity-factor 0.5");
     EXPECT_EQ(output.code, kExitOk) << output.out << output.err;
     EXPECT_TRUE(has(output,
-                    "\nRows    16 of 24 kept, 8 dropped: an expert takes at most 2 of a "
-                    "rank's\n"))
+                    "\nRows    16 of 24 kept, 8 dropped: an expert takes at most 2 of "
+                    "each rank's tokens\n"))
         << output.out;
 }
 
@@ -197,6 +197,31 @@ TEST_F(RanksTest, CompareAgreesOnEveryGrid) {
     const Output one = moe(common + "2 --moe-token-dispatcher-type allgather");
     EXPECT_FALSE(has(one, "alltoall"));
     EXPECT_FALSE(has(one, "Without"));
+}
+
+TEST_F(RanksTest, GivesFlexItsHeap) {
+    const std::string heap = " --moe-flex-peer-heap-bytes 100000";
+    const Output traced = moe("trace --ranks 2 --moe-token-dispatcher-type flex" + heap);
+    EXPECT_EQ(traced.code, kExitOk) << traced.err;
+    const Output all = moe("compare --ranks 2 " + kTiny + write("text.txt", "abcdef") +
+                           " --report none" + heap);
+    EXPECT_EQ(all.code, kExitOk) << all.err;
+    EXPECT_TRUE(has(all, "✓ flex: 2 ranks give")) << all.out;
+    EXPECT_TRUE(
+        IsBadInput("trace --ranks 2 --moe-flex-peer-heap-bytes 10 "
+                   "--moe-token-dispatcher-type flex",
+                   {"moe_flex_peer_heap_bytes = 10"}));
+}
+
+TEST_F(RanksTest, TraceSaysWhatCapacityDropped) {
+    const Output trace = moe("trace --ranks 2 --moe-expert-capacity-factor 0.5");
+    EXPECT_EQ(trace.code, kExitOk) << trace.out;
+    EXPECT_TRUE(has(trace, "the experts that take them (capacity)\n"));
+    EXPECT_TRUE(has(trace, "  none: all were dropped\n")) << trace.out;
+    EXPECT_TRUE(has(trace, "all experts, and takes each rank's tokens in turn\n"));
+    EXPECT_TRUE(has(moe("trace --ranks 2 --moe-expert-capacity-factor 1 "
+                        "--moe-pad-expert-input-to-capacity"),
+                    " padding"));
 }
 
 TEST_F(RanksTest, NamesWhatCannotBeCut) {

@@ -162,18 +162,23 @@ TEST_F(TraceTest, SaysWhereATokenGoes) {
     const Output dropped = moe("trace --token 4");
     for (const char* words :
          {"t4 chooses e3 (0.6883) and e0 (0.3117)\n",
-          "t4→e0 is dropped: e0 takes no more\n", "t4 is row 10 for e3 of 13 (from 0)\n",
+          "t4→e0 is dropped: e0 has as many as it takes, with higher probabilities\n",
+          "t4 is in row 10 (e3); there are 13 rows, counted from 0\n",
           "the sum of its rows in ⑨, and of shared_output in ①\n",
           "grad.router.weight (4, 6) fp64, of all tokens\n"})
         EXPECT_TRUE(has(dropped, words)) << words << dropped.out;
-    EXPECT_TRUE(has(moe("trace --token 3"), "t3 is row 3 for e0 and row 9 for e3 of 13"));
+    EXPECT_TRUE(
+        has(moe("trace --token 3"), "t3 is in row 3 (e0) and row 9 (e3); there are 13"));
     EXPECT_FALSE(has(moe("trace --token 3"), "dropped:"));
     // One row per expert is kept: for eight tokens with two choices each that is too few.
     int without = 0, filled = 0;
     for (const char* token : {"0", "1", "2", "3", "4", "5", "6", "7"}) {
-        without +=
-            has(moe({"trace", "--token", token, "--moe-expert-capacity-factor", "0.25"}),
-                "has no row: all of its choices are dropped");
+        const Output one =
+            moe({"trace", "--token", token, "--moe-expert-capacity-factor", "0.25"});
+        const bool gone = has(one, "has no row: all of its choices are dropped");
+        without += gone;
+        EXPECT_EQ(gone, has(one, "shared_output of ① alone")) << token;
+        EXPECT_EQ(gone, !has(one, "the sum of its rows")) << token;
         filled +=
             has(moe({"trace", "--token", token, "--moe-pad-expert-input-to-capacity"}),
                 "fills up the share of e1, with weight 0");
@@ -186,18 +191,42 @@ TEST_F(TraceTest, SaysWhereATokenGoes) {
     EXPECT_TRUE(IsBadInput("trace --token 0 --ranks 2", {"--token = 0", "--ranks"}));
 }
 
+TEST_F(TraceTest, ShowsOfManyExpertsThoseThatATokenChose) {
+    const Output trace = moe("trace --token 3 --num-experts 40 --moe-router-topk 3");
+    EXPECT_EQ(trace.code, kExitOk) << trace.err;
+    const std::size_t at = trace.out.find("t3 chooses e");
+    ASSERT_NE(at, std::string::npos);
+    const std::size_t probs = trace.out.find("  probs (8, 40) fp64, of the experts", at);
+    ASSERT_NE(probs, std::string::npos);
+    std::istringstream lines(trace.out.substr(probs));
+    std::string line;
+    std::getline(lines, line);
+    std::getline(lines, line);
+    const std::vector<std::string> words = split(line);
+    ASSERT_EQ(words.size(), 4u) << line;
+    for (int k = 1; k <= 3; ++k)
+        EXPECT_LT(trace.out.find(words[k].substr(0, words[k].find('=')) + " (", at),
+                  probs)
+            << line;
+    EXPECT_TRUE(has(moe("trace --token 3 --moe-router-score-function sigmoid "
+                        "--moe-router-enable-expert-bias"),
+                    ", by probability plus expert bias\n"));
+}
+
 TEST_F(TraceTest, FollowsATokenOfAText) {
     const std::string file = write("text.txt", "Hello, w\xC3\xB6rld");
     const Output trace = moe({"trace", "--text", file, "--token", "4"});
     EXPECT_EQ(trace.code, kExitOk) << trace.err;
     EXPECT_TRUE(has(trace, "13 tokens (S=13 x B=1"));
-    EXPECT_TRUE(has(trace, "Only the rows of t4 are shown: Hell[o], w··rld\n"));
+    EXPECT_TRUE(
+        has(trace, "Only the rows of t4 are shown: Hell[o], w··rld, byte 0x6F\n"));
     // What came before a byte is part of its embedding: the same byte twice differs.
     EXPECT_NE(lines_of(trace.out, "t4").at(0).substr(12),
               lines_of(moe({"trace", "--text", file}).out, "t2").at(0).substr(12));
     const Output two = moe({"trace", "--text", file, "--token", "5", "--seq-length", "6",
                             "--micro-batch-size", "2"});
-    EXPECT_TRUE(has(two, "are shown:  w[·]·rl\n")) << "s = 2 of the second sequence";
+    EXPECT_TRUE(has(two, "are shown:  w[·]·rl, byte 0xC3\n"))
+        << "s = 2 of the second sequence";
     EXPECT_TRUE(IsBadInput({"trace", "--text", file, "--token", "13"},
                            {"--token = 13", "from 0 to 12"}));
     EXPECT_TRUE(IsBadInput({"trace", "--text", file, "--seq-length", "14"},
@@ -205,14 +234,18 @@ TEST_F(TraceTest, FollowsATokenOfAText) {
     EXPECT_TRUE(IsBadInput({"trace", "--text", file, "--ranks", "2"}, {"--ranks"}));
     EXPECT_TRUE(IsBadInput("trace --text nowhere", {"--text = nowhere", "readable"}));
     const std::string long_text = write("long.txt", std::string(5000, 'a'));
-    EXPECT_TRUE(has(moe({"trace", "--text", long_text, "--token", "4000"}),
-                    ": …" + std::string(24, 'a') + "[a]" + std::string(24, 'a') + "…\n"));
+    EXPECT_TRUE(has(
+        moe({"trace", "--text", long_text, "--token", "4000"}),
+        ": …" + std::string(24, 'a') + "[a]" + std::string(24, 'a') + "…, byte 0x61\n"));
 }
 
 TEST_F(TraceTest, FitsTheTerminal) {
     for (const char* flags : {"", " --token 3", " --ranks 2",
                               " --ranks 4 --moe-token-dispatcher-type allgather",
-                              " --ranks 4 --moe-token-dispatcher-type flex"}) {
+                              " --ranks 4 --moe-token-dispatcher-type flex",
+                              " --ranks 2 --spec experts=naive_gpu:bf16",
+                              " --ranks 2 --num-experts 64 --moe-router-topk 4",
+                              " --ranks 2 --tensor-model-parallel-size 2"}) {
         const Output wide = moe(std::string("trace") + flags);
         setenv("COLUMNS", "80", 1);
         const Output narrow = moe(std::string("trace") + flags);

@@ -60,12 +60,14 @@ TEST(KnownNames, HelpWhereverAListIsKnown) {
 
 // A list with a value that finalize() refuses would offer it in a shell.
 TEST(KnownNames, OfAConfigAreThoseItTakes) {
-    for (const std::string& value : allowed_values("activation_func")) {
+    // Names that outlive the loops: g++ 14 believes that what is returned refers to them
+    const std::string activation = "activation_func", score = "moe_router_score_function";
+    for (const std::string& value : allowed_values(activation)) {
         MoEConfig config = small_config();
         config.activation_func = value;
         EXPECT_NO_THROW(config.finalize()) << value;
     }
-    for (const std::string& value : allowed_values("moe_router_score_function")) {
+    for (const std::string& value : allowed_values(score)) {
         MoEConfig config = small_config();
         config.moe_router_score_function = value;
         EXPECT_NO_THROW(config.finalize()) << value;
