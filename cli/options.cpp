@@ -19,6 +19,16 @@ namespace {
 
 using nlohmann::json;
 
+/// What `read` returns; its errors name the flag of the value that the core names.
+template <typename Read>
+auto naming_flags(Read read) {
+    try {
+        return read();
+    } catch (const InputError& error) {
+        throw InputError(std::string("--") + error.what());
+    }
+}
+
 /// A flag's text as the JSON value that a config file would hold.
 json parse_value(const std::string& flag, const std::string& text,
                  const FieldInfo& field) {
@@ -130,8 +140,10 @@ LayerOptions::Chosen LayerOptions::start() const {
         if (scale_) reject("--scale", *scale_, "needs --preset");
         config = *defaults_.config;
     } else {
-        config =
-            preset(preset_.value_or(defaults_.preset), scale_.value_or(defaults_.scale));
+        config = naming_flags([this] {
+            return preset(preset_.value_or(defaults_.preset),
+                          scale_.value_or(defaults_.scale));
+        });
     }
     return chosen;
 }
@@ -221,6 +233,10 @@ std::int64_t LayerOptions::micro_batch_size() const {
     if (size < 1 || size > 100'000)
         reject("--micro-batch-size", size, "must be from 1 to 100000");
     return size;
+}
+
+ModuleSpec parse_spec(const std::string& spec, const ComponentSpec& otherwise) {
+    return naming_flags([&] { return ModuleSpec::parse(spec, otherwise); });
 }
 
 std::vector<std::string> tier_names() {

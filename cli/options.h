@@ -67,6 +67,9 @@ class LayerOptions {
 /// Megatron's flag for a config field: "moe_router_topk" gives "--moe-router-topk".
 std::string flag_name(const std::string& field);
 
+/// The suppliers that --spec names; `otherwise` for the rest. InputError naming the flag.
+ModuleSpec parse_spec(const std::string& spec, const ComponentSpec& otherwise);
+
 /// What --tier and --dtype may be, for a shell to offer.
 std::vector<std::string> tier_names();
 std::vector<std::string> dtype_names();

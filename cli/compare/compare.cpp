@@ -130,7 +130,7 @@ TextTokens read_tokens(const CompareOptions& options, std::int64_t seq_len,
 /// The chosen suppliers, and the mix of --spec.
 std::vector<ModuleSpec> choose_columns(const CompareOptions& options) {
     // First what may be refused, then what may only be noted.
-    const ModuleSpec mix = ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32});
+    const ModuleSpec mix = parse_spec(options.spec, {"reference_cpu", DType::f32});
     std::vector<ModuleSpec> columns;
     for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))
         columns.push_back(ModuleSpec::uniform(supplier));

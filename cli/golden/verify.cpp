@@ -179,7 +179,7 @@ std::vector<ModuleSpec> choose_specs(const VerifyOptions& options) {
              choose_suppliers(options.tiers, options.dtypes))
             specs.push_back(ModuleSpec::uniform(supplier));
     if (!options.spec.empty())
-        specs.push_back(ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32}));
+        specs.push_back(parse_spec(options.spec, {"reference_cpu", DType::f32}));
     return specs;
 }
 

@@ -117,7 +117,7 @@ std::vector<bench::BenchRequest> make_requests(const BenchOptions& options) {
         reject("--seconds", options.seconds, "must be over 0 and at most 3600");
     request.seconds = options.seconds;
 
-    const ModuleSpec mix = ModuleSpec::parse(options.spec, {"reference_cpu", DType::f32});
+    const ModuleSpec mix = parse_spec(options.spec, {"reference_cpu", DType::f32});
     for (const ComponentSpec& supplier : choose_bench_suppliers(options))
         request.specs.push_back(ModuleSpec::uniform(supplier));
     if (!options.spec.empty()) request.specs.push_back(mix);

@@ -82,8 +82,7 @@ struct TraceOptions {
 ModuleSpec choose_spec(const TraceOptions& options) {
     std::vector<std::string> dtypes;
     if (options.dtype) dtypes.push_back(*options.dtype);
-    return ModuleSpec::parse(options.spec,
-                             choose_suppliers({options.tier}, dtypes).front());
+    return parse_spec(options.spec, choose_suppliers({options.tier}, dtypes).front());
 }
 
 /// Over ranks the dispatch alone is enough to read: the rest is off unless asked for.

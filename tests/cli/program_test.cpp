@@ -33,9 +33,9 @@ TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     const auto rejects = [](const std::string& flags, const Words& words) {
         return IsBadInput("trace " + flags, words);
     };
-    EXPECT_TRUE(rejects("--preset gpt5", {"preset = gpt5: ", "mixtral_8x7b, qwen3"}));
+    EXPECT_TRUE(rejects("--preset gpt5", {"--preset = gpt5: ", "mixtral_8x7b, qwen3"}));
     EXPECT_TRUE(rejects("--scale 4", {"--scale = 4: ", "--preset"}));
-    EXPECT_TRUE(rejects("--preset olmoe --scale 0", {"scale = 0: ", "at least 1"}));
+    EXPECT_TRUE(rejects("--preset olmoe --scale 0", {"--scale = 0: ", "at least 1"}));
     EXPECT_TRUE(rejects("--preset olmoe --scale 1025", {"scale = 1025: ", "at most"}));
     EXPECT_TRUE(rejects("--preset olmoe --scale x", {"--scale"}));
     EXPECT_TRUE(rejects("--tier warp_gpu", {"--tier = warp_gpu: ", "reference_cpu"}));
@@ -43,7 +43,7 @@ TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     EXPECT_TRUE(rejects("--dtype bf16", {"--dtype = bf16: "}));
     EXPECT_TRUE(rejects("--dtype fp64,fp32", {"--dtype = fp64,fp32: "}));
     EXPECT_TRUE(rejects("--spec router", {"spec = router: ", "component=tier"}));
-    EXPECT_TRUE(rejects("--spec router=gpu", {"spec router = gpu: ", "reference_cpu"}));
+    EXPECT_TRUE(rejects("--spec router=gpu", {"--spec router = gpu: ", "reference_cpu"}));
     EXPECT_TRUE(rejects("--spec router=reference_cpu:bf16", {"reference_cpu:bf16: "}));
     EXPECT_TRUE(rejects("--seq-length -1", {"--seq-length = -1: ", "0 to 1000000"}));
     EXPECT_TRUE(rejects("--seq-length 1000001", {"--seq-length = 1000001: "}));

@@ -207,7 +207,7 @@ TEST_F(AbsentTierTest, IsLeftOutWithANoteAndRefusedWhenAskedFor) {
     EXPECT_EXIT(run(small_ + " --tier reference_cpu,spoilt"), refused,
                 "moe: --tier = spoilt: needs another machine");
     EXPECT_EXIT(run(small_ + " --spec experts=spoilt"), refused,
-                "^moe: spec experts = spoilt: needs another machine");
+                "^moe: --spec experts = spoilt: needs another machine");
     EXPECT_EXIT(run("trace --tier spoilt"), refused,
                 "moe: --tier = spoilt: needs another machine");
     EXPECT_EXIT(run("info"), ok, "✗ spoilt          fp32; needs another machine");
