@@ -21,6 +21,12 @@ std::vector<double> row_values(const TensorView& tensor, std::int64_t row) {
     return {values.begin() + row * columns, values.begin() + (row + 1) * columns};
 }
 
+/// Whether a value's rows (T, E) have a number for every expert.
+bool is_per_expert(const std::string& name) {
+    return name.ends_with("probs") || name.starts_with("d_logits") ||
+           name == "routing_map" || name == "aux_scores";
+}
+
 /// A line of words beneath a value.
 void say(const std::string& words) {
     fmt::print("{}\n", wrapped("    " + words, 4));
@@ -63,9 +69,7 @@ void TokenPrinter::on_value(Step step, const std::string& name, const TensorView
 void TokenPrinter::print_own_rows(Step step, const std::string& name,
                                   const TensorView& view) {
     const RowNames::Rows rows = names_.rows_of(step, name, view);
-    const bool per_expert =
-        view.shape.size() == 2 && view.shape.back() == config_.num_experts();
-    if (rows == RowNames::Rows::tokens && per_expert && !chosen_.empty() &&
+    if (rows == RowNames::Rows::tokens && is_per_expert(name) && !chosen_.empty() &&
         config_.num_experts() > kFew)
         print_chosen(name, view);
     else if (rows == RowNames::Rows::tokens)
