@@ -3,7 +3,7 @@
 
 #include "cli/ranks/routes.h"
 #include "cli/ranks/run.h"
-#include "core/tier.h"
+#include "tests/cli/stand_in.h"
 #include "tests/cli/support.h"
 
 namespace moe::test {
@@ -319,22 +319,14 @@ TEST_F(RanksTest, TraceIsTrueForEveryDispatcherTierAndGrid) {
 
 // ------------------------------------------------------------------- what is found out
 /// The reference, but every dispatcher is AlltoAll; or with an expert of its own mind.
-class DisguisedTier : public Tier {
+class DisguisedTier : public StandIn {
   public:
-    explicit DisguisedTier(bool scales) : scales_(scales) {}
-    std::string name() const override { return "disguised"; }
-    std::string device() const override { return "CPU"; }
-    std::vector<DType> dtypes() const override { return {DType::f32}; }
-    std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
-                                        const TensorMap& parameters,
-                                        const GroupsPtr& groups) const override {
-        return good().make_router(config, dtype, parameters, groups);
-    }
+    explicit DisguisedTier(bool scales) : StandIn("disguised"), scales_(scales) {}
     std::unique_ptr<TokenDispatcher> make_dispatcher(
         const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
         MoEConfig other = config;
         if (!scales_) other.moe_token_dispatcher_type = "alltoall";
-        return good().make_dispatcher(other, dtype, groups);
+        return StandIn::make_dispatcher(other, dtype, groups);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                           const TensorMap& parameters) const override {
@@ -344,16 +336,10 @@ class DisguisedTier : public Tier {
                 parameters.at("experts.linear_fc2.weight").clone();
             own["experts.linear_fc2.weight"].data<float>()[3] += 1.0f;
         }
-        return good().make_experts(config, dtype, own);
-    }
-    std::unique_ptr<SharedExperts> make_shared_experts(
-        const MoEConfig& config, DType dtype, const TensorMap& parameters,
-        const GroupsPtr& groups) const override {
-        return good().make_shared_experts(config, dtype, parameters, groups);
+        return StandIn::make_experts(config, dtype, own);
     }
 
   private:
-    static const Tier& good() { return find_tier("tier", "reference_cpu"); }
     bool scales_;
 };
 

@@ -1,8 +1,8 @@
 // `moe compare` with a tier that is wrong, or absent: what it finds, and how it says it.
 
 #include "cli/compare/comparison.h"
-#include "core/tier.h"
 #include "core/transfer.h"
+#include "tests/cli/stand_in.h"
 #include "tests/cli/support.h"
 
 namespace moe::test {
@@ -31,40 +31,26 @@ struct Spoiler : Observer {
 };
 
 /// The reference behind a Spoiler, for what its router and its dispatcher show forward.
-class SpoiltTier : public Tier {
+class SpoiltTier : public StandIn {
   public:
-    SpoiltTier(std::string target, std::int64_t index, double value) {
+    SpoiltTier(std::string target, std::int64_t index, double value) : StandIn("spoilt") {
         spoiler_.target = std::move(target);
         spoiler_.index = index;
         spoiler_.value = value;
     }
-    std::string name() const override { return "spoilt"; }
-    std::string device() const override { return "CPU"; }
-    std::vector<DType> dtypes() const override { return {DType::f32}; }
     std::unique_ptr<moe::Router> make_router(const MoEConfig& config, DType dtype,
                                              const TensorMap& parameters,
                                              const GroupsPtr& groups) const override {
         return std::make_unique<Router>(
-            good().make_router(config, dtype, parameters, groups), spoiler_);
+            StandIn::make_router(config, dtype, parameters, groups), spoiler_);
     }
     std::unique_ptr<TokenDispatcher> make_dispatcher(
         const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
-        return std::make_unique<Dispatcher>(good().make_dispatcher(config, dtype, groups),
-                                            spoiler_);
-    }
-    std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
-                                          const TensorMap& parameters) const override {
-        return good().make_experts(config, dtype, parameters);
-    }
-    std::unique_ptr<SharedExperts> make_shared_experts(
-        const MoEConfig& config, DType dtype, const TensorMap& parameters,
-        const GroupsPtr& groups) const override {
-        return good().make_shared_experts(config, dtype, parameters, groups);
+        return std::make_unique<Dispatcher>(
+            StandIn::make_dispatcher(config, dtype, groups), spoiler_);
     }
 
   private:
-    static const Tier& good() { return find_tier("tier", "reference_cpu"); }
-
     static RunContext spoil(const RunContext& context, Spoiler& spoiler) {
         RunContext spoilt = context;
         spoiler.observer = context.observer;
