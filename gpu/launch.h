@@ -19,6 +19,7 @@ struct LaunchConfig {
     dim3 grid = 1, block = 1;
     std::size_t smem = 0;  ///< bytes of shared memory per block: sizeof(Smem)
     cudaStream_t stream = nullptr;
+    dim3 cluster = 1;  ///< blocks that run together; divides the grid
 };
 
 /// One thread for each of `count` items, in blocks of 256: item = blockIdx.x * blockDim.x
@@ -50,6 +51,18 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig&
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    int(config.smem)),
               std::string(name) + ", shared memory");
+    // TUTORIAL: every GPU that has clusters runs 8 blocks in one; up to 16 must be asked
+    // for, and may find no place.
+    const unsigned blocks = config.cluster.x * config.cluster.y * config.cluster.z;
+    if (blocks > 8)
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed,
+                                   1),
+              std::string(name) + ", cluster");
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {config.cluster.x, config.cluster.y, config.cluster.z};
+    launch_config.attrs = &cluster;
+    launch_config.numAttrs = blocks == 1 ? 0 : 1;
     count_launch();
     check(
         cudaLaunchKernelEx(&launch_config, kernel, std::forward<Arguments>(arguments)...),

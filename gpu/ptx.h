@@ -1,77 +1,14 @@
 /// @file
 /// PTX, one function per instruction, for what CUDA C++ has no name for. Under nvcc each
-/// is one line of inline assembly, on a CPU a call into the executor; kernels hold
+/// is one statement of inline assembly, on a CPU a call into the executor; kernels hold
 /// neither.
-///
-/// So far: memory ordered between blocks, GPUs and ranks, and the clock for deadlines.
-/// The asynchronous copies and tensor-core instructions of Hopper belong here too.
-/// Source: PTX ISA, "Memory Consistency Model" and "Special Registers".
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include <cstdint>
-
-namespace moe::gpu::ptx {
-
-/// A load that sees everything written before the matching st_release, by any thread of
-/// this GPU (gpu) or of the whole system, other GPUs and the host included (sys). What a
-/// loop that waits for a flag polls.
-__device__ inline std::uint32_t ld_acquire_gpu(const std::uint32_t* address) {
-#ifdef __CUDACC__
-    std::uint32_t value;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                 : "=r"(value)
-                 : "l"(address)
-                 : "memory");
-    return value;
-#else
-    cuda_on_cpu::yield_thread();  // the writer may be a thread of this block
-    return __atomic_load_n(address, __ATOMIC_ACQUIRE);
-#endif
-}
-__device__ inline std::uint32_t ld_acquire_sys(const std::uint32_t* address) {
-#ifdef __CUDACC__
-    std::uint32_t value;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];"
-                 : "=r"(value)
-                 : "l"(address)
-                 : "memory");
-    return value;
-#else
-    cuda_on_cpu::yield_thread();
-    return __atomic_load_n(address, __ATOMIC_ACQUIRE);
-#endif
-}
-
-/// A store after which everything that this thread wrote before is seen by whoever
-/// acquires the value.
-__device__ inline void st_release_gpu(std::uint32_t* address, std::uint32_t value) {
-#ifdef __CUDACC__
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value)
-                 : "memory");
-#else
-    __atomic_store_n(address, value, __ATOMIC_RELEASE);
-#endif
-}
-__device__ inline void st_release_sys(std::uint32_t* address, std::uint32_t value) {
-#ifdef __CUDACC__
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value)
-                 : "memory");
-#else
-    __atomic_store_n(address, value, __ATOMIC_RELEASE);
-#endif
-}
-
-/// Nanoseconds of a clock that all blocks share; for deadlines, not for measuring.
-__device__ inline std::uint64_t globaltimer() {
-#ifdef __CUDACC__
-    std::uint64_t now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    return now;
-#else
-    return cuda_on_cpu::nanoseconds();
-#endif
-}
-
-}  // namespace moe::gpu::ptx
+#include "gpu/ptx/cluster.h"
+#include "gpu/ptx/copy.h"
+#include "gpu/ptx/matrix.h"
+#include "gpu/ptx/mbarrier.h"
+#include "gpu/ptx/memory_order.h"
+#include "gpu/ptx/synchronization.h"
+#include "gpu/ptx/tma.h"
+#include "gpu/ptx/wgmma.h"

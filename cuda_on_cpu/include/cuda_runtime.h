@@ -10,6 +10,7 @@
 #include "cuda_on_cpu/atomics.h"
 #include "cuda_on_cpu/builtins.h"
 #include "cuda_on_cpu/executor.h"
+#include "cuda_on_cpu/hopper.h"
 #include "cuda_on_cpu/language.h"
 #include "cuda_on_cpu/math_functions.h"
 #include "cuda_on_cpu/runtime_api.h"

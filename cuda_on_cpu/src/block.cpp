@@ -7,6 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cluster.h"
+#include "hopper/hopper.h"
+
 namespace cuda_on_cpu {
 
 std::atomic<std::uint64_t> total_switches{0};
@@ -18,13 +21,7 @@ constexpr std::size_t kArenaAlignment = 1024;
 
 }  // namespace
 
-Block& Block::mine() {
-    // Never destroyed before its CPU thread ends; fibers on it keep its address.
-    static thread_local Block block;
-    return block;
-}
-
-Block::Block() : fibers_(fiber_body) {
+Block::Block(Cluster& cluster) : cluster_(cluster), fibers_(fiber_body) {
     arena_ = static_cast<std::byte*>(std::aligned_alloc(
         kArenaAlignment, (kMaxSharedMemory / kArenaAlignment + 1) * kArenaAlignment));
     threads_.resize(kMaxThreads);
@@ -38,33 +35,27 @@ Block::~Block() {
 }
 
 // ----------------------------------------------------------------------------- a block
-void Block::run(Launch& launch, std::int64_t index) {
+void Block::begin(Launch& launch, const uint3& index, std::uint64_t salt) {
     launch_ = &launch;
-    const dim3 &grid = launch.grid, &shape = launch.block;
-    gridDim = grid;
-    blockDim = shape;
-    blockIdx = {unsigned(index % grid.x), unsigned(index / grid.x % grid.y),
-                unsigned(index / grid.x / grid.y)};
+    index_ = index;
+    const dim3& shape = launch.block;
     count_ = live_ = int(shape.x * shape.y * shape.z);
     arrived_ = 0;
+    hopper_used_ = false;
     place_threads();
-    turns_.start(launch.schedule, count_, std::uint64_t(index));
+    turns_.start(launch.schedule, count_, salt);
 
     // Shared memory starts as NaN and -1, so that a read before the first write shows.
     std::memset(arena_, 0xFF, launch.smem);
 #ifdef CUDA_ON_CPU_ASAN
     ASAN_POISON_MEMORY_REGION(arena_ + launch.smem, kMaxSharedMemory - launch.smem);
 #endif
-    running_ = this;
-    const int first = turns_.next(may_run_.data());
-    become(first);
-    threads_[first].fiber = &fibers_.take();
-    switch_fiber(main_, *threads_[first].fiber);
-    running_ = nullptr;
+}
+
+void Block::end() {
 #ifdef CUDA_ON_CPU_ASAN
     ASAN_UNPOISON_MEMORY_REGION(arena_, kMaxSharedMemory);
 #endif
-    if (faulted_) fibers_.restart_all();
     faulted_ = false;
     total_switches += switches_;
     switches_ = 0;
@@ -94,7 +85,7 @@ void Block::place_threads() {
 
 // ----------------------------------------------------------------------------- turns
 void Block::fiber_body() {
-    mine().run_threads();
+    running_->run_threads();
 }
 
 /// The life of a fiber: it runs a CUDA thread to its end, then the next one that has not
@@ -106,20 +97,27 @@ void Block::run_threads() {
         Fiber& self = *threads_[current_].fiber;
         leave_current();
         if (faulted_) abandon();
-        if (live_ == 0) {
-            fibers_.give_back(self);
-            switch_fiber(self, main_);
-            continue;  // taken again, for another block
+        const int next = turns_.next(may_run_.data());
+        if (next < 0) {
+            // The block has ended, or all its threads wait.
+            const Cluster::Turn turn = cluster_.next_turn(*this);
+            if (turn.block != this) {
+                fibers_.give_back(self);
+                cluster_.switch_to(turn, self);
+                continue;  // taken again, for another thread or block
+            }
+            become(turn.thread);
+        } else {
+            become(next);
         }
-        const int next = pick_next();
-        become(next);
-        if (threads_[next].fiber == nullptr) {
-            threads_[next].fiber = &self;
+        Fiber*& fiber = threads_[current_].fiber;
+        if (fiber == nullptr) {
+            fiber = &self;
             continue;
         }
         fibers_.give_back(self);
         ++switches_;
-        switch_fiber(self, *threads_[next].fiber);
+        switch_fiber(self, *fiber);
     }
 }
 
@@ -132,10 +130,38 @@ void Block::leave_current() {
     warp.live &= ~(1u << current_ % kWarpSize);
     if (warp.waiting) try_warp(current_ / kWarpSize);
     if (arrived_ > 0 && arrived_ == live_) open_barrier();
+    cluster_.thread_exits(*this);
+}
+
+void Block::switch_elsewhere() {
+    const Cluster::Turn turn = cluster_.next_turn(*this);
+    if (turn.block == this)
+        switch_to(turn.thread);
+    else
+        cluster_.switch_to(turn, *threads_[current_].fiber);
 }
 
 void Block::yield() {
-    switch_to(pick_next());
+    // A loop that waits for another block of the cluster must let it run.
+    if (cluster_.size() > 1)
+        switch_elsewhere();
+    else
+        switch_on();
+}
+
+void Block::wait_for(State state, Site site, std::uint64_t object) {
+    threads_[current_].object = object;
+    wait(state, site);
+    switch_on();
+}
+
+Hopper& Block::hopper() {
+    if (!hopper_used_) {
+        if (!hopper_) hopper_ = std::make_unique<Hopper>();
+        hopper_->begin(*this);
+        hopper_used_ = true;
+    }
+    return *hopper_;
 }
 
 // ----------------------------------------------------------------------------- barrier
@@ -151,7 +177,7 @@ inline int Block::barrier(Vote vote, int predicate, Site site) {
     wait(State::barrier, site);
     votes_ += predicate != 0;
     if (++arrived_ >= live_) open_barrier();
-    switch_to(pick_next());
+    switch_on();
     return vote_result_;
 }
 
@@ -190,7 +216,7 @@ std::string Block::where(int thread) const {
         return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," +
                std::to_string(i.z) + ")";
     };
-    return "kernel " + launch_->name + ", block " + triple(blockIdx) + ", thread " +
+    return "kernel " + launch_->name + ", block " + triple(index_) + ", thread " +
            triple(threads_[thread].index) + ", schedule " + to_string(launch_->schedule);
 }
 
@@ -215,13 +241,11 @@ void Block::report_divergence(Site site) {
 
 /// Leaves the block as it stands. Its fibers are started anew for the next one.
 void Block::abandon() {
-    Fiber& from = *threads_[current_].fiber;
-    switch_fiber(from, main_);
+    cluster_.abandon(*threads_[current_].fiber);
     std::abort();  // not reached: nobody resumes an abandoned fiber
 }
 
-void Block::report_deadlock() {
-    // One entry per warp, state and place
+std::string Block::waiting_list() const {
     std::string list;
     for (int first = 0; first < count_; first += kWarpSize) {
         const int end = std::min(first + kWarpSize, count_);
@@ -231,31 +255,34 @@ void Block::report_deadlock() {
             if (told[t - first]) continue;
             int same = 0;
             for (int u = t; u < end; ++u) {
-                if (states_[u] != states_[t] || !(threads_[u].site == thread.site))
+                const Thread& other = threads_[u];
+                if (states_[u] != states_[t] || !(other.site == thread.site) ||
+                    other.object != thread.object)
                     continue;
                 told[u - first] = true;
                 ++same;
             }
             list += (list.empty() ? "" : "; ") + std::string("warp ") +
                     std::to_string(first / kWarpSize) + ": " + std::to_string(same) +
-                    (same == 1 ? " thread" : " threads");
-            if (states_[t] == State::exited) {
-                list += " exited";
-                continue;
-            }
-            list += " at ";
-            if (states_[t] == State::barrier)
-                list += "__syncthreads";
-            else
-                list += to_string(warps_[first / kWarpSize].lanes[t - first].op);
-            list += std::string(" ") + thread.site.file + ":" +
-                    std::to_string(thread.site.line);
+                    (same == 1 ? " thread" : " threads") + waiting_at(t);
         }
     }
-    faulted_ = true;
-    if (launch_->failed.exchange(true)) return;
-    launch_->error = cudaErrorLaunchFailure;
-    launch_->report = "deadlock in " + where(current_) + ": " + list;
+    return list;
+}
+
+std::string Block::waiting_at(int thread) const {
+    const Site site = threads_[thread].site;
+    std::string what;
+    switch (states_[thread]) {
+        case State::exited: return " exited";
+        case State::barrier: what = "__syncthreads"; break;
+        case State::warp:
+            what = name_of(warps_[thread / kWarpSize].lanes[thread % kWarpSize]);
+            break;
+        case State::cluster: what = "cluster_wait"; break;
+        default: what = hopper_->describe_wait(*this, thread); break;
+    }
+    return " at " + what + " " + site.file + ":" + std::to_string(site.line);
 }
 
 void* Block::landing_stack() {

@@ -1,10 +1,12 @@
 /// @file
 /// One block at work: its threads, who waits for what, and who runs next. A CPU thread
-/// has one Block object and runs one block of a grid after another on it.
+/// has a few Block objects, those of a cluster (cluster.h), and runs one block of a grid
+/// after another on them.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,10 +24,11 @@ inline constexpr std::size_t kMaxSharedMemory = 227 * 1024;
 struct Launch {
     KernelCall call;
     std::string name;
-    dim3 grid, block;
+    dim3 grid, block, cluster{1, 1, 1};
     std::size_t smem = 0;
     Schedule schedule;
-    std::atomic<std::int64_t> next_block{0};
+    Asynchrony asynchrony;
+    std::atomic<std::int64_t> next_cluster{0};
 
     /// The first fault ends the launch.
     std::atomic<bool> failed{false};
@@ -34,28 +37,51 @@ struct Launch {
     std::atomic<bool> warned{false};  ///< about threads that left before a barrier
 };
 
+/// What ends a launch, thrown by the executor's own functions and caught before they
+/// return to the kernel: see kernel_call() in hopper/hopper.h.
+struct Fault {
+    std::string what;
+    Site site{};  ///< null: that of the call
+    cudaError_t error = cudaErrorLaunchFailure;
+};
+
+class Block;
+class Cluster;
+struct Hopper;
+
+/// An instruction that all 32 lanes of a warp execute together.
+struct Collective {
+    const char* name;
+    /// Called once per warp, by the lane that came last. `operands` are what the lanes
+    /// brought. May throw Fault.
+    void (*complete)(Block& block, int warp, void* const* operands, Site site);
+};
+
 /// What a lane brought to a warp operation, and what it takes home.
 struct LaneOperation {
     WarpOp op;
     unsigned mask;
     std::uint64_t value;
     int argument, width;
-    std::uint64_t result;
+    std::uint64_t result = 0;
+    const Collective* collective = nullptr;
 };
+/// The name of the CUDA function or instruction, for messages.
+const char* name_of(const LaneOperation& operation);
 
 class Block {
   public:
-    Block();
+    explicit Block(Cluster& cluster);
     ~Block();
     Block(const Block&) = delete;
     Block& operator=(const Block&) = delete;
-    /// The calling CPU thread's.
-    static Block& mine();
     /// The block whose CUDA thread runs on the calling CPU thread; null outside kernels.
     static Block* running() { return running_; }
 
-    /// Runs the block to its end, or to its first fault (then launch.failed).
-    void run(Launch& launch, std::int64_t index);
+    /// Everything as a block finds it, `index` being its blockIdx.
+    void begin(Launch& launch, const uint3& index, std::uint64_t salt);
+    /// After the last of its threads exited, or a fault.
+    void end();
 
     // What CUDA threads call, by way of the headers
     int barrier(Vote vote, int predicate, Site site);
@@ -72,12 +98,48 @@ class Block {
     bool is_guard(const void* address) const { return fibers_.is_guard(address); }
     void* landing_stack();
 
+    // For the instructions of hopper/
+    enum class State : std::uint8_t {
+        unstarted,
+        ready,
+        barrier,
+        warp,
+        mbarrier,
+        named_barrier,
+        cluster,
+        exited
+    };
+    Launch& launch() const { return *launch_; }
+    Cluster& cluster() const { return cluster_; }
+    std::byte* arena() const { return arena_; }
+    int count() const { return count_; }
+    int live() const { return live_; }
+    int current() const { return current_; }
+    unsigned live_lanes(int warp) const { return warps_[warp].live; }
+    const uint3& index() const { return index_; }
+    State state(int thread) const { return states_[thread]; }
+    /// Its part of the state, made when first asked for.
+    Hopper& hopper();
+    /// The same, null when no thread of the block has asked for it.
+    Hopper* hopper_if_used() const { return hopper_used_ ? hopper_.get() : nullptr; }
+    /// The running thread waits until somebody release()s it. `object` says for what.
+    void wait_for(State state, Site site, std::uint64_t object);
+    std::uint64_t waits_for(int thread) const { return threads_[thread].object; }
+    void release(int thread);
+    /// The running thread, its warp's other 31 lanes and what each brings.
+    void collective(const Collective& what, void* operands, Site site);
+    /// The launch has failed, and its place is known.
+    void note_fault(const Fault& fault, Site otherwise) {
+        note_fault(fault.error, fault.what, fault.site.file ? fault.site : otherwise);
+    }
+
   private:
-    enum class State : std::uint8_t { unstarted, ready, barrier, warp, exited };
+    friend class Cluster;
     struct Thread {
         uint3 index;
         Fiber* fiber;
         Site site;
+        std::uint64_t object;
     };
     struct Warp {
         unsigned live,
@@ -89,24 +151,28 @@ class Block {
     void run_threads();
     void place_threads();
     void leave_current();
-    int pick_next();
+    void switch_on();
     void switch_to(int thread);
+    [[gnu::noinline]] void switch_elsewhere();
     void become(int thread);
     void wait(State state, Site site);
-    void release(int thread);
     void open_barrier();
     [[gnu::cold]] void report_divergence(Site site);
     void try_warp(int warp);
     void complete_warp(Warp& warp, unsigned mask);
     void compute_lane(Warp& warp, int lane, unsigned mask);
+    void complete_collective(Warp& warp, unsigned mask);
     void check_mask(const Warp& warp, int lane, const LaneOperation& operation,
                     Site site);
-    [[gnu::cold]] void report_deadlock();
+    /// One entry per warp, state and place: where its threads are.
+    std::string waiting_list() const;
+    std::string waiting_at(int thread) const;
     std::string where(int thread) const;
 
+    Cluster& cluster_;
     Launch* launch_ = nullptr;
     FiberPool fibers_;
-    Fiber main_;
+    uint3 index_{0, 0, 0};
     Turns turns_;
     int count_ = 0;    ///< threads of the block
     int current_ = 0;  ///< the one that runs
@@ -123,6 +189,8 @@ class Block {
     dim3 placed_for_{0, 0, 0};  ///< block shape that threads_ is filled in for
     bool faulted_ = false;
     std::byte* arena_ = nullptr;
+    std::unique_ptr<Hopper> hopper_;
+    bool hopper_used_ = false;
 
     static constinit thread_local Block* running_;
 };
@@ -132,13 +200,13 @@ extern std::atomic<std::uint64_t> total_switches;
 // TUTORIAL: a processor predicts where a function returns to from the calls before it. A
 // switch makes these predictions wrong, one for each function that returns afterwards, so
 // everything between a kernel's barrier and the switch is inlined into one function.
-inline int Block::pick_next() {
+/// Whoever comes next goes on: of this block if one can.
+inline void Block::switch_on() {
     const int next = turns_.next(may_run_.data());
-    if (next < 0) {
-        report_deadlock();
-        abandon();
-    }
-    return next;
+    if (next >= 0)
+        switch_to(next);
+    else
+        switch_elsewhere();
 }
 
 inline void Block::become(int thread) {

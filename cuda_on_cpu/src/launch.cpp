@@ -7,9 +7,10 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
-#include "block.h"
+#include "cluster.h"
 #include "error.h"
 #include "fault.h"
 #include "guarded.h"
@@ -21,6 +22,7 @@ thread_local std::string next_name;
 
 std::mutex attributes_mutex;
 std::map<const void*, std::size_t> smem_limits;  // of kernels that asked for more
+std::set<const void*> large_clusters;            // kernels that asked for up to 16 blocks
 
 std::size_t smem_limit(const void* kernel) {
     const std::lock_guard lock(attributes_mutex);
@@ -53,6 +55,14 @@ Options options_from_environment() {
                      "cuda_on_cpu: CUDA_ON_CPU_SCHEDULE = %s: must be forward, reverse, "
                      "random:SEED or priority:SEED\n",
                      text);
+        std::exit(2);
+    }
+    const char* asynchrony = std::getenv("CUDA_ON_CPU_ASYNC");
+    if (asynchrony != nullptr && !parse_asynchrony(asynchrony, result.asynchrony)) {
+        std::fprintf(stderr,
+                     "cuda_on_cpu: CUDA_ON_CPU_ASYNC = %s: must be eager, deferred or "
+                     "deferred:SEED\n",
+                     asynchrony);
         std::exit(2);
     }
     return result;
@@ -156,30 +166,65 @@ cudaError_t check_limits(const Launch& launch) {
     return cudaSuccess;
 }
 
-cudaError_t check_attributes(const Launch& launch, const cudaLaunchConfig_t& config) {
-    for (unsigned i = 0; i < config.numAttrs; ++i) switch (config.attrs[i].id) {
+/// A cluster's shape must divide the grid's.
+cudaError_t check_cluster(const Launch& launch) {
+    const dim3 &cluster = launch.cluster, &grid = launch.grid;
+    struct Axis {
+        const char* field;
+        unsigned value, blocks;
+    };
+    for (const Axis& axis : {Axis{"clusterDim.x", cluster.x, grid.x},
+                             {"clusterDim.y", cluster.y, grid.y},
+                             {"clusterDim.z", cluster.z, grid.z}})
+        if (axis.value < 1 || axis.blocks % axis.value != 0)
+            return refuse(cudaErrorInvalidConfiguration, launch,
+                          std::string(axis.field) + " = " + std::to_string(axis.value) +
+                              ": must divide the grid's " + std::to_string(axis.blocks) +
+                              " blocks");
+    const std::uint64_t blocks = std::uint64_t(cluster.x) * cluster.y * cluster.z;
+    const std::lock_guard lock(attributes_mutex);
+    const bool large = large_clusters.contains(launch.call.kernel);
+    if (blocks > (large ? kMaxCluster : 8))
+        return refuse(cudaErrorInvalidConfiguration, launch,
+                      "blocks per cluster = " + std::to_string(blocks) +
+                          ": must be at most " +
+                          (large ? "16"
+                                 : "8, or 16 after "
+                                   "cudaFuncAttributeNonPortableClusterSizeAllowed"));
+    return cudaSuccess;
+}
+
+cudaError_t take_attributes(Launch& launch, const cudaLaunchConfig_t& config) {
+    for (unsigned i = 0; i < config.numAttrs; ++i) {
+        const cudaLaunchAttributeValue& value = config.attrs[i].val;
+        switch (config.attrs[i].id) {
             case cudaLaunchAttributeIgnore:
             case cudaLaunchAttributePriority:
             case cudaLaunchAttributeProgrammaticStreamSerialization:
                 break;  // kernels of a stream run one after another here: allowed
+            case cudaLaunchAttributeClusterDimension:
+                launch.cluster = {value.clusterDim.x, value.clusterDim.y,
+                                  value.clusterDim.z};
+                if (const cudaError_t error = check_cluster(launch)) return error;
+                break;
             default:
                 return refuse(
                     cudaErrorNotSupported, launch,
                     "launch attribute = " + std::to_string(int(config.attrs[i].id)) +
-                        ": the executor has neither clusters nor cooperative "
-                        "launches yet");
+                        ": the executor has no cooperative launches yet");
         }
+    }
     return cudaSuccess;
 }
 
-/// Blocks one after another, until there are no more or one failed.
-void run_blocks(Launch& launch, std::int64_t count) {
+/// Clusters one after another, until there are no more or one failed.
+void run_clusters(Launch& launch, std::int64_t count) {
     const FaultGuard guard;
-    Block& block = Block::mine();
+    Cluster& cluster = Cluster::mine();
     while (!launch.failed) {
-        const std::int64_t index = launch.next_block++;
+        const std::int64_t index = launch.next_cluster++;
         if (index >= count) return;
-        block.run(launch, block_at(launch.schedule, index, count));
+        cluster.run(launch, block_at(launch.schedule, index, count));
     }
 }
 
@@ -201,21 +246,24 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call) {
     launch.block = config.blockDim;
     launch.smem = config.dynamicSmemBytes;
     launch.schedule = options().schedule;
+    launch.asynchrony = options().asynchrony;
     launch.name = next_name.empty() ? symbol_name(call.kernel) : next_name;
     next_name.clear();
     if (Block::running() != nullptr)
         return refuse(cudaErrorNotSupported, launch,
                       "kernels cannot launch kernels on the executor");
     if (const cudaError_t error = check_limits(launch)) return error;
-    if (const cudaError_t error = check_attributes(launch, config)) return error;
+    if (const cudaError_t error = take_attributes(launch, config)) return error;
 
-    const std::int64_t count =
-        std::int64_t(launch.grid.x) * launch.grid.y * launch.grid.z;
+    const dim3& cluster = launch.cluster;
+    const std::int64_t count = std::int64_t(launch.grid.x) * launch.grid.y *
+                               launch.grid.z /
+                               (std::int64_t(cluster.x) * cluster.y * cluster.z);
     const auto others = int(std::min<std::int64_t>(options().threads, count)) - 1;
     if (others > 0)
-        Workers::shared().run(others, [&] { run_blocks(launch, count); });
+        Workers::shared().run(others, [&] { run_clusters(launch, count); });
     else
-        run_blocks(launch, count);
+        run_clusters(launch, count);
     const std::string damage = repair_canaries(call.arguments, call.argument_bytes);
     if (launch.failed)
         return set_error(launch.error,
@@ -226,6 +274,13 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call) {
 
 cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribute,
                                    int value) {
+    if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+        const std::lock_guard lock(attributes_mutex);
+        if (value != 0)
+            large_clusters.insert(kernel);
+        else
+            large_clusters.erase(kernel);
+    }
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || std::size_t(value) > kMaxSharedMemory)
         return set_error(
@@ -253,7 +308,7 @@ std::uint64_t switch_count() {
 // kernels
 std::uint64_t warp_op(WarpOp op, unsigned mask, std::uint64_t value, int argument,
                       int width, Site site) {
-    return Block::running()->warp_operation({op, mask, value, argument, width, 0}, site);
+    return Block::running()->warp_operation({op, mask, value, argument, width}, site);
 }
 
 void* shared_arena(std::size_t bytes, Site site) {

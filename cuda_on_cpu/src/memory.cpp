@@ -15,6 +15,7 @@
 #include "cuda_on_cpu/runtime_api.h"
 #include "error.h"
 #include "guarded.h"
+#include "memory.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -168,6 +169,22 @@ cudaError_t check_copy(const char* function, const void* target, const void* sou
 }
 
 }  // namespace
+
+std::string describe_outside(const void* address, std::size_t bytes) {
+    const Found found = find(address);
+    const std::string what = "address " + address_of(address) + ": ";
+    if (found.base == 0) {
+        const std::string place = describe_forbidden(address);
+        return what + "is " + (place.empty() ? "no device memory" : place);
+    }
+    if (!on_device(found.allocation.type)) return what + "is host memory";
+    const std::size_t offset = reinterpret_cast<std::uintptr_t>(address) - found.base;
+    if (bytes <= found.allocation.bytes - offset) return "";
+    return what + std::to_string(bytes) + " bytes reach " +
+           std::to_string(bytes - (found.allocation.bytes - offset)) +
+           " past the end of a device allocation of " +
+           std::to_string(found.allocation.bytes) + " bytes";
+}
 
 void adopt_device_memory(void* pointer, std::size_t bytes) {
     const std::unique_lock lock(allocations_mutex);

@@ -30,6 +30,28 @@ bool parse_schedule(const std::string& text, Schedule& schedule) {
     return true;
 }
 
+bool parse_asynchrony(const std::string& text, Asynchrony& asynchrony) {
+    const std::string deferred = "deferred";
+    Asynchrony result{text.starts_with(deferred), 0};
+    if (result.deferred && text.size() > deferred.size()) {
+        if (text[deferred.size()] != ':') return false;
+        const char *begin = text.data() + deferred.size() + 1,
+                   *end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(begin, end, result.seed);
+        if (error != std::errc() || stop != end) return false;
+    } else if (!result.deferred && text != "eager") {
+        return false;
+    }
+    asynchrony = result;
+    return true;
+}
+
+std::string to_string(const Asynchrony& asynchrony) {
+    if (!asynchrony.deferred) return "eager";
+    return "deferred" +
+           (asynchrony.seed == 0 ? "" : ":" + std::to_string(asynchrony.seed));
+}
+
 std::string to_string(const Schedule& schedule) {
     std::string text = kNames[static_cast<int>(schedule.policy)];
     if (schedule.policy == Schedule::Policy::random ||

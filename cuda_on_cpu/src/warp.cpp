@@ -48,14 +48,15 @@ std::uint32_t reduce(WarpOp op, std::uint32_t a, std::uint32_t b) {
 
 }  // namespace
 
-const char* to_string(WarpOp op) {
+const char* name_of(const LaneOperation& operation) {
+    if (operation.collective != nullptr) return operation.collective->name;
     const char* names[] = {"__syncwarp",        "__shfl_sync",       "__shfl_up_sync",
                            "__shfl_down_sync",  "__shfl_xor_sync",   "__all_sync",
                            "__any_sync",        "__ballot_sync",     "__match_any_sync",
                            "__match_all_sync",  "__reduce_add_sync", "__reduce_min_sync",
                            "__reduce_max_sync", "__reduce_min_sync", "__reduce_max_sync",
                            "__reduce_and_sync", "__reduce_or_sync",  "__reduce_xor_sync"};
-    return names[int(op)];
+    return names[int(operation.op)];
 }
 
 std::uint64_t Block::warp_operation(const LaneOperation& operation, Site site) {
@@ -68,15 +69,21 @@ std::uint64_t Block::warp_operation(const LaneOperation& operation, Site site) {
     wait(State::warp, site);
     try_warp(thread / kWarpSize);
     if (faulted_) abandon();
-    switch_to(pick_next());
+    switch_on();
     return warp.lanes[lane].result;
+}
+
+void Block::collective(const Collective& what, void* operands, Site site) {
+    warp_operation({WarpOp::collective, 0xffffffffu,
+                    reinterpret_cast<std::uintptr_t>(operands), 0, kWarpSize, 0, &what},
+                   site);
 }
 
 /// What hardware leaves undefined is an error: a mask without its own lane, a width that
 /// is no power of two, and lanes of one mask that disagree.
 void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operation,
                        Site site) {
-    const std::string name = to_string(operation.op);
+    const std::string name = name_of(operation);
     if (!(operation.mask >> lane & 1))
         note_fault(cudaErrorLaunchFailure,
                    name + ": mask " + hex(operation.mask) + " lacks the calling lane " +
@@ -96,10 +103,10 @@ void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operatio
         if (!(operation.mask >> other & 1) || !(theirs.mask >> lane & 1)) continue;
         const Site their_site = threads_[first + other].site;
         if (theirs.mask != operation.mask || theirs.op != operation.op ||
-            !(their_site == site))
+            theirs.collective != operation.collective || !(their_site == site))
             note_fault(cudaErrorLaunchFailure,
                        name + " with mask " + hex(operation.mask) + ": lane " +
-                           std::to_string(other) + " waits at " + to_string(theirs.op) +
+                           std::to_string(other) + " waits at " + name_of(theirs) +
                            " with mask " + hex(theirs.mask) + ", " + their_site.file +
                            ":" + std::to_string(their_site.line),
                        site);
@@ -129,6 +136,7 @@ void Block::complete_warp(Warp& warp, unsigned mask) {
     const int first = std::countr_zero(mask);
     const WarpOp op = warp.lanes[first].op;
     if (op == WarpOp::sync) return;
+    if (op == WarpOp::collective) return complete_collective(warp, mask);
     if (op <= WarpOp::shfl_xor || op == WarpOp::match_any) {
         for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
             compute_lane(warp, std::countr_zero(lanes), mask);
@@ -154,6 +162,27 @@ void Block::complete_warp(Warp& warp, unsigned mask) {
         warp.lanes[std::countr_zero(lanes)].result = result;
 }
 
+void Block::complete_collective(Warp& warp, unsigned mask) {
+    const int index = int(&warp - warps_.data()), first = std::countr_zero(mask);
+    const Collective& what = *warp.lanes[first].collective;
+    const Site site = threads_[index * kWarpSize + first].site;
+    if (mask != 0xffffffffu)
+        return note_fault({std::string(what.name) +
+                           ": all 32 lanes of a warp execute it "
+                           "together, but of warp " +
+                           std::to_string(index) + " only " +
+                           std::to_string(std::popcount(mask)) + " are there"},
+                          site);
+    void* operands[kWarpSize];
+    for (int lane = 0; lane < kWarpSize; ++lane)
+        operands[lane] = reinterpret_cast<void*>(std::uintptr_t(warp.lanes[lane].value));
+    try {
+        what.complete(*this, index, operands, site);
+    } catch (const Fault& fault) {
+        note_fault(fault, site);
+    }
+}
+
 void Block::compute_lane(Warp& warp, int lane, unsigned mask) {
     LaneOperation& own = warp.lanes[lane];
     if (own.op == WarpOp::match_any) {
@@ -171,7 +200,7 @@ void Block::compute_lane(Warp& warp, int lane, unsigned mask) {
         const int thread = int(&warp - warps_.data()) * kWarpSize + lane;
         const Site site = threads_[thread].site;
         note_fault(cudaErrorLaunchFailure,
-                   std::string(to_string(own.op)) + ": lane " + std::to_string(lane) +
+                   std::string(name_of(own)) + ": lane " + std::to_string(lane) +
                        " reads lane " + std::to_string(source) + ", which " +
                        (warp.live >> source & 1 ? "is not in the mask " + hex(own.mask)
                                                 : std::string("has exited")),

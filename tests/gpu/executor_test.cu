@@ -386,13 +386,13 @@ TEST(Executor, AKernelCannotLaunchAnother) {
 
 TEST(Executor, UnsupportedLaunchAttributesAreRefused) {
     cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.id = cudaLaunchAttributeCooperative;
     cudaLaunchConfig_t config;
     config.attrs = &attribute;
     config.numAttrs = 1;
     EXPECT_EQ(cudaLaunchKernelEx(&config, divergent_kernel), cudaErrorNotSupported);
     EXPECT_SAYS(std::string(cudaGetErrorString(cudaErrorNotSupported)),
-                "launch attribute = 4");
+                "launch attribute = 2");
     cudaGetLastError();
 }
 

@@ -21,11 +21,34 @@ struct Schedule {
 bool parse_schedule(const std::string& text, Schedule& schedule);
 std::string to_string(const Schedule& schedule);
 
+/// When asynchronous instructions do their work: where they stand, or at the last moment
+/// that CUDA permits: what was stored is read, and products are formed, at the wait;
+/// loads arrive when no thread can go on without them, in an order drawn from `seed`.
+struct Asynchrony {
+    bool deferred = false;
+    std::uint64_t seed = 0;
+};
+
+/// Reads "eager", "deferred" or "deferred:7". False for anything else.
+bool parse_asynchrony(const std::string& text, Asynchrony& asynchrony);
+std::string to_string(const Asynchrony& asynchrony);
+
+/// How tensor cores add up: hopper/accumulation.h. The default adds one product after the
+/// other in fp32.
+struct Accumulation {
+    int products = 1;        ///< that are added to the sum at once
+    int extra_bits = 0;      ///< kept below fp32's 24 while they are
+    bool truncates = false;  ///< the result, instead of rounding it to nearest
+};
+
 /// How kernels run; first filled from the environment: CUDA_ON_CPU_SCHEDULE,
-/// CUDA_ON_CPU_THREADS (CPU threads for blocks), CUDA_ON_CPU_SMS (multiprocessors that
-/// the emulated device reports). Change it only while no kernel runs.
+/// CUDA_ON_CPU_ASYNC, CUDA_ON_CPU_THREADS (CPU threads for blocks), CUDA_ON_CPU_SMS
+/// (multiprocessors that the emulated device reports). Change it only while no kernel
+/// runs.
 struct Options {
     Schedule schedule;
+    Asynchrony asynchrony;
+    Accumulation accumulation;
     int threads = 1;
     int multiprocessors = 4;
 };
@@ -73,10 +96,9 @@ enum class WarpOp : std::uint8_t {
     max_unsigned,
     bit_and,
     bit_or,
-    bit_xor
+    bit_xor,
+    collective  ///< an instruction of hopper.h
 };
-/// The name of the CUDA function, for messages.
-const char* to_string(WarpOp op);
 
 /// Waits for the lanes of `mask`, then gives this lane's result.
 /// @param value  the lane's operand, as bits

@@ -29,6 +29,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
+/// Of the driver's functions there is cuTensorMapEncodeTiled.
+cudaError_t cudaGetDriverEntryPointByVersion(
+    const char* symbol, void** function, unsigned version, unsigned long long flags,
+    cudaDriverEntryPointQueryResult* result = nullptr);
 
 // ------------------------------------------------------------------------------- memory
 // Device memory is aligned to 256 bytes and starts as words 0x7FFFFFFF: NaN as
