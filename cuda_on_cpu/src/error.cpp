@@ -1,5 +1,8 @@
 #include "error.h"
 
+#include <atomic>
+#include <mutex>
+
 #include "cuda_on_cpu/runtime_api.h"
 
 namespace cuda_on_cpu {
@@ -43,6 +46,20 @@ thread_local cudaError_t last_error = cudaSuccess;
 thread_local cudaError_t story_error = cudaSuccess;
 thread_local std::string story;
 
+// The last failure of held work, for all threads …
+std::mutex failure_mutex;
+cudaError_t failure_error = cudaSuccess;
+std::string failure_story;
+std::atomic<std::uint64_t> failure_count{0};
+
+/// … and what one thread knows of it.
+struct Told {
+    std::uint64_t count = failure_count;  // a new thread has nothing to do with old ones
+    cudaError_t error = cudaSuccess;      // until cudaGetLastError()
+    std::string story;
+};
+thread_local Told told;
+
 const ErrorText& find(cudaError_t error) {
     for (const ErrorText& text : kTexts)
         if (text.error == error) return text;
@@ -55,6 +72,21 @@ cudaError_t set_error(cudaError_t error, std::string text) {
     last_error = story_error = error;
     story = std::move(text);
     return error;
+}
+
+void note_held_failure(cudaError_t error) {
+    const std::lock_guard lock(failure_mutex);
+    failure_error = error;
+    failure_story = cudaGetErrorString(error);
+    ++failure_count;
+}
+
+cudaError_t held_failure() {
+    if (told.count != failure_count) {
+        const std::lock_guard lock(failure_mutex);
+        told = {failure_count, failure_error, failure_story};
+    }
+    return told.error == cudaSuccess ? cudaSuccess : set_error(told.error, told.story);
 }
 
 }  // namespace cuda_on_cpu
@@ -71,16 +103,12 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetLastError() {
+    if (last_error == cudaSuccess) held_failure();
     const cudaError_t error = last_error;
-    last_error = cudaSuccess;
+    last_error = told.error = cudaSuccess;
     return error;
 }
 
 cudaError_t cudaPeekAtLastError() {
-    return last_error;
-}
-
-// A kernel runs when it is launched, so what a wait could report is known already.
-cudaError_t cudaDeviceSynchronize() {
     return last_error;
 }

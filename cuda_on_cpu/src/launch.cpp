@@ -14,6 +14,7 @@
 #include "error.h"
 #include "fault.h"
 #include "guarded.h"
+#include "stream.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -57,12 +58,19 @@ Options options_from_environment() {
                      text);
         std::exit(2);
     }
-    const char* asynchrony = std::getenv("CUDA_ON_CPU_ASYNC");
-    if (asynchrony != nullptr && !parse_asynchrony(asynchrony, result.asynchrony)) {
+    text = std::getenv("CUDA_ON_CPU_ASYNC");
+    if (text != nullptr && !parse_asynchrony(text, result.asynchrony)) {
         std::fprintf(stderr,
                      "cuda_on_cpu: CUDA_ON_CPU_ASYNC = %s: must be eager, deferred or "
                      "deferred:SEED\n",
-                     asynchrony);
+                     text);
+        std::exit(2);
+    }
+    text = std::getenv("CUDA_ON_CPU_STREAMS");
+    if (text != nullptr && !parse_streams(text, result.streams)) {
+        std::fprintf(stderr,
+                     "cuda_on_cpu: CUDA_ON_CPU_STREAMS = %s: must be eager or held\n",
+                     text);
         std::exit(2);
     }
     return result;
@@ -228,7 +236,32 @@ void run_clusters(Launch& launch, std::int64_t count) {
     }
 }
 
+/// A launch that was accepted, to its end.
+cudaError_t run(Launch& launch) {
+    const dim3 &grid = launch.grid, &cluster = launch.cluster;
+    const std::int64_t count = std::int64_t(grid.x) * grid.y * grid.z /
+                               (std::int64_t(cluster.x) * cluster.y * cluster.z);
+    const auto others = int(std::min<std::int64_t>(options().threads, count)) - 1;
+    if (others > 0)
+        Workers::shared().run(others, [&] { run_clusters(launch, count); });
+    else
+        run_clusters(launch, count);
+    const std::string damage =
+        repair_canaries(launch.call.arguments, launch.call.argument_bytes);
+    if (launch.failed)
+        return set_error(launch.error,
+                         launch.report + (damage.empty() ? "" : "; and " + damage));
+    if (!damage.empty()) return refuse(cudaErrorIllegalAddress, launch, damage);
+    return cudaSuccess;
+}
+
 }  // namespace
+
+bool parse_streams(const std::string& text, Streams& streams) {
+    if (text != "eager" && text != "held") return false;
+    streams = text == "held" ? Streams::held : Streams::eager;
+    return true;
+}
 
 Options& options() {
     static Options chosen = options_from_environment();
@@ -240,7 +273,8 @@ void name_next_launch(const char* name) {
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call) {
-    Launch launch;
+    const auto accepted = std::make_shared<Launch>();
+    Launch& launch = *accepted;
     launch.call = call;
     launch.grid = config.gridDim;
     launch.block = config.blockDim;
@@ -255,21 +289,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call) {
     if (const cudaError_t error = check_limits(launch)) return error;
     if (const cudaError_t error = take_attributes(launch, config)) return error;
 
-    const dim3& cluster = launch.cluster;
-    const std::int64_t count = std::int64_t(launch.grid.x) * launch.grid.y *
-                               launch.grid.z /
-                               (std::int64_t(cluster.x) * cluster.y * cluster.z);
-    const auto others = int(std::min<std::int64_t>(options().threads, count)) - 1;
-    if (others > 0)
-        Workers::shared().run(others, [&] { run_clusters(launch, count); });
-    else
-        run_clusters(launch, count);
-    const std::string damage = repair_canaries(call.arguments, call.argument_bytes);
-    if (launch.failed)
-        return set_error(launch.error,
-                         launch.report + (damage.empty() ? "" : "; and " + damage));
-    if (!damage.empty()) return refuse(cudaErrorIllegalAddress, launch, damage);
-    return cudaSuccess;
+    return submit("cudaLaunchKernelEx", config.stream,
+                  [accepted] { return run(*accepted); });
 }
 
 cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribute,

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
@@ -16,6 +15,7 @@
 #include "error.h"
 #include "guarded.h"
 #include "memory.h"
+#include "stream.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -27,30 +27,9 @@ constexpr bool kGuarded = false;
 constexpr bool kGuarded = true;
 #endif
 
-struct Allocation {
-    std::size_t bytes;
-    cudaMemoryType type;
-};
-
 // By first address.
 std::map<std::uintptr_t, Allocation> allocations;
 std::shared_mutex allocations_mutex;
-
-struct Found {
-    std::uintptr_t base = 0;
-    Allocation allocation{0, cudaMemoryTypeUnregistered};
-};
-
-Found find(const void* pointer) {
-    const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-    const std::shared_lock lock(allocations_mutex);
-    auto after = allocations.upper_bound(address);
-    if (after == allocations.begin()) return {};
-    --after;
-    // One past the end is still this allocation's: an empty slice may point there.
-    if (address - after->first > after->second.bytes) return {};
-    return {after->first, after->second};
-}
 
 std::string address_of(const void* pointer) {
     char text[32];
@@ -118,14 +97,29 @@ cudaError_t release(const char* function, void* pointer, bool host) {
                      std::string(function) + ": since its last check, " + damage);
 }
 
-bool on_device(cudaMemoryType type) {
-    return type == cudaMemoryTypeDevice || type == cudaMemoryTypeManaged;
+/// Frees what nothing on the device uses any more.
+cudaError_t release_when_idle(const char* function, void* pointer, bool host) {
+    const cudaError_t earlier = pointer != nullptr ? demand_all() : cudaSuccess;
+    const cudaError_t error = release(function, pointer, host);
+    return error != cudaSuccess ? error : earlier;
 }
 
-/// One side of a copy: the range lies in one allocation, and on the side it should.
+}  // namespace
+
+Found find_allocation(const void* pointer) {
+    const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+    const std::shared_lock lock(allocations_mutex);
+    auto after = allocations.upper_bound(address);
+    if (after == allocations.begin()) return {};
+    --after;
+    // One past the end is still this allocation's: an empty slice may point there.
+    if (address - after->first > after->second.bytes) return {};
+    return {after->first, after->second};
+}
+
 cudaError_t check_range(const char* function, const char* side, const void* pointer,
                         std::size_t bytes, bool want_device, bool want_host) {
-    const Found found = find(pointer);
+    const Found found = find_allocation(pointer);
     const bool device = on_device(found.allocation.type);
     const std::string what =
         std::string(function) + ": " + side + " = " + address_of(pointer);
@@ -149,29 +143,8 @@ cudaError_t check_range(const char* function, const char* side, const void* poin
     return cudaSuccess;
 }
 
-cudaError_t check_copy(const char* function, const void* target, const void* source,
-                       std::size_t target_bytes, std::size_t source_bytes,
-                       cudaMemcpyKind kind) {
-    if (unsigned(kind) > cudaMemcpyDefault)
-        return set_error(cudaErrorInvalidMemcpyDirection,
-                         std::string(function) + ": kind = " + std::to_string(kind) +
-                             ": not a cudaMemcpyKind");
-    const bool any = kind == cudaMemcpyDefault;
-    const bool to_device =
-        kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-    const bool from_device =
-        kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (const cudaError_t error = check_range(function, "dst", target, target_bytes,
-                                              !any && to_device, !any && !to_device))
-        return error;
-    return check_range(function, "src", source, source_bytes, !any && from_device,
-                       !any && !from_device);
-}
-
-}  // namespace
-
 std::string describe_outside(const void* address, std::size_t bytes) {
-    const Found found = find(address);
+    const Found found = find_allocation(address);
     const std::string what = "address " + address_of(address) + ": ";
     if (found.base == 0) {
         const std::string place = describe_forbidden(address);
@@ -198,7 +171,7 @@ void disown_device_memory(void* pointer) {
 }
 
 cudaError_t check_pointer_argument(int index, const void* pointer, const void*) {
-    if (pointer == nullptr || find(pointer).base != 0) return cudaSuccess;
+    if (pointer == nullptr || find_allocation(pointer).base != 0) return cudaSuccess;
     const std::string place = describe_forbidden(pointer);
     return set_error(cudaErrorIllegalAddress,
                      "kernel argument " + std::to_string(index) + " = " +
@@ -215,71 +188,31 @@ cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
     return allocate("cudaMalloc", pointer, bytes, cudaMemoryTypeDevice);
 }
 cudaError_t cudaFree(void* pointer) {
-    return release("cudaFree", pointer, false);
+    return release_when_idle("cudaFree", pointer, false);
 }
-cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t) {
-    return allocate("cudaMallocAsync", pointer, bytes, cudaMemoryTypeDevice);
+cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stream) {
+    if (const cudaError_t error =
+            allocate("cudaMallocAsync", pointer, bytes, cudaMemoryTypeDevice))
+        return error;
+    if (!holds_work()) return check_stream("cudaMallocAsync", stream);
+    // What another stream writes before this one has got so far is lost.
+    return submit("cudaMallocAsync", stream, [memory = *pointer, bytes] {
+        poison(static_cast<unsigned char*>(memory), bytes);
+        return cudaSuccess;
+    });
 }
-cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) {
-    return release("cudaFreeAsync", pointer, false);
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
+    return submit("cudaFreeAsync", stream,
+                  [=] { return release("cudaFreeAsync", pointer, false); });
 }
 cudaError_t cudaMallocHost(void** pointer, std::size_t bytes) {
     return allocate("cudaMallocHost", pointer, bytes, cudaMemoryTypeHost);
 }
 cudaError_t cudaFreeHost(void* pointer) {
-    return release("cudaFreeHost", pointer, true);
+    return release_when_idle("cudaFreeHost", pointer, true);
 }
 cudaError_t cudaMallocManaged(void** pointer, std::size_t bytes, unsigned) {
     return allocate("cudaMallocManaged", pointer, bytes, cudaMemoryTypeManaged);
-}
-
-cudaError_t cudaMemcpy(void* target, const void* source, std::size_t bytes,
-                       cudaMemcpyKind kind) {
-    if (bytes == 0) return cudaSuccess;
-    if (const cudaError_t error =
-            check_copy("cudaMemcpy", target, source, bytes, bytes, kind))
-        return error;
-    std::memmove(target, source, bytes);
-    return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* target, const void* source, std::size_t bytes,
-                            cudaMemcpyKind kind, cudaStream_t) {
-    return cudaMemcpy(target, source, bytes, kind);
-}
-
-cudaError_t cudaMemcpy2D(void* target, std::size_t target_pitch, const void* source,
-                         std::size_t source_pitch, std::size_t width, std::size_t height,
-                         cudaMemcpyKind kind) {
-    if (width == 0 || height == 0) return cudaSuccess;
-    if (width > target_pitch || width > source_pitch)
-        return set_error(cudaErrorInvalidValue,
-                         "cudaMemcpy2D: width = " + std::to_string(width) +
-                             ": must be at most both pitches");
-    if (const cudaError_t error = check_copy("cudaMemcpy2D", target, source,
-                                             (height - 1) * target_pitch + width,
-                                             (height - 1) * source_pitch + width, kind))
-        return error;
-    for (std::size_t row = 0; row < height; ++row)
-        std::memmove(static_cast<char*>(target) + row * target_pitch,
-                     static_cast<const char*>(source) + row * source_pitch, width);
-    return cudaSuccess;
-}
-cudaError_t cudaMemcpy2DAsync(void* target, std::size_t target_pitch, const void* source,
-                              std::size_t source_pitch, std::size_t width,
-                              std::size_t height, cudaMemcpyKind kind, cudaStream_t) {
-    return cudaMemcpy2D(target, target_pitch, source, source_pitch, width, height, kind);
-}
-
-cudaError_t cudaMemset(void* pointer, int value, std::size_t bytes) {
-    if (bytes == 0) return cudaSuccess;
-    if (const cudaError_t error =
-            check_range("cudaMemset", "devPtr", pointer, bytes, true, false))
-        return error;
-    std::memset(pointer, value, bytes);
-    return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void* pointer, int value, std::size_t bytes, cudaStream_t) {
-    return cudaMemset(pointer, value, bytes);
 }
 
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
@@ -291,7 +224,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {
 
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes,
                                      const void* pointer) {
-    const cudaMemoryType type = find(pointer).allocation.type;
+    const cudaMemoryType type = find_allocation(pointer).allocation.type;
     void* address = const_cast<void*>(pointer);
     attributes->type = type;
     attributes->device = on_device(type) ? 0 : -1;

@@ -10,6 +10,9 @@
 #include "distributed/process_groups.h"
 #include "distributed/sharding.h"
 #include "tests/support.h"
+#ifdef MOE_EXECUTOR
+#include "tests/gpu/held_streams.h"
+#endif
 
 namespace moe::test {
 namespace {
@@ -20,7 +23,7 @@ constexpr std::int64_t kSeq = 5, kBatch = 3, kHidden = 12;
 
 MoEConfig config(int ranks, bool gate) {
     MoEConfig c = small_config(kHidden);
-    c.moe_shared_expert_intermediate_size = 14;
+    c.moe_shared_expert_intermediate_size = 12;
     c.moe_shared_expert_gate = gate;
     c.moe_router_load_balancing_type = {"aux_loss"};
     c.moe_aux_loss_coeff = {0.5};
@@ -224,6 +227,100 @@ TEST_P(SharedExpertOverlapTest, StagesRunBetweenTheExchanges) {
                           Tensor::from({T, kHidden}, sum), bound_of(GetParam())));
     });
 }
+
+#ifdef MOE_EXECUTOR
+/// Of the tiers that have streams.
+class HeldSharedExpertOverlapTest : public SharedExpertOverlapTest {
+  protected:
+    /// What a forward and a backward of the shared experts leave behind.
+    TensorMap stages(const MoEConfig& c, const GroupsPtr& groups) const {
+        const TensorMap parameters =
+            random_parameters(distributed::single_rank_config(c), 3);
+        const auto shared =
+            find_tier("tier", GetParam().tier)
+                .make_shared_experts(c, GetParam().dtype,
+                                     shard_parameters(c, parameters, *groups), groups);
+        const std::uint64_t seed = 10 * std::uint64_t(groups->world->rank());
+        const auto forward = shared->forward(random(shared->placement(), seed + 1), {});
+        TensorMap values;
+        Tensor dhidden = random(shared->placement(), seed + 2);
+        shared->backward(dhidden, values, random(shared->placement(), seed + 3),
+                         *forward.saved, {});
+        values["hidden_states"] = dhidden;
+        values["output"] = forward.output;
+        for (auto& [name, tensor] : values)
+            tensor = transfer(tensor, {MemorySpace::host, tensor.dtype()});
+        return values;
+    }
+};
+std::vector<ComponentSpec> device_suppliers() {
+    std::vector<ComponentSpec> suppliers = available_suppliers();
+    std::erase_if(suppliers, [](const ComponentSpec& supplier) {
+        return placement_of(supplier).space == MemorySpace::host;
+    });
+    return suppliers;
+}
+
+TEST_P(HeldSharedExpertOverlapTest, ChangesNoBit) {
+    struct Way {
+        int ranks;
+        const char* dispatcher;
+    };
+    for (const auto& [ranks, dispatcher] :
+         {Way{1, "alltoall"}, Way{2, "alltoall"}, Way{3, "alltoall"}, Way{2, "flex"}}) {
+        MoEConfig c = config(ranks, true);
+        c.moe_token_dispatcher_type = dispatcher;
+        c.moe_shared_expert_overlap = true;
+        c.finalize();
+        std::vector<TensorMap> expected(ranks);
+        const auto on_ranks = [&](const auto& use) {
+            distributed::run_ranks(ranks, [&](Communicator& world) {
+                const int rank = world.rank();
+                use(rank, run(c, GetParam(), make_process_groups(world, c), rank));
+            });
+        };
+        on_ranks([&](int rank, const TensorMap& values) { expected[rank] = values; });
+        for (const char* order : kStreamOrders) {
+            const HeldStreams held(order);
+            on_ranks([&](int rank, const TensorMap& values) {
+                for (const auto& [name, tensor] : values)
+                    EXPECT_TRUE(BitwiseEqual(tensor, expected[rank].at(name)))
+                        << ranks << " " << dispatcher << " " << order << " " << name;
+            });
+        }
+    }
+}
+
+/// The stages alone, without a dispatcher between them, whose waits for the whole device
+/// would stand in for theirs. On one rank nobody else demands anything.
+TEST_P(HeldSharedExpertOverlapTest, StagesWaitForTheirStreams) {
+    for (const int ranks : {1, 2})
+        for (const bool gate : {false, true}) {
+            MoEConfig c = config(ranks, gate);
+            c.moe_shared_expert_overlap = true;
+            c.finalize();
+            const auto run_stages = [&] {
+                std::vector<TensorMap> results(ranks);
+                distributed::run_ranks(ranks, [&](Communicator& world) {
+                    results[world.rank()] = stages(c, make_process_groups(world, c));
+                });
+                return results;
+            };
+            const std::vector<TensorMap> expected = run_stages();
+            for (const char* order : kStreamOrders) {
+                const HeldStreams held(order);
+                const std::vector<TensorMap> got = run_stages();
+                for (int rank = 0; rank < ranks; ++rank)
+                    for (const auto& [name, tensor] : got[rank])
+                        EXPECT_TRUE(BitwiseEqual(tensor, expected[rank].at(name)))
+                            << ranks << " ranks, " << order << ", " << name;
+            }
+        }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, HeldSharedExpertOverlapTest,
+                         testing::ValuesIn(device_suppliers()), instance_name);
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Tiers, SharedExpertOverlapTest,
                          testing::ValuesIn(available_suppliers()), instance_name);

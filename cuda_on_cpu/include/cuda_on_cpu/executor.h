@@ -41,13 +41,22 @@ struct Accumulation {
     bool truncates = false;  ///< the result, instead of rounding it to nearest
 };
 
+/// When the work of a stream is done: at the call that asks for it, or only when
+/// something demands it. Held work shows where a wait between streams is missing; the
+/// schedule then says which stream goes first when several may.
+enum class Streams { eager, held };
+
+/// Reads "eager" or "held". False for anything else.
+bool parse_streams(const std::string& text, Streams& streams);
+
 /// How kernels run; first filled from the environment: CUDA_ON_CPU_SCHEDULE,
-/// CUDA_ON_CPU_ASYNC, CUDA_ON_CPU_THREADS (CPU threads for blocks), CUDA_ON_CPU_SMS
-/// (multiprocessors that the emulated device reports). Change it only while no kernel
-/// runs.
+/// CUDA_ON_CPU_ASYNC, CUDA_ON_CPU_STREAMS, CUDA_ON_CPU_THREADS (CPU threads for blocks),
+/// CUDA_ON_CPU_SMS (multiprocessors that the emulated device reports). Change it only
+/// while no kernel runs and no stream holds work.
 struct Options {
     Schedule schedule;
     Asynchrony asynchrony;
+    Streams streams = Streams::eager;
     Accumulation accumulation;
     int threads = 1;
     int multiprocessors = 4;

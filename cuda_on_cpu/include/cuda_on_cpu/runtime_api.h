@@ -1,7 +1,7 @@
 /// @file
 /// The part of the CUDA runtime that is provided. What is missing does not compile, so
-/// that nothing is silently ignored. Everything happens when it is called: streams are in
-/// order, and an asynchronous call is done when it returns.
+/// that nothing is silently ignored. Everything happens when it is called, unless streams
+/// hold their work back: see cuda_on_cpu::Streams.
 #pragma once
 
 #include <memory>
@@ -115,7 +115,8 @@ struct KernelCall {
     void (*invoke)(const void* arguments) noexcept;
     const void* arguments;
     std::size_t argument_bytes;
-    const void* kernel;  ///< its address
+    const void* kernel;                 ///< its address
+    std::shared_ptr<const void> owner;  ///< of the arguments
 };
 cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call);
 
@@ -137,8 +138,8 @@ cudaError_t check_argument(int index, const T& value, const void* kernel) {
 
 }  // namespace cuda_on_cpu
 
-/// Runs the kernel to its end. Arguments are converted to the parameters' types once, and
-/// every CUDA thread gets its own copy.
+/// Runs the kernel. Arguments are converted to the parameters' types once, now, and every
+/// CUDA thread gets its own copy.
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config,
                                void (*kernel)(Parameters...), Arguments&&... arguments) {
@@ -149,8 +150,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config,
         void (*kernel)(Parameters...);
         Values values;
     };
-    const Packed packed{
-        kernel, Values(static_cast<Parameters>(std::forward<Arguments>(arguments))...)};
+    const auto packed = std::make_shared<const Packed>(Packed{
+        kernel, Values(static_cast<Parameters>(std::forward<Arguments>(arguments))...)});
     const void* address = reinterpret_cast<const void*>(kernel);
     int index = 0;
     cudaError_t status = cudaSuccess;
@@ -161,13 +162,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config,
                            : cuda_on_cpu::check_argument(index++, values, address)),
              ...);
         },
-        packed.values);
+        packed->values);
     if (status != cudaSuccess) return status;
     const auto invoke = [](const void* bytes) noexcept {
         const auto& self = *static_cast<const Packed*>(bytes);
         std::apply(self.kernel, self.values);
     };
-    return cuda_on_cpu::launch(*config, {invoke, &packed, sizeof packed, address});
+    return cuda_on_cpu::launch(*config,
+                               {invoke, packed.get(), sizeof *packed, address, packed});
 }
 
 template <typename... Parameters>
