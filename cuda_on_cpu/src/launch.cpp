@@ -225,15 +225,18 @@ cudaError_t take_attributes(Launch& launch, const cudaLaunchConfig_t& config) {
     return cudaSuccess;
 }
 
+std::atomic<std::uint64_t> total_atomics{0};
+
 /// Clusters one after another, until there are no more or one failed.
 void run_clusters(Launch& launch, std::int64_t count) {
     const FaultGuard guard;
     Cluster& cluster = Cluster::mine();
     while (!launch.failed) {
         const std::int64_t index = launch.next_cluster++;
-        if (index >= count) return;
+        if (index >= count) break;
         cluster.run(launch, block_at(launch.schedule, index, count));
     }
+    total_atomics += std::exchange(atomics_here, 0);
 }
 
 /// A launch that was accepted, to its end.
@@ -323,6 +326,9 @@ cudaError_t get_function_attributes(cudaFuncAttributes* attributes, const void* 
 
 std::uint64_t switch_count() {
     return total_switches;
+}
+std::uint64_t atomic_count() {
+    return total_atomics;
 }
 
 // ------------------------------------------------------- what the headers call in

@@ -19,6 +19,7 @@ using Word =
 /// Replaces *address by update(*address); returns what was there. T may be a float.
 template <typename T, typename Update>
 T atomic_update(T* address, Update update) {
+    ++atomics_here;
     auto* word = reinterpret_cast<Word<T>*>(address);
     Word<T> seen = __atomic_load_n(word, __ATOMIC_RELAXED);
     for (;;) {
@@ -67,6 +68,7 @@ inline double atomicAdd(double* address, double value) {
         return cuda_on_cpu::atomic_update(address, [=](T old) { return old ^ value; }); \
     }                                                                                   \
     inline T atomicCAS(T* address, T compare, T value) {                                \
+        ++cuda_on_cpu::atomics_here;                                                    \
         T seen = compare;                                                               \
         if (__atomic_compare_exchange_n(address, &seen, value, false, __ATOMIC_RELAXED, \
                                         __ATOMIC_RELAXED))                              \

@@ -69,7 +69,15 @@ void name_next_launch(const char* name);
 /// Switches from CUDA thread to CUDA thread so far, on all CPU threads; for benchmarks.
 std::uint64_t switch_count();
 
+/// Atomic functions that kernels have called so far, on all CPU threads. Threads of a
+/// block take turns only where they wait, so a plain += where an atomicAdd belongs often
+/// gives the right sum here: a test counts the atomics instead.
+std::uint64_t atomic_count();
+
 // ---------------------------------------------------------------------- for the headers
+/// Atomic functions on this CPU thread, in the launch under way.
+inline constinit thread_local std::uint64_t atomics_here = 0;
+
 /// A place in a kernel's source, for messages.
 struct Site {
     const char* file = nullptr;
