@@ -251,6 +251,39 @@ TEST_F(VerifyRanksTest, SaysWhenNothingRan) {
                          "moe_pad_expert_input_to_capacity"));
 }
 
+TEST_F(VerifyRanksTest, TakesTheHeapLimitOfAFlexConfig) {
+    const auto with_heap = [&](const char* bytes) {
+        return changed(
+            "flex",
+            [bytes](TensorMap& t, Metadata& m) {
+                json config = json::parse(m.at("moe_config"));
+                config["moe_token_dispatcher_type"] = "flex";
+                config["moe_flex_peer_heap_bytes"] = json::parse(bytes);
+                m["moe_config"] = config.dump();
+                std::erase_if(t, [](const auto& item) {  // in the order of AlltoAll
+                    const std::string& name = item.first;
+                    return contains(name, ".expect.sent") ||
+                           contains(name, ".expect.received") ||
+                           contains(name, "_splits") ||
+                           contains(name, ".expect.dispatched") ||
+                           contains(name, ".expect.expert_output");
+                });
+            },
+            kSmall);
+    };
+    const auto verify = [](const std::string& file, const std::string& type) {
+        return moe({"verify", file, "--moe-token-dispatcher-type", type});
+    };
+    const std::string file = with_heap("100000");
+    EXPECT_EQ(moe({"verify", file}).code, kExitOk);
+    const Output all = verify(file, "all");  // the limit is flex's alone
+    EXPECT_EQ(all.code, kExitOk) << all.out;
+    EXPECT_FALSE(contains(all.out, "skipped")) << all.out;
+    EXPECT_TRUE(IsRejected(with_heap("10"), {"moe_flex_peer_heap_bytes = 10: "}));
+    EXPECT_TRUE(
+        IsRejected(with_heap("-1"), {"moe_config: moe_flex_peer_heap_bytes = -1: "}));
+}
+
 TEST_F(VerifyRanksTest, SaysInJsonWhatWasNotCompared) {
     const Output output =
         moe({"verify", "--json", golden(kSmall), "--tier", "reference_cpu", "--dtype",

@@ -105,6 +105,11 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{"bomb_in_shape",
                   file_bytes(R"({"a":{"shape":)" + times(1'000'000, "[")),
                   "tensor \"a\": \"shape\" = an array: must be one value or one array"},
+        Malformed{"shape_of_65",
+                  file_bytes(R"({"a":{"dtype":"U8","shape":[1)" + times(64, ",1") +
+                                 R"(],"data_offsets":[0,1]}})",
+                             "x"),
+                  "tensor \"a\": \"shape\" = over 64 numbers"},
         Malformed{"long_shape",
                   file_bytes(R"({"a":{"shape":[1)" + times(1'000'000, ",1")),
                   "tensor \"a\": \"shape\" = over 64 numbers"},

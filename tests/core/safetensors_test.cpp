@@ -71,6 +71,15 @@ TEST(Safetensors, ReadsTensorsThatAreNotAligned) {
     expect_equal(file.tensor("b"), Tensor::from<double>({1}, {value}));
 }
 
+TEST(Safetensors, ATensorMayHave64Axes) {
+    const TempFolder folder;
+    Shape shape(64, 1);
+    shape[63] = 3;
+    const Tensor deep = Tensor::from<std::uint8_t>({3}, {1, 2, 3}).reshaped(shape);
+    save_safetensors(folder.file("deep"), {{"a", deep}}, {});
+    expect_equal(SafetensorsFile::open(folder.file("deep")).tensor("a"), deep);
+}
+
 TEST(Safetensors, ForeignTypesAreLegalUntilAskedFor) {
     const TempFolder folder;
     const auto file = SafetensorsFile::open(folder.write(

@@ -80,6 +80,34 @@ TEST(Executor, ReportsADeadlockInsteadOfHanging) {
     }
 }
 
+/// votes[0] = how many vote, votes[1], votes[2]: all, any; of those that have not exited.
+__global__ void vote_kernel(int* votes, unsigned leave, unsigned no) {
+    if (threadIdx.x < leave) return;
+    const int yes = threadIdx.x >= leave + no;
+    const int count = __syncthreads_count(yes), all = __syncthreads_and(yes),
+              any = __syncthreads_or(yes);
+    if (threadIdx.x != blockDim.x - 1) return;
+    votes[0] = count, votes[1] = all != 0, votes[2] = any != 0;
+}
+
+TEST(Executor, OnlyThreadsThatHaveNotExitedVote) {
+    DeviceArray<int> votes(3);
+    testing::internal::CaptureStderr();  // each launch warns
+    for (const char* schedule : kSchedules) {
+        const ScheduleGuard guard(schedule);
+        const auto vote = [&](unsigned leave, unsigned no) {
+            launch("vote", vote_kernel, {1, 48}, votes.data(), leave, no);
+            return votes.to_host();
+        };
+        EXPECT_EQ(vote(16, 0), (std::vector<int>{32, 1, 1})) << schedule;
+        EXPECT_EQ(vote(16, 1), (std::vector<int>{31, 0, 1})) << schedule;
+        EXPECT_EQ(vote(0, 48), (std::vector<int>{0, 0, 0})) << schedule;
+    }
+    const std::string warnings = testing::internal::GetCapturedStderr();
+    EXPECT_SAYS(warnings,
+                "kernel vote: 16 of 48 threads of a block left before the barrier");
+}
+
 struct ReverseSmem {
     int values[64];
 };
