@@ -128,6 +128,7 @@ void Block::leave_current() {
     --live_;
     Warp& warp = warps_[current_ / kWarpSize];
     warp.live &= ~(1u << current_ % kWarpSize);
+    watch_.exits(current_, warp.live);
     if (warp.waiting) try_warp(current_ / kWarpSize);
     if (arrived_ > 0 && arrived_ == live_) open_barrier();
     cluster_.thread_exits(*this);
@@ -193,6 +194,7 @@ void Block::open_barrier() {
                    : vote_ == Vote::all ? votes_ == arrived_
                                         : votes_ > 0;
     arrived_ = 0;
+    watch_.barrier_opens();
     for (int t = 0; t < count_; ++t)
         if (states_[t] == State::barrier) release(t);
 }
@@ -227,6 +229,7 @@ void Block::note_fault(cudaError_t error, const std::string& what, Site site) {
 void Block::note_fault(cudaError_t error, const std::string& what,
                        const std::string& place) {
     faulted_ = true;
+    watch_.pauses();
     if (launch_->failed.exchange(true)) return;
     launch_->error = error;
     launch_->report = what + ", at " + place + ", in " + where(current_);

@@ -13,6 +13,7 @@
 #include "cuda_on_cpu/builtins.h"
 #include "cuda_on_cpu/runtime_api.h"
 #include "fiber.h"
+#include "observe/events.h"
 #include "schedule.h"
 
 namespace cuda_on_cpu {
@@ -95,6 +96,7 @@ class Block {
     /// The same with the place in words.
     void note_fault(cudaError_t error, const std::string& what, const std::string& place);
     [[noreturn]] void abandon();
+    const Fiber& running_fiber() const { return *threads_[current_].fiber; }
     bool is_guard(const void* address) const { return fibers_.is_guard(address); }
     void* landing_stack();
 
@@ -212,6 +214,7 @@ inline void Block::switch_on() {
 inline void Block::become(int thread) {
     current_ = thread;
     threadIdx = threads_[thread].index;
+    watch_.runs(thread);
 }
 
 inline void Block::switch_to(int thread) {

@@ -9,14 +9,14 @@
 #include <memory>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define CUDA_ON_CPU_ASAN 1
+#include "cuda_on_cpu/sanitizers.h"
+
+#ifdef CUDA_ON_CPU_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#if defined(__SANITIZE_THREAD__)
-#define CUDA_ON_CPU_TSAN 1
+#ifdef CUDA_ON_CPU_TSAN
 #include <sanitizer/tsan_interface.h>
 #endif
 

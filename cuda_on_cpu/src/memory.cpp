@@ -65,6 +65,7 @@ cudaError_t allocate(const char* function, void** pointer, std::size_t bytes,
                                                         std::to_string(bytes) +
                                                         " bytes: out of memory");
     if (type == cudaMemoryTypeDevice) poison(static_cast<unsigned char*>(memory), bytes);
+    if (on_device(type)) observe::memory_allocated(memory, bytes);
     const std::unique_lock lock(allocations_mutex);
     allocations[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, type};
     *pointer = memory;
@@ -85,6 +86,7 @@ cudaError_t release(const char* function, void* pointer, bool host) {
                                  ": must come from the matching allocation, and be "
                                  "freed once");
         guarded = kGuarded && found->second.type == cudaMemoryTypeDevice;
+        if (on_device(found->second.type)) observe::memory_freed(pointer);
         allocations.erase(found);
     }
     if (!guarded) {
@@ -160,12 +162,14 @@ std::string describe_outside(const void* address, std::size_t bytes) {
 }
 
 void adopt_device_memory(void* pointer, std::size_t bytes) {
+    observe::memory_allocated(pointer, bytes);
     const std::unique_lock lock(allocations_mutex);
     allocations[reinterpret_cast<std::uintptr_t>(pointer)] = {bytes,
                                                               cudaMemoryTypeDevice};
 }
 
 void disown_device_memory(void* pointer) {
+    observe::memory_freed(pointer);
     const std::unique_lock lock(allocations_mutex);
     allocations.erase(reinterpret_cast<std::uintptr_t>(pointer));
 }

@@ -126,6 +126,8 @@ void Block::try_warp(int index) {
         pending &= ~arrived;
         if (arrived != expected) continue;
         warp.waiting &= ~expected;
+        watch_.warp_meets(index, expected,
+                          warp.lanes[std::countr_zero(expected)].op == WarpOp::sync);
         complete_warp(warp, expected);
         for (unsigned lanes = expected; lanes != 0; lanes &= lanes - 1)
             release(index * kWarpSize + std::countr_zero(lanes));

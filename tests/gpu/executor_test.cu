@@ -202,7 +202,7 @@ TEST(Executor, SharedMemoryBeyondTheLaunchIsAnError) {
                 "uses 256 bytes of shared memory, but its launch gave 255");
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they report first
+#if !defined(CUDA_ON_CPU_ASAN) && !defined(CUDA_ON_CPU_TSAN)  // they report first
 __global__ void null_kernel(int* values) {
     if (threadIdx.x == 33) *values = 1;
 }

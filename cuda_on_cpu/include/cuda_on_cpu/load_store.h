@@ -4,10 +4,12 @@
 
 #include <type_traits>
 
-#define CUDA_ON_CPU_LOAD(name)        \
-    template <typename T>             \
-    inline T name(const T* address) { \
-        return *address;              \
+#include "cuda_on_cpu/language.h"
+
+#define CUDA_ON_CPU_LOAD(name)                 \
+    template <typename T>                      \
+    __forceinline__ T name(const T* address) { \
+        return *address;                       \
     }
 CUDA_ON_CPU_LOAD(__ldg)   // read-only for the whole kernel
 CUDA_ON_CPU_LOAD(__ldca)  // all levels
@@ -17,10 +19,10 @@ CUDA_ON_CPU_LOAD(__ldlu)  // last use
 CUDA_ON_CPU_LOAD(__ldcv)  // never from a cache
 #undef CUDA_ON_CPU_LOAD
 
-#define CUDA_ON_CPU_STORE(name)                                   \
-    template <typename T>                                         \
-    inline void name(T* address, std::type_identity_t<T> value) { \
-        *address = value;                                         \
+#define CUDA_ON_CPU_STORE(name)                                            \
+    template <typename T>                                                  \
+    __forceinline__ void name(T* address, std::type_identity_t<T> value) { \
+        *address = value;                                                  \
     }
 CUDA_ON_CPU_STORE(__stwb)  // write back
 CUDA_ON_CPU_STORE(__stcg)  // L2 only

@@ -12,6 +12,7 @@
 #include "cuda_on_cpu/builtins.h"
 #include "cuda_on_cpu/executor.h"
 #include "cuda_on_cpu/language.h"
+#include "cuda_on_cpu/sanitizers.h"
 
 // TUTORIAL: default arguments are evaluated where the function is called, so file and
 // line are the kernel's, without a macro.
@@ -34,7 +35,7 @@ inline int __syncthreads_or(int predicate, CUDA_ON_CPU_SITE) {
 namespace cuda_on_cpu {
 /// Orders memory between the CPU threads that run blocks.
 inline void host_fence() {
-#ifdef __SANITIZE_THREAD__  // it knows no fences; one shared atomic orders as much
+#ifdef CUDA_ON_CPU_TSAN  // it knows no fences; one shared atomic orders as much
     static int everybody = 0;
     __atomic_fetch_add(&everybody, 1, __ATOMIC_SEQ_CST);
 #else

@@ -1,0 +1,116 @@
+/// @file
+/// What kernels did to memory, counted as a GPU's profiler counts it. Only in builds with
+/// MOE_OBSERVE, where the compiler calls the executor at every load and store; elsewhere
+/// these functions do nothing. See docs/observe.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cuda_on_cpu/executor.h"
+
+namespace cuda_on_cpu::observe {
+
+#ifdef CUDA_ON_CPU_OBSERVE
+inline constexpr bool kObserved = true;
+#else
+inline constexpr bool kObserved = false;
+#endif
+
+// ------------------------------------------------------------------ for programs, tests
+/// Warp instructions on global memory, and what they cost.
+struct Requests {
+    std::uint64_t requests = 0;
+    std::uint64_t sectors = 0;        ///< of 32 bytes, touched
+    std::uint64_t ideal_sectors = 0;  ///< that the same bytes would need, packed
+};
+
+/// Warp instructions on shared memory.
+struct SharedRequests {
+    std::uint64_t requests = 0;
+    std::uint64_t wavefronts = 0;        ///< turns that the 32 banks needed
+    std::uint64_t ideal_wavefronts = 0;  ///< without conflicts
+    std::uint64_t most_ways = 0;         ///< of one request; 1: no conflict
+};
+
+/// Of a launch, of a kernel's launches together, or of one source line.
+struct Counters {
+    Requests loads, stores, atomics;
+    SharedRequests shared;
+    std::uint64_t atomic_degree = 0;    ///< most lanes on one address, one instruction
+    std::uint64_t instructions = 0;     ///< warp instructions that touch memory
+    std::uint64_t divergent = 0;        ///< those with lanes of the warp missing
+    std::uint64_t barriers = 0;         ///< a warp's waits for its block
+    std::uint64_t sectors_read = 0;     ///< distinct in a launch; 0 for a line
+    std::uint64_t sectors_written = 0;  ///< the same
+    std::uint64_t async_bytes = 0;      ///< moved by asynchronous copies
+    std::uint64_t mma_flops = 0;        ///< of tensor-core instructions
+
+    /// What must cross HBM with a cold cache that holds everything.
+    std::uint64_t compulsory_bytes() const {
+        return 32 * (sectors_read + sectors_written);
+    }
+    /// What all requests ask of the L2 cache.
+    std::uint64_t l2_bytes() const {
+        return 32 * (loads.sectors + stores.sectors + atomics.sectors);
+    }
+    Counters& operator+=(const Counters& other);
+};
+
+struct LineReport {
+    std::string file;  ///< as the compiler was given it; the address where unknown
+    int line = 0;
+    Counters counters;
+};
+struct KernelReport {
+    std::string name;
+    std::uint64_t launches = 0;
+    Counters total;
+    std::vector<LineReport> lines;  ///< by file and line
+};
+struct LaunchReport {
+    std::string kernel;
+    Counters counters;
+};
+
+/// Something wrong that was seen.
+struct Finding {
+    enum class Kind { out_of_bounds };
+    Kind kind;
+    std::string file;  ///< of the access that was wrong
+    int line = 0;
+    std::string text;         ///< one line that says it all
+    std::uint64_t times = 1;  ///< how often at this place
+};
+
+struct Report {
+    std::vector<KernelReport> kernels;  ///< in the order of their first launches
+    std::vector<LaunchReport> launches;
+    std::vector<Finding> findings;
+    std::uint64_t host_waits = 0;   ///< for streams, events, the device; waiting copies
+    std::uint64_t allocations = 0;  ///< of device memory
+    std::uint64_t peak_bytes = 0;   ///< of device memory, at one time
+};
+
+/// From now on launches are observed, afresh. Not while a kernel runs.
+void start();
+/// No longer.
+void stop();
+/// What was seen since start().
+Report report();
+
+// ---------------------------------------------------------------------- for the headers
+// What the compiler cannot see, said by the functions that stand for instructions.
+#ifdef CUDA_ON_CPU_OBSERVE
+/// An asynchronous copy moves so many bytes.
+void async_bytes(std::uint64_t bytes, Site site);
+/// A tensor-core instruction does so many additions and multiplications.
+void mma_flops(std::uint64_t flops, Site site);
+#else
+inline void async_bytes(std::uint64_t, Site) {}
+inline void mma_flops(std::uint64_t, Site) {}
+#endif
+
+}  // namespace cuda_on_cpu::observe

@@ -1,0 +1,98 @@
+/// @file
+/// All that is kept of what was seen: per kernel, per launch and per instruction.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "block.h"
+#include "observe/lines.h"
+#include "observe/memory.h"
+
+namespace cuda_on_cpu::observe {
+
+/// An instruction that touches memory, or a line that stands for one.
+struct Spot {
+    std::uint64_t pc = 0;        ///< 0: the line is known already
+    SourceLine place;            ///< for those without a pc
+    Allocation* last = nullptr;  ///< the one that it touched last
+};
+
+/// Spots by number, which is dense.
+class SpotTable {
+  public:
+    std::uint32_t of(std::uint64_t pc);
+    std::uint32_t of(Site site);
+    Spot& operator[](std::uint32_t spot) { return spots_[spot]; }
+    SourceLine line(std::uint32_t spot) const;
+    /// The allocation is about to go.
+    void forget(const Allocation* allocation);
+
+  private:
+    static constexpr std::size_t kRecent = 4096;
+    struct Recent {
+        std::uint64_t pc = 0;
+        std::uint32_t spot = 0;
+    };
+    std::vector<Spot> spots_;
+    std::unordered_map<std::uint64_t, std::uint32_t> by_pc_;
+    std::map<std::pair<std::string, int>, std::uint32_t> by_site_;
+    std::vector<Recent> recent_ = std::vector<Recent>(kRecent);
+};
+
+struct KernelProfile {
+    std::string name;
+    std::uint64_t launches = 0;
+    Counters total;
+    std::vector<Counters> by_spot;  ///< index: Spot's number
+
+    Counters& at(std::uint32_t spot) {
+        if (spot >= by_spot.size()) by_spot.resize(spot + 1);
+        return by_spot[spot];
+    }
+};
+
+/// A launch while it runs on the calling CPU thread.
+struct RunningLaunch {
+    KernelProfile* kernel = nullptr;  ///< null: not observed
+    Counters counters;
+};
+extern thread_local RunningLaunch running_launch;
+
+/// Everything, for all CPU threads; hold `mutex`.
+struct Profile {
+    std::mutex mutex;
+    bool is_on = false;
+    SpotTable spots;
+    MemoryTable memory;
+    std::vector<std::unique_ptr<KernelProfile>> kernels;
+    std::vector<LaunchReport> launches;
+    std::vector<Finding> findings;
+    std::uint64_t host_waits = 0;
+
+    /// Where an instruction's address lies; null outside of all allocations.
+    Allocation* allocation_at(std::uint32_t spot, std::uint64_t address) {
+        Allocation*& last = spots[spot].last;
+        if (last != nullptr && last->contains(address)) return last;
+        Allocation* const found = memory.find(address);
+        if (found != nullptr) last = found;
+        return found;
+    }
+
+    /// Notes it, or counts it when this kind was found at this line with this partner.
+    /// @param partner  the other line of two, or ""
+    void find(Finding::Kind kind, const SourceLine& line, const std::string& partner,
+              const std::string& text);
+
+  private:
+    std::map<std::tuple<Finding::Kind, std::string, int, std::string>, std::size_t>
+        found_;
+    friend void start();
+};
+Profile& profile();
+
+}  // namespace cuda_on_cpu::observe

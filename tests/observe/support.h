@@ -1,0 +1,45 @@
+/// @file
+/// Looking at one launch: its counters, and those of the lines that a test names.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "cuda_on_cpu/observe.h"
+#include "gpu/launch.h"
+#include "tests/conformance/device_array.h"
+
+namespace moe::test {
+
+using cuda_on_cpu::observe::Counters;
+using cuda_on_cpu::observe::Finding;
+using cuda_on_cpu::observe::Report;
+
+/// The line of `file` that ends in the comment "// <mark>". A failure when there is not
+/// just one.
+int marked_line(const std::string& file, const std::string& mark);
+
+/// What one launch did.
+struct Seen {
+    Report report;
+    std::string file;  ///< of the kernel
+
+    const Counters& total() const { return report.launches.back().counters; }
+    /// Of the line that ends in the comment "// <mark>".
+    Counters at(const std::string& mark) const;
+};
+
+template <typename Kernel, typename... Arguments>
+Seen observe_launch(const char* file, Kernel kernel, const gpu::LaunchConfig& config,
+                    Arguments... arguments) {
+    cuda_on_cpu::observe::start();
+    gpu::launch("kernel", kernel, config, arguments...);
+    Seen seen{cuda_on_cpu::observe::report(), file};
+    cuda_on_cpu::observe::stop();
+    return seen;
+}
+#define OBSERVE(...) observe_launch(__FILE__, __VA_ARGS__)
+
+}  // namespace moe::test
