@@ -50,9 +50,13 @@ void Block::begin(Launch& launch, const uint3& index, std::uint64_t salt) {
 #ifdef CUDA_ON_CPU_ASAN
     ASAN_POISON_MEMORY_REGION(arena_ + launch.smem, kMaxSharedMemory - launch.smem);
 #endif
+    const dim3& grid = launch.grid;
+    watch_.block_begins(
+        launch, index.x + std::int64_t(grid.x) * (index.y + grid.y * index.z), arena_);
 }
 
 void Block::end() {
+    watch_.block_ends();
 #ifdef CUDA_ON_CPU_ASAN
     ASAN_UNPOISON_MEMORY_REGION(arena_, kMaxSharedMemory);
 #endif

@@ -53,6 +53,8 @@ struct Hopper;
 /// An instruction that all 32 lanes of a warp execute together.
 struct Collective {
     const char* name;
+    /// Whether what lanes did before it is seen by the others after it.
+    bool orders_memory;
     /// Called once per warp, by the lane that came last. `operands` are what the lanes
     /// brought. May throw Fault.
     void (*complete)(Block& block, int warp, void* const* operands, Site site);
@@ -111,6 +113,7 @@ class Block {
         cluster,
         exited
     };
+    observe::Watch& watch() { return watch_; }
     Launch& launch() const { return *launch_; }
     Cluster& cluster() const { return cluster_; }
     std::byte* arena() const { return arena_; }
@@ -193,6 +196,7 @@ class Block {
     std::byte* arena_ = nullptr;
     std::unique_ptr<Hopper> hopper_;
     bool hopper_used_ = false;
+    [[no_unique_address]] observe::Watch watch_;
 
     static constinit thread_local Block* running_;
 };

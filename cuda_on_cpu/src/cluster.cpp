@@ -67,6 +67,7 @@ Block* Cluster::owner_of(const void* address) {
 
 // -------------------------------------------------------------------------------- turns
 Cluster::Turn Cluster::next_turn(Block& block) {
+    const observe::Unseen unseen;
     const auto policy = block.launch().schedule.policy;
     const int own = size_ == 1 ? 0 : rank_of(block);
     for (;;) {
@@ -126,6 +127,7 @@ void Cluster::report_deadlock(Block& block) {
         list += blocks_[rank]->waiting_list();
     }
     block.faulted_ = true;
+    block.watch_.pauses();
     if (block.launch().failed.exchange(true)) return;
     block.launch().error = cudaErrorLaunchFailure;
     block.launch().report = "deadlock in " + block.where(block.current()) + ": " + list;
@@ -166,6 +168,7 @@ void Cluster::open_if_complete() {
 }
 
 void Cluster::check_exit(Block& block) {
+    const observe::Unseen unseen;
     const int thread = block.current();
     try {
         if (Hopper* hopper = block.hopper_if_used()) {

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "memory.h"
+#include "observe/events.h"
 #include "stream.h"
 
 namespace cuda_on_cpu {
@@ -44,11 +45,14 @@ struct Copy {
         return check_copy(function, target, source, target_bytes(), source_bytes(), kind);
     }
     /// Checked again where it was held back: memory may have been freed since.
-    cudaError_t run() const {
+    cudaError_t run(observe::Ticket place, bool waits) const {
         if (const cudaError_t error = check()) return error;
-        for (std::size_t row = 0; row < height; ++row)
-            std::memmove(static_cast<char*>(target) + row * target_pitch,
-                         static_cast<const char*>(source) + row * source_pitch, width);
+        for (std::size_t row = 0; row < height; ++row) {
+            auto* to = static_cast<char*>(target) + row * target_pitch;
+            const auto* from = static_cast<const char*>(source) + row * source_pitch;
+            std::memmove(to, from, width);
+            observe::copied(place, to, from, width, waits && row + 1 == height);
+        }
         return cudaSuccess;
     }
 };
@@ -76,21 +80,26 @@ constexpr std::size_t kStagedAtOnce = 64 * 1024;
 
 cudaError_t start_copy(const Copy& copy, cudaStream_t stream, bool asynchronous) {
     if (copy.width == 0 || copy.height == 0) return cudaSuccess;
-    const auto run = [copy] { return copy.run(); };
-    if (!holds_work()) return submit(copy.function, stream, run);
     if (const cudaError_t error = copy.check()) return error;
     const cudaMemoryType from = find_allocation(copy.source).allocation.type,
                          to = find_allocation(copy.target).allocation.type;
-    if (on_device(from) && on_device(to)) return submit(copy.function, stream, run);
+    const bool inside = on_device(from) && on_device(to);
+    const auto run = [copy, place = observe::enqueued(stream),
+                      waits = !asynchronous && !inside] {
+        return copy.run(place, waits);
+    };
+    if (!holds_work() || inside) return submit(copy.function, stream, run);
     const bool pinned = (on_device(to) ? from : to) == cudaMemoryTypeHost;
     if (pinned && asynchronous && (on_device(from) || on_device(to)))
         return submit(copy.function, stream, run);
     if (pinned || !on_device(to)) return submit_and_wait(copy.function, stream, run);
     if (!asynchronous && copy.source_bytes() > kStagedAtOnce)
         if (const cudaError_t error = demand_stream(stream)) return error;
-    return submit(copy.function, stream, [staged = std::make_shared<Staged>(copy)] {
-        return staged->copy.run();
-    });
+    return submit(
+        copy.function, stream,
+        [staged = std::make_shared<Staged>(copy), place = observe::enqueued(stream)] {
+            return staged->copy.run(place, false);
+        });
 }
 
 cudaError_t start_set(const char* function, void* pointer, int value, std::size_t bytes,
@@ -99,9 +108,10 @@ cudaError_t start_set(const char* function, void* pointer, int value, std::size_
     const auto check = [=] {
         return check_range(function, "devPtr", pointer, bytes, true, false);
     };
-    const auto run = [=] {
+    const auto run = [=, place = observe::enqueued(stream)] {
         if (const cudaError_t error = check()) return error;
         std::memset(pointer, value, bytes);
+        observe::copied(place, pointer, nullptr, bytes, false);
         return cudaSuccess;
     };
     if (!holds_work()) return submit(function, stream, run);

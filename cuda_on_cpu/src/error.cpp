@@ -4,7 +4,6 @@
 #include <mutex>
 
 #include "cuda_on_cpu/runtime_api.h"
-#include "observe/events.h"
 
 namespace cuda_on_cpu {
 namespace {

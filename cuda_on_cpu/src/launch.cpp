@@ -240,15 +240,19 @@ void run_clusters(Launch& launch, std::int64_t count) {
 }
 
 /// A launch that was accepted, to its end.
-cudaError_t run(Launch& launch) {
+cudaError_t run(Launch& launch, observe::Ticket place) {
     const dim3 &grid = launch.grid, &cluster = launch.cluster;
     const std::int64_t count = std::int64_t(grid.x) * grid.y * grid.z /
                                (std::int64_t(cluster.x) * cluster.y * cluster.z);
-    const auto others = int(std::min<std::int64_t>(options().threads, count)) - 1;
+    // Watched blocks run one after another: then a run's figures are always the same.
+    const int threads = observe::kObserved ? 1 : options().threads;
+    const auto others = int(std::min<std::int64_t>(threads, count)) - 1;
+    observe::launch_begins(launch, place);
     if (others > 0)
         Workers::shared().run(others, [&] { run_clusters(launch, count); });
     else
         run_clusters(launch, count);
+    observe::launch_ends();
     const std::string damage =
         repair_canaries(launch.call.arguments, launch.call.argument_bytes);
     if (launch.failed)
@@ -293,7 +297,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call) {
     if (const cudaError_t error = take_attributes(launch, config)) return error;
 
     return submit("cudaLaunchKernelEx", config.stream,
-                  [accepted] { return run(*accepted); });
+                  [accepted, place = observe::enqueued(config.stream)] {
+                      return run(*accepted, place);
+                  });
 }
 
 cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribute,

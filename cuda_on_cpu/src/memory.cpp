@@ -15,6 +15,7 @@
 #include "error.h"
 #include "guarded.h"
 #include "memory.h"
+#include "observe/events.h"
 #include "stream.h"
 
 namespace cuda_on_cpu {
@@ -65,7 +66,8 @@ cudaError_t allocate(const char* function, void** pointer, std::size_t bytes,
                                                         std::to_string(bytes) +
                                                         " bytes: out of memory");
     if (type == cudaMemoryTypeDevice) poison(static_cast<unsigned char*>(memory), bytes);
-    if (on_device(type)) observe::memory_allocated(memory, bytes);
+    if (on_device(type))
+        observe::memory_allocated(memory, bytes, type == cudaMemoryTypeManaged);
     const std::unique_lock lock(allocations_mutex);
     allocations[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, type};
     *pointer = memory;
@@ -162,7 +164,7 @@ std::string describe_outside(const void* address, std::size_t bytes) {
 }
 
 void adopt_device_memory(void* pointer, std::size_t bytes) {
-    observe::memory_allocated(pointer, bytes);
+    observe::memory_allocated(pointer, bytes, true);
     const std::unique_lock lock(allocations_mutex);
     allocations[reinterpret_cast<std::uintptr_t>(pointer)] = {bytes,
                                                               cudaMemoryTypeDevice};

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "error.h"
+#include "observe/events.h"
 #include "stream.h"
 
 struct CUevent_st {
@@ -56,13 +57,16 @@ cudaError_t check_stream(const char* function, cudaStream_t stream) {
 using namespace cuda_on_cpu;
 
 cudaError_t cudaDeviceSynchronize() {
+    observe::host_waits_for_device();
     demand_all();
     return cudaPeekAtLastError();
 }
 
 // ------------------------------------------------------------------------------ streams
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-    make(stream, {make_queue(!(flags & cudaStreamNonBlocking))});
+    const bool blocking = !(flags & cudaStreamNonBlocking);
+    make(stream, {make_queue(blocking)});
+    observe::stream_made(*stream, blocking);
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
@@ -79,6 +83,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (const cudaError_t error = check_stream("cudaStreamSynchronize", stream))
         return error;
+    observe::host_waits_for_stream(stream);
     demand_stream(stream);
     return cudaPeekAtLastError();
 }
@@ -91,6 +96,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
         return error;
     if (const cudaError_t error = check_handle("cudaStreamWaitEvent", event))
         return error;
+    observe::stream_waits(stream, event);
     if (event->last == nullptr || !holds_work()) return cudaSuccess;
     return enqueue(
         stream, [] { return cudaSuccess; }, nullptr, event->last->ticket);
@@ -116,6 +122,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     if (const cudaError_t error = check_handle("cudaEventRecord", event)) return error;
     if (const cudaError_t error = check_stream("cudaEventRecord", stream)) return error;
+    observe::event_recorded(event, stream);
     event->last = std::make_shared<Recording>();
     const auto record = [recording = event->last] {
         recording->time = std::chrono::steady_clock::now();
@@ -126,6 +133,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (const cudaError_t error = check_handle("cudaEventSynchronize", event))
         return error;
+    observe::host_waits_for_event(event);
     return event->last == nullptr ? cudaSuccess : demand(event->last->ticket);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {

@@ -83,18 +83,16 @@ void Block::collective(const Collective& what, void* operands, Site site) {
 /// is no power of two, and lanes of one mask that disagree.
 void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operation,
                        Site site) {
-    const std::string name = name_of(operation);
+    const auto refuse = [&](const std::string& why) {
+        note_fault(cudaErrorLaunchFailure, name_of(operation) + why, site);
+    };
     if (!(operation.mask >> lane & 1))
-        note_fault(cudaErrorLaunchFailure,
-                   name + ": mask " + hex(operation.mask) + " lacks the calling lane " +
-                       std::to_string(lane),
-                   site);
+        refuse(": mask " + hex(operation.mask) + " lacks the calling lane " +
+               std::to_string(lane));
     if (operation.width < 1 || operation.width > 32 ||
         !std::has_single_bit(unsigned(operation.width)))
-        note_fault(cudaErrorLaunchFailure,
-                   name + ": width = " + std::to_string(operation.width) +
-                       ": must be a power of two up to 32",
-                   site);
+        refuse(": width = " + std::to_string(operation.width) +
+               ": must be a power of two up to 32");
     const int first = current_ - lane;
     for (int other = 0; other < kWarpSize; ++other) {
         if (!(warp.waiting >> other & 1)) continue;
@@ -104,12 +102,10 @@ void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operatio
         const Site their_site = threads_[first + other].site;
         if (theirs.mask != operation.mask || theirs.op != operation.op ||
             theirs.collective != operation.collective || !(their_site == site))
-            note_fault(cudaErrorLaunchFailure,
-                       name + " with mask " + hex(operation.mask) + ": lane " +
-                           std::to_string(other) + " waits at " + name_of(theirs) +
-                           " with mask " + hex(theirs.mask) + ", " + their_site.file +
-                           ":" + std::to_string(their_site.line),
-                       site);
+            refuse(" with mask " + hex(operation.mask) + ": lane " +
+                   std::to_string(other) + " waits at " + name_of(theirs) +
+                   " with mask " + hex(theirs.mask) + ", " + their_site.file + ":" +
+                   std::to_string(their_site.line));
     }
 }
 
@@ -126,8 +122,10 @@ void Block::try_warp(int index) {
         pending &= ~arrived;
         if (arrived != expected) continue;
         warp.waiting &= ~expected;
+        const LaneOperation& first = warp.lanes[std::countr_zero(expected)];
         watch_.warp_meets(index, expected,
-                          warp.lanes[std::countr_zero(expected)].op == WarpOp::sync);
+                          first.op == WarpOp::sync || (first.collective != nullptr &&
+                                                       first.collective->orders_memory));
         complete_warp(warp, expected);
         for (unsigned lanes = expected; lanes != 0; lanes &= lanes - 1)
             release(index * kWarpSize + std::countr_zero(lanes));
@@ -175,6 +173,7 @@ void Block::complete_collective(Warp& warp, unsigned mask) {
                            std::to_string(index) + " only " +
                            std::to_string(std::popcount(mask)) + " are there"},
                           site);
+    const observe::Unseen unseen;
     void* operands[kWarpSize];
     for (int lane = 0; lane < kWarpSize; ++lane)
         operands[lane] = reinterpret_cast<void*>(std::uintptr_t(warp.lanes[lane].value));

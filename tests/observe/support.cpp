@@ -1,6 +1,10 @@
 #include "tests/observe/support.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <fstream>
+#include <set>
 
 namespace moe::test {
 
@@ -25,6 +29,21 @@ int marked_line(const std::string& file, const std::string& mark) {
     }
     EXPECT_NE(found, 0) << mark << " marks no line of " << file;
     return found;
+}
+
+std::string findings_of(const Report& report) {
+    std::set<std::string> all;
+    for (const Finding& finding : report.findings) {
+        const auto [first, second] = std::minmax(finding.line, finding.other_line);
+        if (finding.kind == Finding::Kind::race)
+            all.insert("race of " + std::to_string(first) + " and " +
+                       std::to_string(second));
+        else
+            all.insert((finding.kind == Finding::Kind::uninitialised ? "unwritten at "
+                                                                     : "outside at ") +
+                       std::to_string(finding.line));
+    }
+    return fmt::format("{}", fmt::join(all, "; "));
 }
 
 Counters Seen::at(const std::string& mark) const {

@@ -31,6 +31,18 @@ struct Seen {
     Counters at(const std::string& mark) const;
 };
 
+/// "race of 12 and 15; unwritten at 7": what was found and where, in alphabetical order.
+std::string findings_of(const Report& report);
+
+/// Runs `work` with the search for races; what it found, see findings_of().
+template <typename Work>
+std::string races_of(Work work) {
+    cuda_on_cpu::observe::start({.races = true});
+    work();
+    cuda_on_cpu::observe::stop();
+    return findings_of(cuda_on_cpu::observe::report());
+}
+
 template <typename Kernel, typename... Arguments>
 Seen observe_launch(const char* file, Kernel kernel, const gpu::LaunchConfig& config,
                     Arguments... arguments) {

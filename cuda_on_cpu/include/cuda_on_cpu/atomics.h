@@ -21,8 +21,8 @@ using Word =
 // that calls it.
 /// Replaces *address by update(*address); returns what was there. T may be a float.
 template <typename T, typename Update>
-T atomic_update(T* address, Update update) {
-    ++atomics_here;
+__forceinline__ T atomic_update(T* address, Update update) {
+    count_atomic();
     auto* word = reinterpret_cast<Word<T>*>(address);
     Word<T> seen = __atomic_load_n(word, __ATOMIC_RELAXED);
     for (;;) {
@@ -70,8 +70,8 @@ __forceinline__ double atomicAdd(double* address, double value) {
     __forceinline__ T atomicXor(T* address, T value) {                                  \
         return cuda_on_cpu::atomic_update(address, [=](T old) { return old ^ value; }); \
     }                                                                                   \
-    inline T atomicCAS(T* address, T compare, T value) {                                \
-        ++cuda_on_cpu::atomics_here;                                                    \
+    __forceinline__ T atomicCAS(T* address, T compare, T value) {                       \
+        cuda_on_cpu::count_atomic();                                                    \
         T seen = compare;                                                               \
         if (__atomic_compare_exchange_n(address, &seen, value, false, __ATOMIC_RELAXED, \
                                         __ATOMIC_RELAXED))                              \

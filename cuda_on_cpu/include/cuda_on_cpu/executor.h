@@ -75,8 +75,14 @@ std::uint64_t switch_count();
 std::uint64_t atomic_count();
 
 // ---------------------------------------------------------------------- for the headers
-/// Atomic functions on this CPU thread, in the launch under way.
+/// Atomic functions on this CPU thread, in the launch under way. The observed build sees
+/// them by itself.
 inline constinit thread_local std::uint64_t atomics_here = 0;
+inline void count_atomic() {
+#ifndef CUDA_ON_CPU_OBSERVE
+    ++atomics_here;
+#endif
+}
 
 /// A place in a kernel's source, for messages.
 struct Site {

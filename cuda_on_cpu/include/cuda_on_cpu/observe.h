@@ -9,15 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "cuda_on_cpu/executor.h"
+#include "cuda_on_cpu/observe_instructions.h"
 
 namespace cuda_on_cpu::observe {
-
-#ifdef CUDA_ON_CPU_OBSERVE
-inline constexpr bool kObserved = true;
-#else
-inline constexpr bool kObserved = false;
-#endif
 
 // ------------------------------------------------------------------ for programs, tests
 /// Warp instructions on global memory, and what they cost.
@@ -45,7 +39,8 @@ struct Counters {
     std::uint64_t barriers = 0;         ///< a warp's waits for its block
     std::uint64_t sectors_read = 0;     ///< distinct in a launch; 0 for a line
     std::uint64_t sectors_written = 0;  ///< the same
-    std::uint64_t async_bytes = 0;      ///< moved by asynchronous copies
+    std::uint64_t async_sectors = 0;    ///< of global memory, by asynchronous copies
+    std::uint64_t async_bytes = 0;      ///< moved by them
     std::uint64_t mma_flops = 0;        ///< of tensor-core instructions
 
     /// What must cross HBM with a cold cache that holds everything.
@@ -54,7 +49,7 @@ struct Counters {
     }
     /// What all requests ask of the L2 cache.
     std::uint64_t l2_bytes() const {
-        return 32 * (loads.sectors + stores.sectors + atomics.sectors);
+        return 32 * (loads.sectors + stores.sectors + atomics.sectors + async_sectors);
     }
     Counters& operator+=(const Counters& other);
 };
@@ -77,10 +72,12 @@ struct LaunchReport {
 
 /// Something wrong that was seen.
 struct Finding {
-    enum class Kind { out_of_bounds };
+    enum class Kind { out_of_bounds, race, uninitialised };
     Kind kind;
     std::string file;  ///< of the access that was wrong
     int line = 0;
+    std::string other_file;  ///< races: of the other one, "" for a copy of the host's
+    int other_line = 0;
     std::string text;         ///< one line that says it all
     std::uint64_t times = 1;  ///< how often at this place
 };
@@ -94,23 +91,15 @@ struct Report {
     std::uint64_t peak_bytes = 0;   ///< of device memory, at one time
 };
 
+struct Options {
+    bool races = false;  ///< also look for races and reads of unwritten memory: slower
+};
+
 /// From now on launches are observed, afresh. Not while a kernel runs.
-void start();
+void start(const Options& options = {});
 /// No longer.
 void stop();
 /// What was seen since start().
 Report report();
-
-// ---------------------------------------------------------------------- for the headers
-// What the compiler cannot see, said by the functions that stand for instructions.
-#ifdef CUDA_ON_CPU_OBSERVE
-/// An asynchronous copy moves so many bytes.
-void async_bytes(std::uint64_t bytes, Site site);
-/// A tensor-core instruction does so many additions and multiplications.
-void mma_flops(std::uint64_t flops, Site site);
-#else
-inline void async_bytes(std::uint64_t, Site) {}
-inline void mma_flops(std::uint64_t, Site) {}
-#endif
 
 }  // namespace cuda_on_cpu::observe

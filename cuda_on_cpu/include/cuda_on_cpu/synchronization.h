@@ -12,6 +12,7 @@
 #include "cuda_on_cpu/builtins.h"
 #include "cuda_on_cpu/executor.h"
 #include "cuda_on_cpu/language.h"
+#include "cuda_on_cpu/observe_instructions.h"
 #include "cuda_on_cpu/sanitizers.h"
 
 // TUTORIAL: default arguments are evaluated where the function is called, so file and
@@ -47,8 +48,10 @@ inline void host_fence() {
 inline void __threadfence() {
     cuda_on_cpu::host_fence();
 }
-// Threads of a block run one at a time: nothing to order.
-inline void __threadfence_block() {}
+// Threads of a block run one at a time: nothing to order, only to tell of.
+inline void __threadfence_block() {
+    cuda_on_cpu::observe::fence();
+}
 inline void __threadfence_system() {
     cuda_on_cpu::host_fence();
 }

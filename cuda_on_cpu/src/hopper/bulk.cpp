@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "cuda_on_cpu/atomics.h"
+#include "cuda_on_cpu/observe_instructions.h"
 
 #include "hopper/hopper.h"
 #include "hopper/tensor_map.h"
@@ -38,6 +39,10 @@ void issue_to(Block& block, const Load& load, std::size_t barrier_position) {
     Hopper& hopper = block.hopper();
     auto* barrier = reinterpret_cast<std::uint64_t*>(block.arena() + barrier_position);
     hopper.mbarriers.check_visible(block, barrier, load.site);
+    // A peer's shared memory is not observed.
+    if (Block::running() == &block)
+        observe::async_write(block.arena() + load.position, load.bytes, load.site);
+    observe::release(barrier);
     if (!block.launch().asynchrony.deferred) return land(block, load, barrier);
     std::memset(block.arena() + load.position, 0xFF, load.bytes);
     hopper.proxy.wrote(load.position, load.bytes);
@@ -46,6 +51,7 @@ void issue_to(Block& block, const Load& load, std::size_t barrier_position) {
 }
 
 void issue(Block& block, const Load& load, std::uint32_t blocks) {
+    observe::async_bytes(load.bytes, load.site);
     const std::size_t barrier = shared_position(block, load.name, load.barrier, 8, 8);
     if (blocks == 0) return issue_to(block, load, barrier);
     Cluster& cluster = block.cluster();
@@ -176,6 +182,7 @@ void load_bytes(Block& block, void* target, const void* source, std::uint32_t by
                 std::uint64_t* barrier, std::uint32_t blocks, Site site) {
     constexpr const char* kName = "bulk_load";
     check_lines(kName, source, bytes);
+    observe::async_read(source, bytes, site);
     const std::size_t position = shared_position(block, kName, target, bytes, 16);
     issue(block,
           {position, bytes, barrier, site, kName,
@@ -189,6 +196,9 @@ void load_box(Block& block, void* target, const void* tensor_map, const int* cor
     const TensorMap map = read_map(tensor_map, rank, kName);
     const Corner at(corner, rank);
     check_box(kName, map, at);
+    for_each_row(map, at.at.data(), [&](const BoxRow& row) {
+        observe::async_read(row.global, row.length, site);
+    });
     const std::size_t position = box_position(block, kName, map, target);
     const auto fill = [map, at, position](Block& owner) {
         // TUTORIAL: what lies outside the tensor arrives as zeros, and counts as moved.
@@ -214,6 +224,9 @@ void store_bytes(Block& block, void* target, const void* source, std::uint32_t b
     Hopper& hopper = block.hopper();
     const std::size_t position = shared_position(block, name, source, bytes, 16);
     hopper.proxy.check_read(name, position, bytes, site);
+    observe::async_read(block.arena() + position, bytes, site);
+    observe::async_write(target, bytes, site);
+    observe::async_bytes(bytes, site);
     hopper.bulk_groups.issue(block, site, [=, &block] {
         apply(op, static_cast<std::byte*>(target), block.arena() + position, bytes);
     });
@@ -237,6 +250,11 @@ void store_box(Block& block, const void* tensor_map, const int* corner, int rank
     Hopper& hopper = block.hopper();
     const std::size_t position = box_position(block, name, map, source);
     hopper.proxy.check_read(name, position, map.box_bytes(), site);
+    observe::async_read(block.arena() + position, map.box_bytes(), site);
+    for_each_row(map, at.at.data(), [&](const BoxRow& row) {
+        observe::async_write(row.global, row.length, site);
+    });
+    observe::async_bytes(map.box_bytes(), site);
     hopper.bulk_groups.issue(block, site, [=, &block] {
         std::byte bytes[kMostRowBytes];
         for_each_row(map, at.at.data(), [&](const BoxRow& row) {

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "cuda_on_cpu/observe_instructions.h"
 #include "hopper/hopper.h"
 
 namespace cuda_on_cpu {
@@ -24,6 +25,8 @@ void CpAsync::copy(Block& block, void* target, const void* source, unsigned byte
     }
     Thread& thread = threads_[std::size_t(block.current())];
     const Copy copy{target, source, bytes, source_bytes};
+    observe::lane_access(block.current(), source, source_bytes, false, site);
+    observe::lane_access(block.current(), target, bytes, true, site);
     if (block.launch().asynchrony.deferred) {
         std::memset(target, 0xFF, bytes);  // what is there now must not be read
         thread.copies.push_back(copy);
@@ -61,6 +64,7 @@ void CpAsync::wait(int index, unsigned groups) {
 
 void CpAsync::arrive(Block& block, std::uint64_t* barrier, bool counted, Site site) {
     Hopper& hopper = block.hopper();
+    observe::release(barrier);
     if (!counted) hopper.mbarriers.expect_one_more(block, barrier, site);
     Thread& thread = threads_[std::size_t(block.current())];
     const std::uint64_t end = thread.first + thread.copies.size();

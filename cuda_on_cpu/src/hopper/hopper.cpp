@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "cuda_on_cpu/observe_instructions.h"
 #include "memory.h"
 
 namespace cuda_on_cpu {
@@ -117,6 +118,7 @@ void mbarrier_invalidate(std::uint64_t* barrier, Site site) {
 }
 void mbarrier_arrive(std::uint64_t* barrier, std::uint32_t count, Site site) {
     kernel_call(site, [&](Block& block) {
+        observe::release(barrier);
         block.hopper().mbarriers.arrive(block, barrier, count, site);
     });
 }
@@ -127,7 +129,10 @@ void mbarrier_expect_tx(std::uint64_t* barrier, std::uint32_t bytes, Site site) 
 }
 bool mbarrier_test_wait(std::uint64_t* barrier, std::uint32_t parity, Site site) {
     return kernel_call(site, [&](Block& block) {
-        if (block.hopper().mbarriers.test(block, barrier, parity, site)) return true;
+        if (block.hopper().mbarriers.test(block, barrier, parity, site)) {
+            observe::acquire(barrier);
+            return true;
+        }
         block.hopper().poll(block, site);
         return false;
     });
@@ -135,12 +140,14 @@ bool mbarrier_test_wait(std::uint64_t* barrier, std::uint32_t parity, Site site)
 void mbarrier_wait(std::uint64_t* barrier, std::uint32_t parity, Site site) {
     kernel_call(site, [&](Block& block) {
         block.hopper().mbarriers.wait(block, barrier, parity, site);
+        observe::acquire(barrier);
     });
 }
 void mbarrier_arrive_remote(std::uint64_t* barrier, std::uint32_t rank, Site site) {
     kernel_call(site, [&](Block& block) {
         shared_position(block, "mbarrier_arrive_remote", barrier, 8, 8);
         auto* theirs = static_cast<std::uint64_t*>(map_shared_rank(barrier, rank, site));
+        observe::release(theirs);
         Block& owner = block.cluster().block(int(rank));
         owner.hopper().mbarriers.arrive(owner, theirs, 1, site);
     });
@@ -154,12 +161,12 @@ void cp_async(void* target, const void* source, unsigned bytes, unsigned source_
     });
 }
 void cp_async_commit() {
-    Block& block = *Block::running();
-    block.hopper().cp_async.commit(block.current());
+    kernel_call({},
+                [&](Block& block) { block.hopper().cp_async.commit(block.current()); });
 }
 void cp_async_wait(unsigned groups) {
-    Block& block = *Block::running();
-    block.hopper().cp_async.wait(block.current(), groups);
+    kernel_call(
+        {}, [&](Block& block) { block.hopper().cp_async.wait(block.current(), groups); });
 }
 void cp_async_mbarrier_arrive(std::uint64_t* barrier, bool counted, Site site) {
     kernel_call(site, [&](Block& block) {
@@ -190,36 +197,49 @@ void tensor_store(const void* tensor_map, const int* corner, int rank, const voi
     });
 }
 void bulk_commit() {
-    Block& block = *Block::running();
-    block.hopper().bulk_groups.commit(block.current());
+    kernel_call(
+        {}, [&](Block& block) { block.hopper().bulk_groups.commit(block.current()); });
 }
 void bulk_wait(unsigned groups) {
-    Block& block = *Block::running();
-    block.hopper().bulk_groups.wait(block.current(), groups);
+    kernel_call({}, [&](Block& block) {
+        block.hopper().bulk_groups.wait(block.current(), groups);
+    });
 }
 
 // --------------------------------------------------------------- waits, fences, clusters
 void named_barrier(unsigned id, unsigned count, bool sync, Site site) {
     kernel_call(site, [&](Block& block) {
+        // To the observer an object is an address of the block's shared memory: here
+        // one past all that a launch may have.
+        const std::byte* object = block.arena() + kMaxSharedMemory - 16 + id % 16;
+        observe::release(object);
         block.hopper().named_barriers.arrive(block, id, count, sync, site);
+        if (sync) observe::acquire(object);
     });
 }
 
 void fence_proxy_async() {
-    Block& block = *Block::running();
-    block.hopper().proxy.fence();
-    block.hopper().mbarriers.fence(block.current());
+    kernel_call({}, [](Block& block) {
+        block.hopper().proxy.fence();
+        block.hopper().mbarriers.fence(block.current());
+    });
 }
 void fence_mbarrier_init() {
-    Block& block = *Block::running();
-    block.hopper().mbarriers.fence(block.current());
+    kernel_call({},
+                [](Block& block) { block.hopper().mbarriers.fence(block.current()); });
 }
 
 void cluster_arrive(Site site) {
-    kernel_call(site, [&](Block& block) { block.cluster().arrive(block, site); });
+    kernel_call(site, [&](Block& block) {
+        observe::release(block.cluster().block(0).arena() + kMaxSharedMemory - 16);
+        block.cluster().arrive(block, site);
+    });
 }
 void cluster_wait(Site site) {
-    kernel_call(site, [&](Block& block) { block.cluster().wait(block, site); });
+    kernel_call(site, [&](Block& block) {
+        block.cluster().wait(block, site);
+        observe::acquire(block.cluster().block(0).arena() + kMaxSharedMemory - 16);
+    });
 }
 unsigned cluster_rank() {
     const Block& block = *Block::running();

@@ -54,9 +54,11 @@ struct Hopper {
 template <typename Call>
 auto kernel_call(Site site, Call call) {
     Block& block = *Block::running();
+    const observe::Unseen unseen;
     try {
         return call(block);
     } catch (const Fault& fault) {
+        const observe::Unseen again;  // it may have been thrown after a wait
         block.note_fault(fault, site);
     }
     block.abandon();

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "cuda_on_cpu/observe_instructions.h"
 #include "hopper/accumulation.h"
 #include "hopper/hopper.h"
 
@@ -46,22 +47,34 @@ void for_each_element(Block& block, const char* name, void* const* operands, Sit
             }
 }
 
-void complete_ldmatrix(Block& block, int, void* const* operands, Site site) {
+/// To the observed build, a lane's row is what the lane itself loads or stores.
+void tell_of_rows(int warp, void* const* operands, bool writes, Site site) {
+    const auto row = [&](int lane) {
+        return static_cast<const MatrixLane*>(operands[lane])->row;
+    };
+    const int rows = 8 * static_cast<const MatrixLane*>(operands[0])->matrices;
+    for (int lane = 0; lane < rows; ++lane)
+        observe::lane_access(warp * kWarpSize + lane, row(lane), 16, writes, site);
+}
+
+void complete_ldmatrix(Block& block, int warp, void* const* operands, Site site) {
+    tell_of_rows(warp, operands, false, site);
     for_each_element(block, "ldmatrix", operands, site,
                      [](MatrixLane& lane, int i, int half, std::byte* element) {
                          auto* target = reinterpret_cast<std::byte*>(&lane.registers[i]);
                          std::memcpy(target + 2 * half, element, 2);
                      });
 }
-void complete_stmatrix(Block& block, int, void* const* operands, Site site) {
+void complete_stmatrix(Block& block, int warp, void* const* operands, Site site) {
+    tell_of_rows(warp, operands, true, site);
     for_each_element(block, "stmatrix", operands, site,
                      [](MatrixLane& lane, int i, int half, std::byte* element) {
                          auto* source = reinterpret_cast<std::byte*>(&lane.registers[i]);
                          std::memcpy(element, source + 2 * half, 2);
                      });
 }
-constexpr Collective kLdmatrix{"ldmatrix", complete_ldmatrix};
-constexpr Collective kStmatrix{"stmatrix", complete_stmatrix};
+constexpr Collective kLdmatrix{"ldmatrix", false, complete_ldmatrix};
+constexpr Collective kStmatrix{"stmatrix", false, complete_stmatrix};
 
 // ------------------------------------------------------------------------------ mma.sync
 struct MmaLane {
@@ -81,7 +94,7 @@ float element(MmaType type, std::uint32_t bits, int half) {
     }
 }
 
-void complete_mma(Block&, int, void* const* operands, Site) {
+void complete_mma(Block&, int, void* const* operands, Site site) {
     const auto lane_of = [&](int lane) -> MmaLane& {
         return *static_cast<MmaLane*>(operands[lane]);
     };
@@ -101,6 +114,7 @@ void complete_mma(Block&, int, void* const* operands, Site) {
                 b[group][halves * place + half + depth / 2 * i] =
                     element(type, own.b[i], half);
     }
+    observe::mma_flops(2 * 16 * 8 * std::uint64_t(depth), site);
     const Accumulation& unit = options().accumulation;
     for (int lane = 0; lane < kWarpSize; ++lane)
         for (int i = 0; i < 4; ++i) {
@@ -109,9 +123,9 @@ void complete_mma(Block&, int, void* const* operands, Site) {
             sum = accumulate(unit, sum, a[row], 1, b[column], 1, depth);
         }
 }
-constexpr Collective kMma[] = {{"mma_m16n8k16 (bf16)", complete_mma},
-                               {"mma_m16n8k16 (fp16)", complete_mma},
-                               {"mma_m16n8k8 (tf32)", complete_mma}};
+constexpr Collective kMma[] = {{"mma_m16n8k16 (bf16)", false, complete_mma},
+                               {"mma_m16n8k16 (fp16)", false, complete_mma},
+                               {"mma_m16n8k8 (tf32)", false, complete_mma}};
 
 // ----------------------------------------------------------------- elect.sync,
 // setmaxnreg
@@ -119,7 +133,7 @@ void complete_elect(Block&, int, void* const* operands, Site) {
     for (int lane = 0; lane < kWarpSize; ++lane)
         *static_cast<bool*>(operands[lane]) = lane == 0;
 }
-constexpr Collective kElect{"elect_one", complete_elect};
+constexpr Collective kElect{"elect_one", false, complete_elect};
 
 struct RegistersLane {
     int count;
@@ -144,8 +158,8 @@ void complete_registers(Block& block, int warp, void* const* operands, Site site
                         " registers: must be at most 65536",
                     site};
 }
-constexpr Collective kIncrease{"setmaxnreg_inc", complete_registers};
-constexpr Collective kDecrease{"setmaxnreg_dec", complete_registers};
+constexpr Collective kIncrease{"setmaxnreg_inc", false, complete_registers};
+constexpr Collective kDecrease{"setmaxnreg_dec", false, complete_registers};
 
 }  // namespace
 

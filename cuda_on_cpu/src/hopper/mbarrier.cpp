@@ -144,6 +144,7 @@ void Mbarriers::wait(Block& block, std::uint64_t* word, std::uint32_t parity, Si
     const auto index = std::size_t(&barrier - barriers_.data());
     const std::uint64_t phase = barrier.phases;
     block.wait_for(Block::State::mbarrier, site, wait_object(index, phase));
+    const observe::Unseen unseen;  // again, after other threads' turns
     // A thread that is slow to look would see a parity that looks like its own again.
     if (barriers_[index].phases > phase + 1)
         throw Fault{"mbarrier wait: phase overrun: the mbarrier at " +

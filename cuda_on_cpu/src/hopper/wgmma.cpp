@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "cuda_on_cpu/observe_instructions.h"
 #include "hopper/accumulation.h"
 #include "hopper/descriptor.h"
 #include "hopper/hopper.h"
@@ -89,6 +90,19 @@ void check_tile(Block& block, std::uint64_t bits, bool transposed, int first, in
         });
 }
 
+/// What the warp reads and computes, for the observed build.
+void tell(const Block& block, const WgmmaOperands& form, int first_row, Site site) {
+    const auto read = [&](int, int, const std::byte* piece) {
+        observe::async_read(piece, 16, site);
+    };
+    if (form.a == nullptr)
+        for_each_piece(block, MatrixDescriptor(form.a_descriptor), form.a_transposed,
+                       first_row, kRows, read);
+    for_each_piece(block, MatrixDescriptor(form.b_descriptor), form.b_transposed, 0,
+                   form.n, read);
+    observe::mma_flops(2 * kRows * kDepth * std::uint64_t(form.n), site);
+}
+
 }  // namespace
 
 void Wgmma::issue(Block& block, int index, const std::array<WgmmaOperands, 32>& lanes,
@@ -118,6 +132,7 @@ void Wgmma::issue(Block& block, int index, const std::array<WgmmaOperands, 32>& 
                    site);
     check_tile(block, form.b_descriptor, form.b_transposed, 0, form.n, "B", site);
 
+    if constexpr (observe::kObserved) tell(block, form, first_row, site);
     Product product{{}, {}, form, site, 0};
     for (int lane = 0; lane < kWarpSize; ++lane) {
         product.d[lane] = lanes[lane].d;
@@ -253,21 +268,21 @@ void Wgmma::check_exit(int index) const {
 namespace {
 
 constexpr Collective kFence{
-    "wgmma_fence",
+    "wgmma_fence", true,
     [](Block& block, int warp, void* const*, Site) { block.hopper().wgmma.fence(warp); }};
 constexpr Collective kProduct{
-    "wgmma", [](Block& block, int warp, void* const* operands, Site site) {
+    "wgmma", true, [](Block& block, int warp, void* const* operands, Site site) {
         std::array<WgmmaOperands, 32> lanes;
         for (int lane = 0; lane < kWarpSize; ++lane)
             lanes[lane] = *static_cast<const WgmmaOperands*>(operands[lane]);
         block.hopper().wgmma.issue(block, warp, lanes, site);
     }};
-constexpr Collective kCommit{"wgmma_commit",
+constexpr Collective kCommit{"wgmma_commit", true,
                              [](Block& block, int warp, void* const*, Site) {
                                  block.hopper().wgmma.commit(warp);
                              }};
 constexpr Collective kWait{
-    "wgmma_wait", [](Block& block, int warp, void* const* operands, Site site) {
+    "wgmma_wait", true, [](Block& block, int warp, void* const* operands, Site site) {
         block.hopper().wgmma.wait(block, warp, *static_cast<unsigned*>(operands[0]),
                                   site);
     }};

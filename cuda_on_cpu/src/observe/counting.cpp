@@ -98,7 +98,8 @@ void WarpCounter::count(const Instruction& instruction) {
             shared ? nullptr : profile_.allocation_at(number, address);
         if (!shared && allocation == nullptr) {
             rest &= rest - 1;
-            if (!lanes_.is_argument(address) && !is_program_data(address))
+            if (!lanes_.is_argument(address) && !is_program_data(address) &&
+                !lanes_.is_peer(address))
                 tell_of_fault(instruction, leader, profile_.memory.describe(address));
             continue;
         }
@@ -195,13 +196,13 @@ void WarpCounter::count_degree(const Instruction& instruction, unsigned mask,
 
 void WarpCounter::tell_of_fault(const Instruction& instruction, int lane,
                                 const std::string& where) {
-    const SourceLine& line = source_line(instruction.pc);
+    const SourceLine line = profile_.spots.line(profile_.spots.of(instruction.pc));
     const std::string text = std::string("illegal ") + name_of(instruction.kind) +
                              " of " + std::to_string(instruction.size) +
                              (instruction.size == 1 ? " byte" : " bytes") + ", " + where +
                              ", at " + to_string(line) + ", in kernel " +
                              lanes_.launch().name + ", " + lanes_.name_of(first_ + lane);
-    profile_.find(Finding::Kind::out_of_bounds, line, "", text);
+    profile_.find(Finding::Kind::out_of_bounds, line, {}, text);
     lanes_.fail(text);
 }
 

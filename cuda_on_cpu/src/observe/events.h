@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "cuda_on_cpu/observe.h"
+#include "cuda_on_cpu/runtime_types.h"
 
 namespace cuda_on_cpu {
 struct Launch;
@@ -15,8 +16,27 @@ struct Launch;
 
 namespace cuda_on_cpu::observe {
 
+/// A place in a stream: the order of the device's work is settled when the host asks for
+/// it, whenever it is done.
+using Ticket = std::uint32_t;
+
 #ifdef CUDA_ON_CPU_OBSERVE
 class Lanes;
+struct Lane;
+
+/// While it lives, nobody notes what the running CUDA thread does: the executor and the
+/// observer are at work. They use functions of the C++ library, and the copy of one that
+/// the linker took may be that of a kernel's file, with its calls.
+class Unseen {
+  public:
+    Unseen();
+    ~Unseen();
+    Unseen(const Unseen&) = delete;
+    Unseen& operator=(const Unseen&) = delete;
+
+  private:
+    Lane* const lane_;
+};
 
 /// A block's part: who runs, and where its threads meet.
 class Watch {
@@ -41,13 +61,30 @@ class Watch {
     std::unique_ptr<Lanes> lanes_;
 };
 
-void launch_begins(const Launch& launch);
+Ticket enqueued(cudaStream_t stream);
+void launch_begins(const Launch& launch, Ticket ticket);
 void launch_ends();
 
-void memory_allocated(const void* base, std::size_t bytes);
+/// @param is_written  by somebody whose writes are not seen
+void memory_allocated(const void* base, std::size_t bytes, bool is_written);
 void memory_freed(const void* base);
-void host_waits();
+/// A copy, or a fill (no source), was made.
+/// @param waits  the host goes on only when it is done
+void copied(Ticket ticket, void* target, const void* source, std::size_t bytes,
+            bool waits);
+
+void stream_made(cudaStream_t stream, bool blocking);
+void event_recorded(cudaEvent_t event, cudaStream_t stream);
+void stream_waits(cudaStream_t stream, cudaEvent_t event);
+void host_waits_for_stream(cudaStream_t stream);
+void host_waits_for_event(cudaEvent_t event);
+void host_waits_for_device();
+/// cudaFree() waits for the device as well, but no program means to wait by it.
+void free_waits_for_device();
 #else
+struct Unseen {
+    Unseen() {}  // not trivial: no warning about a variable that is not used
+};
 class Watch {
   public:
     void block_begins(Launch&, std::int64_t, const std::byte*) {}
@@ -58,11 +95,21 @@ class Watch {
     void exits(int, unsigned) {}
     void pauses() {}
 };
-inline void launch_begins(const Launch&) {}
+inline Ticket enqueued(cudaStream_t) {
+    return 0;
+}
+inline void launch_begins(const Launch&, Ticket) {}
 inline void launch_ends() {}
-inline void memory_allocated(const void*, std::size_t) {}
+inline void memory_allocated(const void*, std::size_t, bool) {}
 inline void memory_freed(const void*) {}
-inline void host_waits() {}
+inline void copied(Ticket, void*, const void*, std::size_t, bool) {}
+inline void stream_made(cudaStream_t, bool) {}
+inline void event_recorded(cudaEvent_t, cudaStream_t) {}
+inline void stream_waits(cudaStream_t, cudaEvent_t) {}
+inline void host_waits_for_stream(cudaStream_t) {}
+inline void host_waits_for_event(cudaEvent_t) {}
+inline void host_waits_for_device() {}
+inline void free_waits_for_device() {}
 #endif
 
 }  // namespace cuda_on_cpu::observe

@@ -27,8 +27,7 @@ namespace {
     Record* at = lane.end;
     if (at == lane.limit) [[unlikely]]
         return note_slowly(address, size, kind, pc);
-    *at = {address | std::uint64_t(size) << 48 | std::uint64_t(kind) << 56,
-           reinterpret_cast<std::uint64_t>(pc)};
+    *at = Record::of(address, size, kind, reinterpret_cast<std::uint64_t>(pc));
     lane.end = at + 1;
 }
 
@@ -57,10 +56,25 @@ void note_exchange(const void* pointer, unsigned size, const void* pc) {
     Running& now = running;
     if (now.lane == nullptr) return;
     Lane& lane = *now.lane;
-    if (lane.end != lane.begin && lane.end[-1].kind() == Kind::atomic_read &&
-        lane.end[-1].address() == reinterpret_cast<std::uint64_t>(pointer))
+    if (now.first_half != nullptr && lane.end - 1 == now.first_half &&
+        now.first_half->address() == reinterpret_cast<std::uint64_t>(pointer))
         --lane.end;
+    now.first_half = nullptr;
     note(pointer, size, Kind::atomic, pc);
+}
+
+void note_load(const void* pointer, unsigned size, int order, const void* pc) {
+    note(pointer, size, Kind::atomic_read, pc);
+    Running& now = running;
+    if (now.lane == nullptr) return;
+    now.first_half = order == __ATOMIC_RELAXED ? now.lane->end - 1 : nullptr;
+}
+
+/// What an atomic access says about the order of others; after it was noted.
+void order_others(const void* pointer, int order, bool reads, bool writes) {
+    if (running.lane != nullptr && running.races)
+        running.block->order_others(reinterpret_cast<std::uint64_t>(pointer), order,
+                                    reads, writes);
 }
 
 }  // namespace
@@ -113,34 +127,40 @@ void __tsan_write_range(void* p, std::size_t bytes) {
     note_range(p, bytes, Kind::write, PC);
 }
 
-#define UPDATE(bits, Word, name)                                       \
-    Word __tsan_atomic##bits##_##name(volatile Word* p, Word v, int) { \
-        note(const_cast<Word*>(p), bits / 8, Kind::atomic, PC);        \
-        return __atomic_##name(p, v, __ATOMIC_SEQ_CST);                \
+#define UPDATE(bits, Word, name)                                             \
+    Word __tsan_atomic##bits##_##name(volatile Word* p, Word v, int order) { \
+        note(const_cast<Word*>(p), bits / 8, Kind::atomic, PC);              \
+        order_others(const_cast<Word*>(p), order, true, true);               \
+        return __atomic_##name(p, v, __ATOMIC_SEQ_CST);                      \
     }
-#define EXCHANGE(bits, Word, name, weak)                                            \
-    int __tsan_atomic##bits##_##name(volatile Word* p, Word* expected, Word v, int, \
-                                     int) {                                         \
-        note_exchange(const_cast<Word*>(p), bits / 8, PC);                          \
-        return __atomic_compare_exchange_n(p, expected, v, weak, __ATOMIC_SEQ_CST,  \
-                                           __ATOMIC_SEQ_CST);                       \
+#define EXCHANGE(bits, Word, name, weak)                                           \
+    int __tsan_atomic##bits##_##name(volatile Word* p, Word* expected, Word v,     \
+                                     int order, int) {                             \
+        note_exchange(const_cast<Word*>(p), bits / 8, PC);                         \
+        order_others(const_cast<Word*>(p), order, true, true);                     \
+        return __atomic_compare_exchange_n(p, expected, v, weak, __ATOMIC_SEQ_CST, \
+                                           __ATOMIC_SEQ_CST);                      \
     }
 #define ATOMICS(bits, Word)                                                          \
-    Word __tsan_atomic##bits##_load(const volatile Word* p, int) {                   \
-        note(const_cast<const Word*>(p), bits / 8, Kind::atomic_read, PC);           \
+    Word __tsan_atomic##bits##_load(const volatile Word* p, int order) {             \
+        note_load(const_cast<const Word*>(p), bits / 8, order, PC);                  \
+        order_others(const_cast<const Word*>(p), order, true, false);                \
         return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                 \
     }                                                                                \
-    void __tsan_atomic##bits##_store(volatile Word* p, Word v, int) {                \
+    void __tsan_atomic##bits##_store(volatile Word* p, Word v, int order) {          \
         note(const_cast<Word*>(p), bits / 8, Kind::atomic_write, PC);                \
+        order_others(const_cast<Word*>(p), order, false, true);                      \
         __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                    \
     }                                                                                \
-    Word __tsan_atomic##bits##_exchange(volatile Word* p, Word v, int) {             \
+    Word __tsan_atomic##bits##_exchange(volatile Word* p, Word v, int order) {       \
         note(const_cast<Word*>(p), bits / 8, Kind::atomic, PC);                      \
+        order_others(const_cast<Word*>(p), order, true, true);                       \
         return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                          \
     }                                                                                \
     Word __tsan_atomic##bits##_compare_exchange_val(volatile Word* p, Word expected, \
-                                                    Word v, int, int) {              \
+                                                    Word v, int order, int) {        \
         note_exchange(const_cast<Word*>(p), bits / 8, PC);                           \
+        order_others(const_cast<Word*>(p), order, true, true);                       \
         __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_SEQ_CST,        \
                                     __ATOMIC_SEQ_CST);                               \
         return expected;                                                             \
@@ -162,6 +182,7 @@ ATOMICS(64, std::uint64_t)
 #undef UPDATE
 
 void __tsan_atomic_thread_fence(int) {
+    fence();
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 void __tsan_atomic_signal_fence(int) {}

@@ -3,9 +3,11 @@
 #include "observe/lanes.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "observe/profile.h"
 #include "observe/requests.h"
@@ -26,7 +28,13 @@ std::pair<std::uint64_t, std::uint64_t> builtins() {
 
 }  // namespace
 
-Lanes::Lanes() = default;
+Unseen::Unseen() : lane_(std::exchange(running.lane, nullptr)) {}
+Unseen::~Unseen() {
+    // After a switch to another thread and back, this one has begun anew.
+    if (running.lane == nullptr && running.next != nullptr) running.lane = lane_;
+}
+
+Lanes::Lanes() : finder_(profile().races) {}
 
 Lanes::~Lanes() {
     for (const Lane& lane : lanes_) std::free(lane.begin);
@@ -50,8 +58,20 @@ void Lanes::begin(Launch& launch, std::int64_t index, const std::byte* arena) {
     arena_ = reinterpret_cast<std::uint64_t>(arena);
     count_ = int(launch.block.x * launch.block.y * launch.block.z);
     std::fill_n(exited_.begin(), count_, false);
-    for (int t = 0; t < count_; ++t) lanes_[t].end = lanes_[t].begin;
+    for (int t = 0; t < count_; ++t) {
+        lanes_[t].end = lanes_[t].begin;
+        lanes_[t].raced = 0;
+    }
     running.block = this;
+    running.races = profile().options.races;
+    if (running.races) {
+        const std::lock_guard lock(profile().mutex);
+        finder_.begin_block(running_launch.operation, index, count_);
+        if (!shared_) shared_ = std::make_unique<Shadow>(kMaxShared, false);
+        shared_->set_written(0, launch.smem, false);
+        std::erase_if(profile().races.objects,
+                      [this](const auto& object) { return is_shared(object.first); });
+    }
     std::tie(running.builtins_low, running.builtins_size) = builtins();
 }
 
@@ -59,9 +79,11 @@ void Lanes::end() {
     running.lane = nullptr;
     running.block = nullptr;
     for (int warp = 0; warp * kWarpSize < count_; ++warp) read(warp, lanes_of(warp));
+    if (running.races) finder_.end_block();
 }
 
 void Lanes::run(int thread) {
+    running.block = this;
     running.next = &lanes_[thread];
     running.lane = &running.arriving;
 }
@@ -74,14 +96,17 @@ void Lanes::open_barrier() {
         running_launch.counters.barriers +=
             !std::all_of(exited, exited + lanes, std::identity());
     }
+    if (running.races) finder_.open_barrier();
 }
 
-void Lanes::meet(int warp, unsigned mask) {
+void Lanes::meet(int warp, unsigned mask, bool orders_memory) {
     read(warp, mask);
+    if (running.races && orders_memory) finder_.meet(warp, mask);
 }
 
 void Lanes::exit(int thread, unsigned live) {
     exited_[thread] = true;
+    if (running.races) finder_.exit(thread);
     const int warp = thread / kWarpSize;
     if (live == 0) read(warp, lanes_of(warp));
 }
@@ -100,21 +125,117 @@ void Lanes::read(int warp, unsigned mask) {
     if (filled == 0) return;
     {
         const std::lock_guard lock(profile().mutex);
+        for (unsigned lanes = filled; running.races && lanes != 0; lanes &= lanes - 1)
+            race(first + std::countr_zero(lanes));
         count_requests(*this, first, filled);
     }
     for (int lane = 0; lane < kWarpSize; ++lane)
-        if (filled >> lane & 1) lanes_[first + lane].end = lanes_[first + lane].begin;
+        if (filled >> lane & 1) {
+            lanes_[first + lane].end = lanes_[first + lane].begin;
+            lanes_[first + lane].raced = 0;
+        }
+}
+
+// --------------------------------------------------------------------------------- races
+void Lanes::race(int thread) {
+    Lane& lane = lanes_[thread];
+    Profile& all = profile();
+    for (const Record* at = lane.begin + lane.raced; at != lane.end; ++at) {
+        const std::uint32_t spot = all.spots.of(at->pc);
+        const std::uint64_t last = at->address() + at->size() - 1;
+        if (is_shared(at->address())) {
+            if (last - arena_ < launch_->smem)
+                finder_.access(thread, {shared_.get(), arena_, nullptr}, *at, spot);
+        } else if (Allocation* allocation = all.allocation_at(spot, at->address())) {
+            if (allocation->contains(last))
+                finder_.access(thread,
+                               {&allocation->shadow(), allocation->base, allocation}, *at,
+                               spot);
+        }
+    }
+    lane.raced = std::size_t(lane.end - lane.begin);
+}
+
+void Lanes::order_others(std::uint64_t object, int order, bool reads, bool writes) {
+    const Unseen unseen;
+    const std::lock_guard lock(profile().mutex);
+    const int thread = running_thread();
+    finder_.touch_atomically(thread, object, reads, writes);
+    if (order == __ATOMIC_RELAXED) return;
+    race(thread);
+    if (reads && order != __ATOMIC_RELEASE) finder_.acquire(thread, object);
+    if (writes && order != __ATOMIC_ACQUIRE && order != __ATOMIC_CONSUME)
+        finder_.release(thread, object);
+}
+
+void Lanes::touch_async(std::uint64_t address, std::size_t bytes, Kind kind, Site site) {
+    const Unseen unseen;
+    Profile& all = profile();
+    const std::lock_guard lock(all.mutex);
+    const std::uint32_t spot = all.spots.of(site);
+    Allocation* const allocation =
+        is_shared(address) ? nullptr : all.allocation_at(spot, address);
+    if (allocation != nullptr) {
+        all.memory.touch(*allocation);
+        SectorSet& touched = kind == Kind::read ? allocation->read : allocation->written;
+        const std::uint64_t base = allocation->base / kSector;
+        const std::uint64_t first = address / kSector;
+        const std::uint64_t last = (address + bytes - 1) / kSector;
+        for (std::uint64_t s = first; s <= last; ++s) touched.insert(s - base);
+        running_launch.counters.async_sectors += last - first + 1;
+        running_launch.kernel->at(spot).async_sectors += last - first + 1;
+    }
+    if (!running.races || (allocation == nullptr && !is_shared(address))) return;
+    const int thread = running_thread();
+    race(thread);
+    const Region region = allocation == nullptr ? Region{shared_.get(), arena_, nullptr}
+                                                : Region{&allocation->shadow(),
+                                                         allocation->base, allocation};
+    for (std::size_t done = 0; done < bytes; done += 16)
+        finder_.access(
+            thread, region,
+            Record::of(address + done, unsigned(std::min<std::size_t>(16, bytes - done)),
+                       kind, 0),
+            spot);
+}
+
+void Lanes::note_lane(int thread, std::uint64_t address, unsigned size, Kind kind,
+                      Site site) {
+    const Unseen unseen;
+    Lane& lane = lanes_[thread];
+    if (lane.end == lane.limit) grow(lane);
+    const std::lock_guard lock(profile().mutex);
+    *lane.end++ = Record::of(address, size, kind, profile().spots.pc_of(site));
+}
+
+void Lanes::fence() {
+    const Unseen unseen;
+    const std::lock_guard lock(profile().mutex);
+    race(running_thread());
+    finder_.fence(running_thread());
+}
+void Lanes::release(std::uint64_t object) {
+    const Unseen unseen;
+    const std::lock_guard lock(profile().mutex);
+    race(running_thread());
+    finder_.release(running_thread(), object);
+}
+void Lanes::acquire(std::uint64_t object) {
+    const Unseen unseen;
+    const std::lock_guard lock(profile().mutex);
+    race(running_thread());
+    finder_.acquire(running_thread(), object);
 }
 
 // ------------------------------------------------------------------------------- stories
-std::string Lanes::name_of(int thread) const {
+std::string thread_name(const dim3& grid, const dim3& block, std::int64_t block_index,
+                        int thread) {
     const auto triple = [](std::int64_t index, const dim3& shape) {
         return "(" + std::to_string(index % shape.x) + "," +
                std::to_string(index / shape.x % shape.y) + "," +
                std::to_string(index / shape.x / shape.y) + ")";
     };
-    return "block " + triple(index_, launch_->grid) + ", thread " +
-           triple(thread, launch_->block);
+    return "block " + triple(block_index, grid) + ", thread " + triple(thread, block);
 }
 
 void Lanes::fail(const std::string& story) {
@@ -137,16 +258,54 @@ void Watch::runs(int thread) {
     if (running.block != nullptr) lanes_->run(thread);
 }
 void Watch::barrier_opens() {
+    const Unseen unseen;
     if (running.block != nullptr) lanes_->open_barrier();
 }
-void Watch::warp_meets(int warp, unsigned mask, bool) {
-    if (running.block != nullptr) lanes_->meet(warp, mask);
+void Watch::warp_meets(int warp, unsigned mask, bool orders_memory) {
+    const Unseen unseen;
+    if (running.block != nullptr) lanes_->meet(warp, mask, orders_memory);
 }
 void Watch::exits(int thread, unsigned live) {
+    const Unseen unseen;
     if (running.block != nullptr) lanes_->exit(thread, live);
 }
 void Watch::pauses() {
-    running.lane = nullptr;
+    running.lane = running.next = nullptr;
+}
+
+// ---------------------------------------------------------- what instructions tell of
+namespace {
+bool sees_races() {
+    return running.block != nullptr && running.races;
+}
+}  // namespace
+
+void async_read(const void* address, std::size_t bytes, Site site) {
+    if (running.block != nullptr && bytes > 0)
+        running.block->touch_async(reinterpret_cast<std::uint64_t>(address), bytes,
+                                   Kind::read, site);
+}
+void async_write(void* address, std::size_t bytes, Site site) {
+    if (running.block != nullptr && bytes > 0)
+        running.block->touch_async(reinterpret_cast<std::uint64_t>(address), bytes,
+                                   Kind::write, site);
+}
+
+void lane_access(int thread, const void* address, unsigned bytes, bool writes,
+                 Site site) {
+    if (running.block != nullptr && bytes > 0)
+        running.block->note_lane(thread, reinterpret_cast<std::uint64_t>(address), bytes,
+                                 writes ? Kind::write : Kind::read, site);
+}
+
+void fence() {
+    if (sees_races()) running.block->fence();
+}
+void release(const void* object) {
+    if (sees_races()) running.block->release(reinterpret_cast<std::uint64_t>(object));
+}
+void acquire(const void* object) {
+    if (sees_races()) running.block->acquire(reinterpret_cast<std::uint64_t>(object));
 }
 
 }  // namespace cuda_on_cpu::observe

@@ -7,38 +7,16 @@
 #include <cstdint>
 #include <memory>
 
-#include "block.h"
+#include "cluster.h"
+#include "observe/races.h"
+#include "observe/record.h"
 
 namespace cuda_on_cpu::observe {
-
-enum class Kind : std::uint8_t { read, write, atomic, atomic_read, atomic_write };
-
-inline bool writes(Kind kind) {
-    return kind == Kind::write || kind == Kind::atomic || kind == Kind::atomic_write;
-}
-inline bool reads(Kind kind) {
-    return kind == Kind::read || kind == Kind::atomic || kind == Kind::atomic_read;
-}
-inline const char* name_of(Kind kind) {
-    return kind == Kind::read ? "read" : kind == Kind::write ? "write" : "atomic access";
-}
-inline bool is_atomic(Kind kind) {
-    return kind >= Kind::atomic;
-}
-
-/// One access of one thread.
-struct Record {
-    std::uint64_t place;  ///< address in 48 bits, size in 8, kind in 8
-    std::uint64_t pc;     ///< where the call returns to
-
-    std::uint64_t address() const { return place & 0xffff'ffff'ffffu; }
-    unsigned size() const { return place >> 48 & 0xff; }
-    Kind kind() const { return Kind(place >> 56); }
-};
 
 /// What a thread did since its warp last met.
 struct Lane {
     Record *begin = nullptr, *end = nullptr, *limit = nullptr;
+    std::size_t raced = 0;  ///< so many of them have been looked at for races
 };
 
 /// Whose accesses come in on this CPU thread, and what of them is of no interest: the
@@ -50,6 +28,9 @@ struct Running {
     Lane arriving;  ///< always full: stands in for a lane whose stack is not known yet
     Lane* next = nullptr;
     Lanes* block = nullptr;
+    bool races = false;
+    const Record* first_half =
+        nullptr;  ///< a relaxed load, perhaps of an atomic function
 };
 extern constinit thread_local Running running;
 
@@ -62,8 +43,16 @@ class Lanes {
     void end();
     void run(int thread);
     void open_barrier();
-    void meet(int warp, unsigned mask);
+    void meet(int warp, unsigned mask, bool orders_memory);
     void exit(int thread, unsigned live);
+    /// The running thread's atomic access, a fence, and objects that stand for order.
+    void order_others(std::uint64_t object, int order, bool reads, bool writes);
+    void note_lane(int thread, std::uint64_t address, unsigned size, Kind kind,
+                   Site site);
+    void touch_async(std::uint64_t address, std::size_t bytes, Kind kind, Site site);
+    void fence();
+    void release(std::uint64_t object);
+    void acquire(std::uint64_t object);
 
     Lane& lane(int thread) { return lanes_[thread]; }
     int running_thread() const { return int(running.next - lanes_.data()); }
@@ -79,18 +68,26 @@ class Lanes {
         return address - reinterpret_cast<std::uint64_t>(call.arguments) <
                call.argument_bytes;
     }
+    /// Shared memory of another block of the cluster: not looked at.
+    static bool is_peer(std::uint64_t address) {
+        return Cluster::mine().owner_of(reinterpret_cast<const void*>(address)) !=
+               nullptr;
+    }
     /// Ends the launch with this story, unless it has failed already.
     void fail(const std::string& story);
     /// The lanes that a warp of this block has.
     unsigned lanes_of(int warp) const;
-    /// "block (0,1,0), thread (33,0,0)"
-    std::string name_of(int thread) const;
+    std::string name_of(int thread) const {
+        return thread_name(launch_->grid, launch_->block, index_, thread);
+    }
 
   private:
     static constexpr std::uint64_t kMaxShared = kMaxSharedMemory;
 
     /// Reads the lists of these lanes, and empties them.
     void read(int warp, unsigned mask);
+    /// Looks for races among what the thread has done since it was last asked.
+    void race(int thread);
 
     std::array<Lane, kMaxThreads> lanes_;
     std::array<bool, kMaxThreads> exited_{};
@@ -98,6 +95,8 @@ class Lanes {
     std::int64_t index_ = 0;
     std::uint64_t arena_ = 0;
     int count_ = 0;
+    RaceFinder finder_;
+    std::unique_ptr<Shadow> shared_;  ///< of the arena
 };
 
 }  // namespace cuda_on_cpu::observe

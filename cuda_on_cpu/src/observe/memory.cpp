@@ -30,13 +30,14 @@ std::string Allocation::name() const {
     return "the " + ordinal(number) + " device allocation, of " + in_bytes(bytes);
 }
 
-void MemoryTable::add(std::uint64_t base, std::size_t bytes) {
+Allocation& MemoryTable::add(std::uint64_t base, std::size_t bytes) {
     Allocation& fresh = by_base_[base];
     fresh.base = base;
     fresh.bytes = bytes;
     fresh.number = ++made_;
     bytes_ += bytes;
     peak_ = std::max(peak_, bytes_);
+    return fresh;
 }
 
 void MemoryTable::remove(std::uint64_t base) {
@@ -92,6 +93,7 @@ std::pair<std::uint64_t, std::uint64_t> MemoryTable::take_touched() {
 void MemoryTable::start() {
     made_before_ = made_;
     peak_ = bytes_;
+    for (auto& [base, allocation] : by_base_) allocation.drop_shadow();
 }
 
 bool is_program_data(std::uint64_t address) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "observe/events.h"
+#include "observe/shadow.h"
 
 namespace cuda_on_cpu::observe {
 
@@ -42,14 +43,29 @@ struct Allocation {
     bool is_touched = false;   ///< by the launch that runs
     SectorSet read, written;
 
+    /// Who touched it. Made when first asked for: memory that is older than start()
+    /// counts as written.
+    Shadow& shadow() {
+        if (!shadow_) shadow_ = std::make_unique<Shadow>(bytes, true);
+        return *shadow_;
+    }
+    bool has_shadow() const { return shadow_ != nullptr; }
+    void start_shadow(bool is_written) {
+        shadow_ = std::make_unique<Shadow>(bytes, is_written);
+    }
+    void drop_shadow() { shadow_.reset(); }
+
     bool contains(std::uint64_t address) const { return address - base < bytes; }
     /// "the 3rd device allocation, of 4096 bytes"
     std::string name() const;
+
+  private:
+    std::unique_ptr<Shadow> shadow_;
 };
 
 class MemoryTable {
   public:
-    void add(std::uint64_t base, std::size_t bytes);
+    Allocation& add(std::uint64_t base, std::size_t bytes);
     void remove(std::uint64_t base);
     /// Null for an address in none.
     Allocation* find(std::uint64_t address);

@@ -15,6 +15,7 @@ Profile& profile() {
 
 // -------------------------------------------------------------------------------- spots
 std::uint32_t SpotTable::of(std::uint64_t pc) {
+    if (pc >> 63 != 0) return std::uint32_t(pc);  // pc_of() a site
     Recent& recent = recent_[(pc ^ pc >> 12) % kRecent];
     if (recent.pc == pc) return recent.spot;
     const auto [found, is_new] = by_pc_.try_emplace(pc, std::uint32_t(spots_.size()));
@@ -28,6 +29,10 @@ std::uint32_t SpotTable::of(Site site) {
         by_site_.try_emplace({site.file, site.line}, std::uint32_t(spots_.size()));
     if (is_new) spots_.push_back({0, {site.file, site.line}, nullptr});
     return found->second;
+}
+
+std::uint64_t SpotTable::pc_of(Site site) {
+    return std::uint64_t{1} << 63 | of(site);
 }
 
 SourceLine SpotTable::line(std::uint32_t spot) const {
@@ -64,26 +69,29 @@ Counters& Counters::operator+=(const Counters& other) {
     barriers += other.barriers;
     sectors_read += other.sectors_read;
     sectors_written += other.sectors_written;
+    async_sectors += other.async_sectors;
     async_bytes += other.async_bytes;
     mma_flops += other.mma_flops;
     return *this;
 }
 
-void Profile::find(Finding::Kind kind, const SourceLine& line, const std::string& partner,
+void Profile::find(Finding::Kind kind, const SourceLine& line, const SourceLine& other,
                    const std::string& text) {
-    const auto [found, is_new] =
-        found_.try_emplace({kind, line.file, line.line, partner}, findings.size());
+    const auto [found, is_new] = found_.try_emplace(
+        {kind, line.file, line.line, to_string(other)}, findings.size());
     if (is_new)
-        findings.push_back({kind, line.file, line.line, text});
+        findings.push_back({kind, line.file, line.line, other.file, other.line, text, 1});
     else
         ++findings[found->second].times;
 }
 
 // ------------------------------------------------------------------------- for programs
-void start() {
+void start(const Options& options) {
     Profile& all = profile();
     const std::lock_guard lock(all.mutex);
     all.is_on = true;
+    all.options = options;
+    all.races.told.clear();
     all.kernels.clear();
     all.launches.clear();
     all.findings.clear();
@@ -95,6 +103,7 @@ void start() {
 void stop() {
     const std::lock_guard lock(profile().mutex);
     profile().is_on = false;
+    profile().options = {};
 }
 
 Report report() {
@@ -105,8 +114,8 @@ Report report() {
         std::map<std::pair<std::string, int>, Counters> by_line;
         for (std::uint32_t spot = 0; spot < kernel->by_spot.size(); ++spot)
             if (const Counters& counters = kernel->by_spot[spot];
-                counters.instructions > 0 || counters.async_bytes > 0 ||
-                counters.mma_flops > 0) {
+                counters.instructions > 0 || counters.async_sectors > 0 ||
+                counters.async_bytes > 0 || counters.mma_flops > 0) {
                 const SourceLine line = all.spots.line(spot);
                 by_line[{line.file, line.line}] += counters;
             }

@@ -12,6 +12,7 @@
 #include "block.h"
 #include "observe/lines.h"
 #include "observe/memory.h"
+#include "observe/races.h"
 
 namespace cuda_on_cpu::observe {
 
@@ -27,6 +28,8 @@ class SpotTable {
   public:
     std::uint32_t of(std::uint64_t pc);
     std::uint32_t of(Site site);
+    /// What stands for a site in a Record.
+    std::uint64_t pc_of(Site site);
     Spot& operator[](std::uint32_t spot) { return spots_[spot]; }
     SourceLine line(std::uint32_t spot) const;
     /// The allocation is about to go.
@@ -59,6 +62,7 @@ struct KernelProfile {
 /// A launch while it runs on the calling CPU thread.
 struct RunningLaunch {
     KernelProfile* kernel = nullptr;  ///< null: not observed
+    Operation operation = 0;
     Counters counters;
 };
 extern thread_local RunningLaunch running_launch;
@@ -67,8 +71,10 @@ extern thread_local RunningLaunch running_launch;
 struct Profile {
     std::mutex mutex;
     bool is_on = false;
+    Options options;
     SpotTable spots;
     MemoryTable memory;
+    RaceMemory races;
     std::vector<std::unique_ptr<KernelProfile>> kernels;
     std::vector<LaunchReport> launches;
     std::vector<Finding> findings;
@@ -84,14 +90,14 @@ struct Profile {
     }
 
     /// Notes it, or counts it when this kind was found at this line with this partner.
-    /// @param partner  the other line of two, or ""
-    void find(Finding::Kind kind, const SourceLine& line, const std::string& partner,
+    /// @param other  of races
+    void find(Finding::Kind kind, const SourceLine& line, const SourceLine& other,
               const std::string& text);
 
   private:
     std::map<std::tuple<Finding::Kind, std::string, int, std::string>, std::size_t>
         found_;
-    friend void start();
+    friend void start(const Options& options);
 };
 Profile& profile();
 
