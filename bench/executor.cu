@@ -107,6 +107,20 @@ double fastest(Work work) {
     return best;
 }
 
+/// The same in a build that sees every load and store; without it: another build.
+template <typename Work>
+void observe(Work work) {
+    namespace observe = cuda_on_cpu::observe;
+    cuda_on_cpu::options().schedule = {};
+    for (const bool races : {false, true}) {
+        observe::start({.races = races});
+        const double seconds = fastest(work);
+        observe::stop();
+        fmt::print("256 x 256 x 256 product, {:<22}  {:6.1f} ms\n",
+                   races ? "observed, with races" : "observed", 1e3 * seconds);
+    }
+}
+
 void run() {
     cuda_on_cpu::options().threads = 1;
     gpu::register_device_memory();
@@ -126,16 +140,17 @@ void run() {
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = float(i * 7 % 11);
     const Tensor a = gpu::to_device(values), b = gpu::to_device(values);
     Tensor c = gpu::device_empty<float>({kSize, kSize});
+    const auto multiply = [&] {
+        gpu::launch(
+            "tiled_gemm_kernel", tiled_gemm_kernel,
+            {dim3(kSize / kTile, kSize / kTile), dim3(kTile, kTile), sizeof(Tiles)},
+            gpu::device_data<float>(c), gpu::device_data<float>(a),
+            gpu::device_data<float>(b), kSize);
+        gpu::synchronize();
+    };
     for (const char* schedule : {"forward", "reverse", "random:1", "priority:1"}) {
         cuda_on_cpu::parse_schedule(schedule, cuda_on_cpu::options().schedule);
-        const double seconds = fastest([&] {
-            gpu::launch(
-                "tiled_gemm_kernel", tiled_gemm_kernel,
-                {dim3(kSize / kTile, kSize / kTile), dim3(kTile, kTile), sizeof(Tiles)},
-                gpu::device_data<float>(c), gpu::device_data<float>(a),
-                gpu::device_data<float>(b), kSize);
-            gpu::synchronize();
-        });
+        const double seconds = fastest(multiply);
         const std::vector<float> product = gpu::to_host<float>(c);
         double expected = 0.0;
         for (std::int64_t k = 0; k < kSize; ++k)

@@ -5,8 +5,8 @@
 namespace moe {
 
 int run_program(std::vector<std::string> arguments) {
-    return run_program({add_compare, add_verify, add_trace, add_bench, add_info,
-                        add_gpu_check, add_results, add_completion},
+    return run_program({add_compare, add_verify, add_trace, add_bench, add_profile,
+                        add_info, add_gpu_check, add_results, add_completion},
                        {"test", "docs", "gdb"}, std::move(arguments));
 }
 

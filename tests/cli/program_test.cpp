@@ -18,8 +18,8 @@ using Words = std::vector<std::string>;
 
 TEST_F(CliTest, NamesWrongCommands) {
     EXPECT_TRUE(IsBadInput("", {"--help"}));
-    EXPECT_TRUE(IsBadInput("dance",
-                           {"command = dance: ", "compare, verify, trace, bench, info"}));
+    EXPECT_TRUE(IsBadInput(
+        "dance", {"command = dance: ", "compare, verify, trace, bench, profile, info"}));
     EXPECT_TRUE(IsBadInput("Trace", {"command = Trace: "}));
     EXPECT_TRUE(IsBadInput("--magic", {"--help"}));
     EXPECT_TRUE(IsBadInput("trace --moe-magic 3", {"--moe-magic"}));
@@ -28,6 +28,12 @@ TEST_F(CliTest, NamesWrongCommands) {
     EXPECT_TRUE(IsBadInput("verify", {"files"}));
     EXPECT_TRUE(IsBadInput("completion fish", {"shell = fish: ", "bash, zsh"}));
 }
+
+#ifndef CUDA_ON_CPU_OBSERVE
+TEST_F(CliTest, ProfileNamesTheBuildThatItNeeds) {
+    EXPECT_TRUE(IsBadInput("profile", {"sees no loads and stores", "host-observe"}));
+}
+#endif
 
 TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     const auto rejects = [](const std::string& flags, const Words& words) {

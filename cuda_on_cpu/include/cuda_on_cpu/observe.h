@@ -101,5 +101,7 @@ void start(const Options& options = {});
 void stop();
 /// What was seen since start().
 Report report();
+/// The number of report().launches.
+std::size_t launches_seen();
 
 }  // namespace cuda_on_cpu::observe

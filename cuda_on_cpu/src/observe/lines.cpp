@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string_view>
+#include <thread>
 #include <unordered_map>
 
 namespace cuda_on_cpu::observe {
@@ -92,7 +93,12 @@ SourceLine find_line(std::uint64_t pc) {
 const SourceLine& source_line(std::uint64_t pc) {
     static std::unordered_map<std::uint64_t, SourceLine> known;
     const auto [found, is_new] = known.try_emplace(pc);
-    if (is_new) found->second = from_the_top(find_line(pc));
+    // On a stack of its own: libdw keeps tables of whole files on it, and a fiber's, from
+    // which faults are told, is small.
+    if (is_new)
+        std::thread([&, &line = found->second] {
+            line = from_the_top(find_line(pc));
+        }).join();
     return found->second;
 }
 

@@ -106,6 +106,11 @@ void stop() {
     profile().options = {};
 }
 
+std::size_t launches_seen() {
+    const std::lock_guard lock(profile().mutex);
+    return profile().launches.size();
+}
+
 Report report() {
     Profile& all = profile();
     const std::lock_guard lock(all.mutex);

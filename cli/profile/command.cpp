@@ -1,0 +1,153 @@
+// command.cpp: `moe profile`, what the kernels of each step do to memory.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "cli/commands.h"
+#include "cli/files.h"
+#include "cli/memory.h"
+#include "cli/options.h"
+#include "cli/ranks/options.h"
+#include "cli/terminal.h"
+#include "cli/words.h"
+#include "core/error.h"
+#include "core/known_names.h"
+#include "core/tier.h"
+#ifdef CUDA_ON_CPU_OBSERVE
+#include "cli/profile/view.h"
+#endif
+
+namespace moe {
+namespace {
+
+const std::vector<std::string> kComponents = {"router", "dispatcher", "experts",
+                                              "shared_experts", "layer"};
+
+struct ProfileOptions {
+    std::vector<std::string> tiers;
+    std::string component = "layer", dtype = "bf16";
+    std::optional<std::string> json, annotate;
+    bool races = false;
+    std::unique_ptr<LayerOptions> layer;
+};
+
+#ifdef CUDA_ON_CPU_OBSERVE
+std::vector<ComponentSpec> choose_observed(const ProfileOptions& options) {
+    const auto runs_kernels = [](const std::string& tier) {
+        return find_tier("--tier", tier).is_emulated();
+    };
+    for (const std::string& tier : options.tiers)
+        if (!runs_kernels(tier)) reject("--tier", tier, "must be one that runs kernels");
+    std::vector<ComponentSpec> chosen = choose_suppliers(options.tiers, {options.dtype});
+    std::erase_if(chosen, [&](const auto& each) { return !runs_kernels(each.tier); });
+    return chosen;
+}
+
+void print_header(const profile::LayerProfile& profile, const LayerOptions& layer,
+                  const MoEConfig& config) {
+    fmt::print(
+        "{}\n",
+        wrapped(fmt::format("Layer   {}: {}", layer.model(), layer_in_words(config)), 8));
+    fmt::print("Tokens  {}, {} expert rows\n", profile.sizes.num_tokens,
+               profile.sizes.num_rows);
+    fmt::print(
+        "{}\n",
+        wrapped(
+            fmt::format("Tier    {}, emulated: counted on this CPU, not "
+                        "timed; {} launches, {} waits of the host, {} "
+                        "allocations, {} of device memory at most",
+                        to_string(profile.spec.experts), profile.report.launches.size(),
+                        profile.report.host_waits, profile.report.allocations,
+                        bytes_in_words(std::int64_t(profile.report.peak_bytes))),
+            8));
+}
+
+int run_profile(const ProfileOptions& options) {
+    if (std::find(kComponents.begin(), kComponents.end(), options.component) ==
+        kComponents.end())
+        reject_unknown("--component", options.component, kComponents, "known are");
+    const LayerOptions& layer = *options.layer;
+    require_no_rank_flags(layer);
+    profile::LayerRequest request;
+    request.config = layer.config();
+    request.seq_length = layer.seq_length();
+    request.micro_batch_size = layer.micro_batch_size();
+    request.seed = layer.seed();
+    request.races = options.races;
+    require_memory(request.config, request.seq_length * request.micro_batch_size);
+
+    const std::string source =
+        options.annotate ? read_file("--annotate", *options.annotate) : "";
+
+    nlohmann::json all = nlohmann::json::array();
+    std::string annotated;
+    bool clean = true;
+    for (const ComponentSpec& supplier : choose_observed(options)) {
+        request.spec = ModuleSpec::uniform(supplier);
+        const profile::LayerProfile profile = profile::profile_layer(request);
+        if (!all.empty()) fmt::print("\n");
+        print_header(profile, layer, request.config);
+        fmt::print("\n");
+        if (options.races) {
+            profile::print_findings(profile);
+        } else {
+            profile::print_kernels(profile, options.component);
+            profile::print_bounds(profile, options.component);
+            profile::print_worst_lines(profile, options.component);
+        }
+        if (options.annotate)
+            annotated += profile::annotated(profile, *options.annotate, source);
+        clean = clean && profile.report.findings.empty();
+        all.push_back(profile::to_json(profile));
+    }
+    if (options.annotate) fmt::print("\n{}", annotated);
+    if (options.json) write_file("--json", {*options.json, all.dump(1) + "\n"});
+    return clean ? kExitOk : kExitDiffers;
+}
+#else
+int run_profile(const ProfileOptions&) {
+    throw InputError(
+        "profile = this build: sees no loads and stores; `./moe profile` builds one that "
+        "does (preset host-observe)");
+}
+#endif
+
+}  // namespace
+
+void add_profile(CommandLine& line) {
+    auto options = std::make_shared<ProfileOptions>();
+    Command& command = line.add(
+        "profile",
+        "What the kernels of each step do to memory: requests, sectors, bytes against "
+        "the\n"
+        "least that must move, bank conflicts; the worst lines; races. Counted on the "
+        "CPU\n"
+        "executor, in a build of its own: no figure is a time.\n"
+        "Exit code: 0 done, 1 races or reads of unwritten memory, 2 bad input.\n\n"
+        "Examples:\n"
+        "  moe profile                                the layer, step by step\n"
+        "  moe profile --component experts --preset olmoe --scale 16\n"
+        "  moe profile --races                        two accesses that nothing orders\n"
+        "  moe profile --annotate naive_gpu/linear.cu");
+    command.option("--tier", options->tiers, "Tiers that run kernels (default: all)")
+        .values(tier_names());
+    command.option("--dtype", options->dtype, "fp64, fp32 or bf16 (default bf16)")
+        .values(dtype_names());
+    command
+        .option("--component", options->component,
+                "Steps to show: router, dispatcher, experts, shared_experts, layer "
+                "(default layer)")
+        .values(kComponents);
+    command.flag("--races", options->races,
+                 "Look for races and reads of unwritten memory instead; slower");
+    command.option("--annotate", options->annotate,
+                   "Print this source with the figures of its lines");
+    command.option("--json", options->json, "Write everything to a file");
+    options->layer = std::make_unique<LayerOptions>(
+        command, LayerOptions::Defaults{"qwen3_30b_a3b", 16, 64, 1});
+    command.runs([options] { return run_profile(*options); });
+}
+
+}  // namespace moe

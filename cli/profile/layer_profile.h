@@ -1,0 +1,56 @@
+/// @file
+/// One forward and one backward of the layer in the observed build: what each step's
+/// kernels did to memory, beside the bytes that the step must move at the least.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/module_spec.h"
+#include "core/steps.h"
+#include "cuda_on_cpu/observe.h"
+
+namespace moe::profile {
+
+using cuda_on_cpu::observe::Counters;
+
+/// A kernel's launches in one step.
+struct KernelUse {
+    std::string kernel;
+    std::int64_t launches = 0;
+    Counters counters;
+};
+
+struct StepProfile {
+    std::optional<Step> step;  ///< none: between the steps
+    std::vector<KernelUse> kernels;
+    StepCost floor;  ///< of core/steps.h
+
+    std::int64_t launches() const;
+    Counters sum() const;
+};
+
+struct LayerProfile {
+    ModuleSpec spec;
+    StepSizes sizes;
+    std::vector<StepProfile> steps;  ///< those with launches, in the order of the layer
+    cuda_on_cpu::observe::Report report;
+};
+
+struct LayerRequest {
+    MoEConfig config;  ///< finalized
+    ModuleSpec spec;   ///< of tiers that run on the executor
+    std::int64_t seq_length = 0, micro_batch_size = 0;
+    std::uint64_t seed = 0;
+    bool races = false;
+};
+
+/// Runs the layer once, with random weights and tokens. DeviceError when a launch fails.
+LayerProfile profile_layer(const LayerRequest& request);
+
+/// The steps of router, dispatcher, experts or shared_experts; of "layer", all.
+bool belongs_to(std::optional<Step> step, const std::string& component);
+
+}  // namespace moe::profile
