@@ -59,6 +59,7 @@ class Watch {
 
   private:
     std::unique_ptr<Lanes> lanes_;
+    bool is_on_ = false;  ///< the block runs, and its launch is observed
 };
 
 Ticket enqueued(cudaStream_t stream);

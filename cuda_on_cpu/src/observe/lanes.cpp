@@ -62,7 +62,6 @@ void Lanes::begin(Launch& launch, std::int64_t index, const std::byte* arena) {
         lanes_[t].end = lanes_[t].begin;
         lanes_[t].raced = 0;
     }
-    running.block = this;
     running.races = profile().options.races;
     if (running.races) {
         const std::lock_guard lock(profile().mutex);
@@ -72,6 +71,7 @@ void Lanes::begin(Launch& launch, std::int64_t index, const std::byte* arena) {
         std::erase_if(profile().races.objects,
                       [this](const auto& object) { return is_shared(object.first); });
     }
+    active.push_back(this);
     std::tie(running.builtins_low, running.builtins_size) = builtins();
 }
 
@@ -80,6 +80,12 @@ void Lanes::end() {
     running.block = nullptr;
     for (int warp = 0; warp * kWarpSize < count_; ++warp) read(warp, lanes_of(warp));
     if (running.races) finder_.end_block();
+    std::erase(active, this);
+}
+
+bool Lanes::is_neighbours(std::uint64_t address) {
+    return std::any_of(active.begin(), active.end(),
+                       [=](const Lanes* each) { return each->is_shared(address); });
 }
 
 void Lanes::run(int thread) {
@@ -249,25 +255,27 @@ Watch::Watch() : lanes_(std::make_unique<Lanes>()) {}
 Watch::~Watch() = default;
 
 void Watch::block_begins(Launch& launch, std::int64_t index, const std::byte* arena) {
-    if (running_launch.kernel != nullptr) lanes_->begin(launch, index, arena);
+    is_on_ = running_launch.kernel != nullptr;
+    if (is_on_) lanes_->begin(launch, index, arena);
 }
 void Watch::block_ends() {
-    if (running.block != nullptr) lanes_->end();
+    if (is_on_) lanes_->end();
+    is_on_ = false;
 }
 void Watch::runs(int thread) {
-    if (running.block != nullptr) lanes_->run(thread);
+    if (is_on_) lanes_->run(thread);
 }
 void Watch::barrier_opens() {
     const Unseen unseen;
-    if (running.block != nullptr) lanes_->open_barrier();
+    if (is_on_) lanes_->open_barrier();
 }
 void Watch::warp_meets(int warp, unsigned mask, bool orders_memory) {
     const Unseen unseen;
-    if (running.block != nullptr) lanes_->meet(warp, mask, orders_memory);
+    if (is_on_) lanes_->meet(warp, mask, orders_memory);
 }
 void Watch::exits(int thread, unsigned live) {
     const Unseen unseen;
-    if (running.block != nullptr) lanes_->exit(thread, live);
+    if (is_on_) lanes_->exit(thread, live);
 }
 void Watch::pauses() {
     running.lane = running.next = nullptr;

@@ -61,6 +61,8 @@ class Lanes {
 
     Launch& launch() const { return *launch_; }
     bool is_shared(std::uint64_t address) const { return address - arena_ < kMaxShared; }
+    /// Shared memory of another block of the cluster.
+    static bool is_neighbours(std::uint64_t address);
     std::uint64_t arena() const { return arena_; }
     /// The launch's arguments: constant memory on a GPU.
     bool is_argument(std::uint64_t address) const {
