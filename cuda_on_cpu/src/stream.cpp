@@ -62,7 +62,8 @@ struct Demand {
         story = cudaGetErrorString(failed);
     }
     cudaError_t tell() const {
-        return error == cudaSuccess ? held_failure() : set_error(error, story);
+        const cudaError_t earlier = held_failure();  // this thread knows it now
+        return error == cudaSuccess ? earlier : set_error(error, story);
     }
 };
 

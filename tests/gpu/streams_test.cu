@@ -231,6 +231,11 @@ TEST(Streams, AFailureIsToldByTheCallThatRanTheKernelAndByEveryLaterOne) {
     EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
     EXPECT_EQ(copy(), cudaSuccess);
     EXPECT_EQ(host, 5);
+    launch("planted", trap_kernel, {1, 1});
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaErrorLaunchFailure);
+    EXPECT_EQ(cudaGetLastError(), cudaErrorLaunchFailure);
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess) << "told once";
+    EXPECT_EQ(copy(), cudaSuccess);
     // What a destructor swallows, the next call tells, on every CPU thread.
     launch("planted", trap_kernel, {1, 1});
     std::thread other([&] {
