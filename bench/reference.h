@@ -7,8 +7,8 @@
 
 #include "bench/workload.h"
 #include "core/config.h"
+#include "core/floors.h"
 #include "core/module_spec.h"
-#include "core/steps.h"
 
 namespace moe::bench {
 

@@ -40,7 +40,7 @@ struct Measurement {
     bool emulated = false;  ///< ran on the CPU executor: counted, never timed
     std::optional<Timing> ms;
     double flops = 0.0;  ///< of its matrix products
-    double bytes = 0.0;  ///< the least that must move, see roofline.h
+    double bytes = 0.0;  ///< the least that must move, see core/floors.h
     /// Milliseconds that nothing with these ceilings can be under.
     std::optional<double> floor_ms;
     std::int64_t launches = 0, host_waits = 0, peak_device_bytes = 0;

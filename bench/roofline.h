@@ -1,6 +1,6 @@
 /// @file
-/// What a part of the layer must do at the least: the arithmetic and the bytes of each
-/// kernel of the best known schedule, and so a time that nothing can be under.
+/// The best known schedule of a part of the layer, kernel by kernel, and so a time that
+/// nothing can be under. What each kernel must do is in core/floors.h.
 ///
 /// The schedule is that of three kernels forward (FC1 with the activation, FC2, combine)
 /// and five backward (dH, dW2, dX, dW1, sum over a token's rows), which keeps X and H
@@ -13,7 +13,7 @@
 
 #include "bench/result.h"
 #include "core/config.h"
-#include "core/steps.h"
+#include "core/floors.h"
 
 namespace moe::bench {
 
@@ -21,13 +21,13 @@ namespace moe::bench {
 struct KernelCost {
     std::string name;
     double flops = 0.0;  ///< of matrix products; the rest is hidden behind its bytes
-    double bytes = 0.0;
+    double bytes = 0.0;  ///< with its metadata
 };
 
 /// The kernels of a part of the layer, see Measurement::subject and pass.
 /// @param config  finalized
 /// @param sizes   T, and N as it came out
-/// @param dtype   of activations and weights; the router's logits and weights are fp32
+/// @param dtype   of activations and weights; see formats_of()
 std::vector<KernelCost> kernels_of(const std::string& subject, const std::string& pass,
                                    const MoEConfig& config, const StepSizes& sizes,
                                    DType dtype);

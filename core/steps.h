@@ -8,7 +8,6 @@
 #include <string>
 #include <utility>
 
-#include "core/config.h"
 #include "core/tensor.h"
 
 namespace moe {
@@ -48,22 +47,6 @@ std::string title(Step step);
 constexpr bool is_backward(Step step) {
     return step >= Step::combine_backward;
 }
-
-/// Sizes that decide how much a step moves.
-struct StepSizes {
-    std::int64_t num_tokens = 0;  ///< T
-    std::int64_t num_rows = 0;    ///< N, rows after dispatch
-};
-
-/// The bytes that any implementation of a step must read and write at least once.
-struct StepCost {
-    std::string formula;  ///< in elements, with the letters T H E K F N; "" when no work
-    std::int64_t bytes = 0;
-};
-
-/// Floor of a step: each operand read once, each result written once, `dtype` throughout.
-StepCost step_cost(Step step, const MoEConfig& config, const StepSizes& sizes,
-                   DType dtype);
 
 /// Watches a layer at work. The default watches nothing.
 class Observer {

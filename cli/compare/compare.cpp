@@ -54,7 +54,8 @@ void print_header(const Comparison& c) {
                          "no times)"
                        : "");
     fmt::print(
-        "        times on this machine, median; bytes: the least that must move\n");
+        "        times on this machine, median; bytes: the least that must move,\n"
+        "        with m: maps, ids, row numbers and counts\n");
 }
 
 void print_losses(const Comparison& c) {

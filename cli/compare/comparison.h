@@ -12,6 +12,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/floors.h"
 #include "core/module_spec.h"
 #include "core/steps.h"
 
@@ -78,6 +79,11 @@ struct Comparison {
     Tensor row_token;                   ///< (N) i64, token of each dispatched row
     std::vector<GoldenOutcome> golden;  ///< empty when the golden files are not at hand
     bool ok = true;
+
+    /// The floors of the last column's formats, which is the least precise one.
+    Floors floors() const {
+        return {config, sizes, formats_of(config, columns.back().spec.experts.dtype)};
+    }
 };
 
 /// Reads a text and cuts it into B sequences of S bytes. S shrinks to what the text

@@ -20,10 +20,18 @@ class Layout {
         : c_(&c),
           elements_(left_out <= kElements),
           shares_(left_out <= kShares),
-          times_(left_out <= kTimes) {}
+          times_(left_out <= kTimes) {
+        for (int n = 1; n <= kNumSteps; ++n)
+            elements_width_ = std::max(
+                elements_width_, c.floors().step(static_cast<Step>(n)).formula.size());
+    }
 
     bool has_elements() const { return elements_; }
     bool has_shares() const { return shares_; }
+    /// Of the longest formula.
+    std::size_t elements_width() const { return elements_width_; }
+    /// Of elements and bytes together.
+    std::size_t numbers_width() const { return elements_ ? elements_width_ + 14 : 0; }
     /// What is emulated has no time, …
     bool has_time(const ColumnOutcome& column) const {
         return times_ && !column.emulated;
@@ -41,7 +49,7 @@ class Layout {
         return std::max(cells, shows_tier_alone(column) ? tier_head(column).size() : 0);
     }
     std::size_t total_width() const {
-        std::size_t total = step_width() + (elements_ ? 18 + 14 : 0);
+        std::size_t total = step_width() + numbers_width();
         for (const ColumnOutcome& column : c_->columns)
             if (width(column) > 0) total += 2 + width(column);
         return total;
@@ -79,6 +87,7 @@ class Layout {
 
     const Comparison* c_;
     bool elements_, shares_, times_;
+    std::size_t elements_width_ = 8;
 };
 
 /// A line: its beginning, and a cell for every column that is shown.
@@ -91,14 +100,13 @@ void print_line(const Comparison& c, const Layout& layout, std::string line, Cel
 }
 
 void print_heads(const Comparison& c, const Layout& layout, DType narrowest) {
-    const std::size_t numbers = layout.has_elements() ? 18 + 14 : 0;
     fmt::print("\n");
-    print_line(c, layout, std::string(layout.step_width() + numbers, ' '),
+    print_line(c, layout, std::string(layout.step_width() + layout.numbers_width(), ' '),
                [&](const ColumnOutcome& column) { return layout.shown_tier(column); });
     std::string line = fmt::format("{:<{}}", "step", layout.step_width());
     if (layout.has_elements())
-        line +=
-            fmt::format("{:>18}{:>14}", "elements", "bytes in " + to_string(narrowest));
+        line += fmt::format("{:>{}}{:>14}", "elements", layout.elements_width(),
+                            "bytes in " + to_string(narrowest));
     print_line(c, layout, line,
                [&](const ColumnOutcome& column) { return layout.dtype_head(column); });
 }
@@ -131,23 +139,24 @@ void print_steps(const Comparison& c, const std::string& report) {
     print_heads(c, layout, narrowest);
     for (int number = 1; number <= kNumSteps; ++number) {
         const auto step = static_cast<Step>(number);
-        const StepCost cost = step_cost(step, c.config, c.sizes, narrowest);
+        const Floor floor = c.floors().step(step);
         std::string line =
             fmt::format("{} {:<{}}", circled(step), title(step), layout.step_width() - 2);
-        if (cost.formula.empty()) {
-            fmt::print("{}{:>{}}\n", line, "off", layout.has_elements() ? 18 : 11);
+        if (floor.is_off()) {
+            fmt::print("{}{:>{}}\n", line, "off",
+                       layout.has_elements() ? layout.elements_width() : 11);
             continue;
         }
         if (layout.has_elements())
-            line += fmt::format("{:>18}{:>14}", cost.formula, bytes_in_words(cost.bytes));
+            line += fmt::format("{:>{}}{:>14}", floor.formula, layout.elements_width(),
+                                bytes_in_words(floor.total_bytes()));
         print_line(c, layout, line, [&](const ColumnOutcome& column) {
             const StepOutcome& outcome = column.at(step);
             return cells(layout, column, fmt::format("{:.2f} ms", 1e3 * outcome.seconds),
                          error_cell(outcome, layout.has_shares()));
         });
     }
-    const std::size_t before =
-        layout.step_width() + (layout.has_elements() ? 18 + 14 : 0);
+    const std::size_t before = layout.step_width() + layout.numbers_width();
     print_line(c, layout, fmt::format("{:<{}}", "  forward + backward", before),
                [&](const ColumnOutcome& column) {
                    return cells(layout, column,

@@ -163,7 +163,7 @@ std::string draw_expert_load(const Comparison& c) {
 }
 
 bool is_on(const Comparison& c, Step step) {
-    return !step_cost(step, c.config, c.sizes, DType::f64).formula.empty();
+    return !c.floors().step(step).is_off();
 }
 
 std::string draw_time_line(const Comparison& c, const ColumnOutcome& column,

@@ -90,14 +90,14 @@ DType narrowest(const Comparison& c) {
 }
 
 std::string step_row(const Comparison& c, Step step, double full_share) {
-    const StepCost cost = step_cost(step, c.config, c.sizes, narrowest(c));
-    std::string row = fmt::format(
-        "<tr{}><td>{} {}<small class='indent'>{}</small></td><td>{}</td>",
-        is_on(c, step) ? "" : " class='off'", badge(step), title(step),
-        kStepMeanings[static_cast<std::size_t>(step) - 1],
-        is_on(c, step)
-            ? fmt::format("{}<small>{}</small>", cost.formula, bytes_in_words(cost.bytes))
-            : "off");
+    const Floor floor = c.floors().step(step);
+    std::string row =
+        fmt::format("<tr{}><td>{} {}<small class='indent'>{}</small></td><td>{}</td>",
+                    is_on(c, step) ? "" : " class='off'", badge(step), title(step),
+                    kStepMeanings[static_cast<std::size_t>(step) - 1],
+                    is_on(c, step) ? fmt::format("{}<small>{}</small>", floor.formula,
+                                                 bytes_in_words(floor.total_bytes()))
+                                   : "off");
     for (const ColumnOutcome& column : c.columns)
         row += cells(c, column, step, full_share);
     return row + "</tr>\n";
@@ -162,8 +162,9 @@ std::string steps_section(const Comparison& c) {
         R"(<h2>Step by step</h2>
 <p>Every column runs the same layer on the same tokens, in another implementation or
 precision. Step n is undone by step 21 − n. <b>Elements</b> are the numbers that every
-correct implementation must read and write at least once; below them you see their bytes
-in {}. <b>Errors</b> are relative to fp64 (Frobenius norm); below them you see which share
+correct implementation must read and write at least once, m what says where they go (maps,
+ids, row numbers and counts). Below them you see their bytes with activations and weights
+in {}, logits and probabilities in fp32. <b>Errors</b> are relative to fp64 (Frobenius norm); below them you see which share
 of the allowed error they take. 0 means exactly equal, as integers must be: maps, counts
 and choices.</p>
 <p>Times are medians over the timed runs on this machine. <b>Emulated</b> columns are GPU

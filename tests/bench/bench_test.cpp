@@ -28,7 +28,8 @@ MoEConfig finalized(const std::string& name) {
     return config;
 }
 
-/// Gigabytes of the experts' kernels within the layer, without the router's.
+/// Gigabytes of the experts' kernels within the layer, without the router's, and of
+/// these only activations and weights.
 double layer_gigabytes(const MoEConfig& config, std::int64_t tokens,
                        const std::string& pass) {
     const StepSizes sizes{tokens, tokens * config.moe_router_topk};
@@ -36,7 +37,14 @@ double layer_gigabytes(const MoEConfig& config, std::int64_t tokens,
     for (const KernelCost& kernel : kernels_of("layer", pass, config, sizes, DType::bf16))
         if (!kernel.name.starts_with("gate") && !kernel.name.starts_with("top-k"))
             bytes += kernel.bytes;
-    return 1e-9 * bytes;
+    // Forward: the map and probs, two row maps, the counts. Backward: p, dp twice,
+    // dprobs, four row maps, the counts.
+    const double T = double(tokens), N = double(sizes.num_rows);
+    const double E = double(config.num_experts());
+    const double left_out = pass == "forward"
+                                ? 5 * T * E + 2 * 8 * (N + E) + 8 * E
+                                : 3 * 4 * N + 4 * T * E + 4 * 8 * (N + E) + 8 * E;
+    return 1e-9 * (bytes - left_out);
 }
 
 // The table of whole layers that the project's targets were made from, in gigabytes
