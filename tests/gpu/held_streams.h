@@ -5,6 +5,10 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <memory>
+#include <string>
+#include <vector>
+
 namespace moe::test {
 
 /// In both of these orders every wait between two streams that is missing shows.
@@ -29,6 +33,45 @@ class HeldStreams {
 
   private:
     cuda_on_cpu::Options before_;
+};
+
+/// A stream and an event that end with the test.
+struct OwnStream {
+    explicit OwnStream(unsigned flags = cudaStreamNonBlocking) {
+        cudaStreamCreateWithFlags(&stream, flags);
+        cudaEventCreate(&event);
+    }
+    ~OwnStream() {
+        cudaStreamDestroy(stream);
+        cudaEventDestroy(event);
+    }
+    operator cudaStream_t() const { return stream; }
+    cudaStream_t stream = nullptr;
+    cudaEvent_t event = nullptr;
+};
+
+/// Work that writes its letter down when it runs; outlives the streams' work.
+class Log {
+  public:
+    void queue(cudaStream_t stream, char letter) {
+        notes_.push_back(std::make_unique<Note>(Note{this, letter}));
+        ASSERT_EQ(cudaLaunchHostFunc(
+                      stream,
+                      [](void* data) {
+                          auto* note = static_cast<Note*>(data);
+                          note->log->text += note->letter;
+                      },
+                      notes_.back().get()),
+                  cudaSuccess);
+    }
+    std::string text;
+
+  private:
+    struct Note {
+        Log* log;
+        char letter;
+    };
+    std::vector<std::unique_ptr<Note>> notes_;
 };
 
 }  // namespace moe::test
