@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "error.h"
@@ -35,8 +36,7 @@ struct Queues {
     std::condition_variable changed;  // a queue has got further
     std::vector<std::shared_ptr<Queue>> all = {std::make_shared<Queue>()};
     std::atomic<std::int64_t> waiting{0};  // items in them
-    SplitMix random{0};
-    std::uint64_t seed = 0;
+    std::optional<SplitMix> random;        // begins anew when nothing waits
 };
 
 Queues& queues() {
@@ -109,11 +109,8 @@ std::size_t whose_turn(std::size_t candidates) {
     const Schedule& schedule = options().schedule;
     if (schedule.policy == Schedule::Policy::forward) return 0;
     if (schedule.policy == Schedule::Policy::reverse) return candidates - 1;
-    if (queues().seed != schedule.seed) {
-        queues().seed = schedule.seed;
-        queues().random = SplitMix(schedule.seed);
-    }
-    return queues().random.below(candidates);
+    if (!queues().random) queues().random.emplace(schedule.seed);
+    return queues().random->below(candidates);
 }
 
 /// Runs the tickets, one item at a time.
@@ -128,6 +125,7 @@ cudaError_t run(Lock& lock, std::vector<Ticket> tickets) {
     std::erase_if(queues().all, [](const std::shared_ptr<Queue>& queue) {
         return queue->left && queue->done == queue->queued;
     });
+    if (queues().waiting == 0) queues().random.reset();
     lock.unlock();
     return demand.tell();
 }

@@ -97,6 +97,7 @@ TEST(Streams, TakeTurnsAsTheScheduleSays) {
     EXPECT_EQ(order("forward"), "xyz012abc");
     EXPECT_EQ(order("reverse"), "abc012xyz");
     const std::string random = order("random:5");
+    EXPECT_EQ(random, order("random:5"));
     EXPECT_NE(random, order("random:6"));
     for (const char* own : {"xyz", "012", "abc"}) {  // each in its own order
         std::string found;
