@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "cuda_on_cpu/observe.h"
 #include "gpu/convert.h"
 #include "gpu/launch.h"
 #include "gpu/ptx.h"
@@ -185,6 +186,7 @@ void run() {
     MOE_CHECK_EQ(double(gpu::to_host<float>(c)[kSize + 2]), expected);
     fmt::print("256 x 256 x 256 product, TMA and wgmma          {:6.1f} ms\n",
                1e3 * seconds);
+    if constexpr (cuda_on_cpu::observe::kObserved) observe(multiply);
 }
 
 }  // namespace

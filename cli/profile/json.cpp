@@ -62,7 +62,7 @@ json to_json(const LayerProfile& profile) {
         steps.push_back({{"step", step.step ? json(int(*step.step)) : json()},
                          {"title", step.step ? title(*step.step) : "between the steps"},
                          {"floor_formula", step.floor.formula},
-                         {"floor_bytes", step.floor.bytes},
+                         {"floor_bytes", step.floor.total_bytes()},
                          {"bound", bound(step.sum(), step.launches())},
                          {"kernels", uses}});
     }

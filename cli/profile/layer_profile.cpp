@@ -94,10 +94,10 @@ LayerProfile profile_layer(const LayerRequest& request) {
     LayerProfile result{layer.spec(), {}, {}, observe::report()};
     result.sizes = {request.seq_length * request.micro_batch_size, watcher.num_rows()};
     result.steps = by_step(result.report, watcher);
+    const Floors floors(config, result.sizes,
+                        formats_of(config, result.spec.experts.dtype));
     for (StepProfile& step : result.steps)
-        if (step.step)
-            step.floor =
-                step_cost(*step.step, config, result.sizes, result.spec.experts.dtype);
+        if (step.step) step.floor = floors.step(*step.step);
     return result;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "core/floors.h"
 #include "core/module_spec.h"
 #include "core/steps.h"
 #include "cuda_on_cpu/observe.h"
@@ -26,7 +27,7 @@ struct KernelUse {
 struct StepProfile {
     std::optional<Step> step;  ///< none: between the steps
     std::vector<KernelUse> kernels;
-    StepCost floor;  ///< of core/steps.h
+    Floor floor;  ///< of core/floors.h
 
     std::int64_t launches() const;
     Counters sum() const;

@@ -125,10 +125,10 @@ void print_kernels(const LayerProfile& profile, const std::string& component) {
         if (!belongs_to(step.step, component)) continue;
         const Counters sum = step.sum();
         auto head = cells(sum, step.launches());
-        if (step.floor.bytes > 0) {
-            head[7] = bytes_in_words(step.floor.bytes);
-            head[8] = fmt::format(
-                "{:.1f}x", double(sum.compulsory_bytes()) / double(step.floor.bytes));
+        if (step.floor.total_bytes() > 0) {
+            head[7] = bytes_in_words(step.floor.total_bytes());
+            head[8] = fmt::format("{:.1f}x", double(sum.compulsory_bytes()) /
+                                                 double(step.floor.total_bytes()));
         }
         fmt::print("{}\n", layout.row(name_of(step), head));
         for (const KernelUse& use : step.kernels)
