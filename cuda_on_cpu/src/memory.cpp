@@ -66,8 +66,10 @@ cudaError_t allocate(const char* function, void** pointer, std::size_t bytes,
                                                         std::to_string(bytes) +
                                                         " bytes: out of memory");
     if (type == cudaMemoryTypeDevice) poison(static_cast<unsigned char*>(memory), bytes);
-    if (on_device(type))
-        observe::memory_allocated(memory, bytes, type == cudaMemoryTypeManaged);
+    observe::memory_allocated(memory, bytes,
+                              type == cudaMemoryTypeDevice    ? observe::Memory::device
+                              : type == cudaMemoryTypeManaged ? observe::Memory::managed
+                                                              : observe::Memory::host);
     const std::unique_lock lock(allocations_mutex);
     allocations[reinterpret_cast<std::uintptr_t>(memory)] = {bytes, type};
     *pointer = memory;
@@ -88,7 +90,7 @@ cudaError_t release(const char* function, void* pointer, bool host) {
                                  ": must come from the matching allocation, and be "
                                  "freed once");
         guarded = kGuarded && found->second.type == cudaMemoryTypeDevice;
-        if (on_device(found->second.type)) observe::memory_freed(pointer);
+        observe::memory_freed(pointer);
         allocations.erase(found);
     }
     if (!guarded) {
@@ -164,7 +166,7 @@ std::string describe_outside(const void* address, std::size_t bytes) {
 }
 
 void adopt_device_memory(void* pointer, std::size_t bytes) {
-    observe::memory_allocated(pointer, bytes, true);
+    observe::memory_allocated(pointer, bytes, observe::Memory::managed);
     const std::unique_lock lock(allocations_mutex);
     allocations[reinterpret_cast<std::uintptr_t>(pointer)] = {bytes,
                                                               cudaMemoryTypeDevice};

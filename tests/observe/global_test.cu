@@ -166,6 +166,20 @@ TEST(ObserveGlobal, AReadPastTheEndIsTold) {
     EXPECT_EQ(run(0), "");
 }
 
+TEST(ObserveGlobal, PinnedHostMemoryMayBeTouched) {
+    float* pinned = nullptr;
+    ASSERT_EQ(cudaMallocHost(&pinned, kThreads * sizeof(float)), cudaSuccess);
+    for (int i = 0; i < kThreads; ++i) pinned[i] = 3.0f;
+    DeviceArray<float> target(kThreads);
+    EXPECT_EQ(races_of([&] {
+                  gpu::launch("cached_kernel", cached_kernel, {1, kThreads},
+                              target.data(), pinned);
+              }),
+              "");
+    EXPECT_EQ(target.to_host()[9], 3.0f);
+    cudaFreeHost(pinned);
+}
+
 TEST(ObserveRuntime, CallsAreCounted) {
     cuda_on_cpu::observe::start();
     {

@@ -66,8 +66,13 @@ Ticket enqueued(cudaStream_t stream);
 void launch_begins(const Launch& launch, Ticket ticket);
 void launch_ends();
 
-/// @param is_written  by somebody whose writes are not seen
-void memory_allocated(const void* base, std::size_t bytes, bool is_written);
+/// Who else writes to memory that kernels may touch: then nobody knows what is written.
+enum class Memory {
+    device,   ///< nobody
+    managed,  ///< the host, or another process
+    host      ///< the host, and it lies there: it is not counted as the device's
+};
+void memory_allocated(const void* base, std::size_t bytes, Memory kind);
 void memory_freed(const void* base);
 /// A copy, or a fill (no source), was made.
 /// @param waits  the host goes on only when it is done
@@ -101,7 +106,8 @@ inline Ticket enqueued(cudaStream_t) {
 }
 inline void launch_begins(const Launch&, Ticket) {}
 inline void launch_ends() {}
-inline void memory_allocated(const void*, std::size_t, bool) {}
+enum class Memory { device, managed, host };
+inline void memory_allocated(const void*, std::size_t, Memory) {}
 inline void memory_freed(const void*) {}
 inline void copied(Ticket, void*, const void*, std::size_t, bool) {}
 inline void stream_made(cudaStream_t, bool) {}

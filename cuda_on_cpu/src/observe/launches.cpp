@@ -58,11 +58,11 @@ void launch_ends() {
 }
 
 // ------------------------------------------------------------------------------- memory
-void memory_allocated(const void* base, std::size_t bytes, bool is_written) {
+void memory_allocated(const void* base, std::size_t bytes, Memory kind) {
     Profile& all = profile();
     const std::lock_guard lock(all.mutex);
-    Allocation& fresh = all.memory.add(number(base), bytes);
-    if (all.options.races) fresh.start_shadow(is_written);
+    Allocation& fresh = all.memory.add(number(base), bytes, kind != Memory::host);
+    if (all.options.races) fresh.start_shadow(kind != Memory::device);
 }
 
 void memory_freed(const void* base) {

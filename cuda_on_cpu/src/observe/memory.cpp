@@ -27,13 +27,15 @@ std::string in_bytes(std::uint64_t bytes) {
 }  // namespace
 
 std::string Allocation::name() const {
+    if (number == 0) return "pinned host memory, of " + in_bytes(bytes);
     return "the " + ordinal(number) + " device allocation, of " + in_bytes(bytes);
 }
 
-Allocation& MemoryTable::add(std::uint64_t base, std::size_t bytes) {
+Allocation& MemoryTable::add(std::uint64_t base, std::size_t bytes, bool on_device) {
     Allocation& fresh = by_base_[base];
     fresh.base = base;
     fresh.bytes = bytes;
+    if (!on_device) return fresh;
     fresh.number = ++made_;
     bytes_ += bytes;
     peak_ = std::max(peak_, bytes_);
@@ -44,7 +46,7 @@ void MemoryTable::remove(std::uint64_t base) {
     const auto found = by_base_.find(base);
     if (found == by_base_.end()) return;
     std::erase(touched_, &found->second);
-    bytes_ -= found->second.bytes;
+    if (found->second.number != 0) bytes_ -= found->second.bytes;
     by_base_.erase(found);
 }
 

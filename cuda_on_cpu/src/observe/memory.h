@@ -39,7 +39,7 @@ class SectorSet {
 struct Allocation {
     std::uint64_t base = 0;
     std::size_t bytes = 0;
-    std::uint64_t number = 0;  ///< the how manieth of the program
+    std::uint64_t number = 0;  ///< the how manieth of the program; 0: the host's
     bool is_touched = false;   ///< by the launch that runs
     SectorSet read, written;
 
@@ -65,7 +65,7 @@ struct Allocation {
 
 class MemoryTable {
   public:
-    Allocation& add(std::uint64_t base, std::size_t bytes);
+    Allocation& add(std::uint64_t base, std::size_t bytes, bool on_device);
     void remove(std::uint64_t base);
     /// Null for an address in none.
     Allocation* find(std::uint64_t address);
