@@ -99,7 +99,7 @@ void WarpCounter::count(const Instruction& instruction) {
         if (!shared && allocation == nullptr) {
             rest &= rest - 1;
             if (!lanes_.is_argument(address) && !is_program_data(address) &&
-                !lanes_.is_peer(address))
+                !Lanes::is_neighbours(address))
                 tell_of_fault(instruction, leader, profile_.memory.describe(address));
             continue;
         }

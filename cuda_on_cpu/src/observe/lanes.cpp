@@ -26,6 +26,9 @@ std::pair<std::uint64_t, std::uint64_t> builtins() {
     return {low, high + sizeof(dim3) - low};
 }
 
+/// Blocks that run on this CPU thread: several, where they make a cluster.
+thread_local std::vector<Lanes*> active;
+
 }  // namespace
 
 Unseen::Unseen() : lane_(std::exchange(running.lane, nullptr)) {}

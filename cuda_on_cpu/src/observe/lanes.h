@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "cluster.h"
+#include "block.h"
 #include "observe/races.h"
 #include "observe/record.h"
 
@@ -69,11 +69,6 @@ class Lanes {
         const KernelCall& call = launch_->call;
         return address - reinterpret_cast<std::uint64_t>(call.arguments) <
                call.argument_bytes;
-    }
-    /// Shared memory of another block of the cluster: not looked at.
-    static bool is_peer(std::uint64_t address) {
-        return Cluster::mine().owner_of(reinterpret_cast<const void*>(address)) !=
-               nullptr;
     }
     /// Ends the launch with this story, unless it has failed already.
     void fail(const std::string& story);
