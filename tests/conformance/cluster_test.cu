@@ -42,7 +42,7 @@ __global__ void peers_kernel(int* result) {
     ptx::cluster_wait();
 }
 
-TEST(Cluster, BlocksReadAndWriteEachOthersSharedMemory) {
+TEST(ConformanceCluster, BlocksReadAndWriteEachOthersSharedMemory) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         struct Case {
@@ -100,7 +100,7 @@ __global__ void arrivals_kernel(int* phases) {
     }
 }
 
-TEST(Cluster, ThreadsArriveAtBarriersOfOtherBlocks) {
+TEST(ConformanceCluster, ThreadsArriveAtBarriersOfOtherBlocks) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         DeviceArray<int> phases(3);
@@ -144,7 +144,7 @@ __global__ void multicast_kernel(int* result, const int* source,
     ptx::cluster_wait();
 }
 
-TEST(Cluster, OneLoadArrivesInEveryBlockOfTheMask) {
+TEST(ConformanceCluster, OneLoadArrivesInEveryBlockOfTheMask) {
     MOE_NEEDS_HOPPER;
     std::vector<int> source(64);
     for (int i = 0; i < 64; ++i) source[i] = 10 + i;
@@ -168,7 +168,7 @@ TEST(Cluster, OneLoadArrivesInEveryBlockOfTheMask) {
     });
 }
 
-TEST(Cluster, ShapesThatDoNotDivideTheGridAreRefused) {
+TEST(ConformanceCluster, ShapesThatDoNotDivideTheGridAreRefused) {
     MOE_NEEDS_HOPPER;
     DeviceArray<int> result(3);
     EXPECT_THROW(launch("arrivals_kernel", arrivals_kernel,

@@ -43,7 +43,7 @@ __global__ void pieces_kernel(unsigned char* result, const unsigned char* source
         result[other * Bytes + i] = s.bytes[other * Bytes + i];
 }
 
-TEST(Copy, PiecesOf4And8And16BytesAndZerosBeyondTheSource) {
+TEST(ConformanceCopy, PiecesOf4And8And16BytesAndZerosBeyondTheSource) {
     const auto source = counting<unsigned char>(64 * 16);
     in_every_mode([&] {
         DeviceArray<unsigned char> device(source);
@@ -88,7 +88,7 @@ __global__ void groups_kernel(int* result, const int* source) {
     take(3);
 }
 
-TEST(Copy, GroupsCompleteInTheirOrder) {
+TEST(ConformanceCopy, GroupsCompleteInTheirOrder) {
     std::vector<int> source(128);
     std::iota(source.begin(), source.end(), 1);
     in_every_mode([&] {
@@ -126,7 +126,7 @@ __global__ void arrive_kernel(int* result, const int* source) {
     result[t] = s.values[threads - 1 - t];
 }
 
-TEST(Copy, AnMbarrierCompletesWhenTheCopiesHaveArrived) {
+TEST(ConformanceCopy, AnMbarrierCompletesWhenTheCopiesHaveArrived) {
     MOE_NEEDS_HOPPER;
     const auto source = counting<int>(96);
     in_every_mode([&] {
@@ -173,7 +173,7 @@ __global__ void lines_kernel(unsigned char* target, const unsigned char* source,
     }
 }
 
-TEST(Copy, LinesOfBytesGoInAndOut) {
+TEST(ConformanceCopy, LinesOfBytesGoInAndOut) {
     MOE_NEEDS_HOPPER;
     const auto source = counting<unsigned char>(4096);
     in_every_mode([&] {
@@ -214,7 +214,7 @@ __global__ void sums_kernel(float* floats, int* integers, __nv_bfloat16* halves)
     }
 }
 
-TEST(Copy, BulkSumsOfSeveralBlocksLoseNothing) {
+TEST(ConformanceCopy, BulkSumsOfSeveralBlocksLoseNothing) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         DeviceArray<float> floats(std::vector<float>(24, 1.0f));

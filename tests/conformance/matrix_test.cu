@@ -96,7 +96,7 @@ void check_matrices(bool stores) {
         }
 }
 
-TEST(Matrix, LdmatrixAndStmatrixMoveRowsAndColumns) {
+TEST(ConformanceMatrix, LdmatrixAndStmatrixMoveRowsAndColumns) {
     const bool stores = has_hopper();
     in_every_mode([&] {
         check_matrices<1, false>(stores);
@@ -184,7 +184,7 @@ void check_mma() {
     EXPECT_EQ(dc.to_host(), want);
 }
 
-TEST(Matrix, MmaMultipliesBf16AndFp16AndTf32) {
+TEST(ConformanceMatrix, MmaMultipliesBf16AndFp16AndTf32) {
     in_every_mode([] {
         check_mma<Bf16>();
         check_mma<Half>();

@@ -51,7 +51,7 @@ __global__ void ring_kernel(int* result, int rounds) {
     result[t - 32] = sum;
 }
 
-TEST(Mbarrier, ARingHandsEveryValueToEveryConsumer) {
+TEST(ConformanceMbarrier, ARingHandsEveryValueToEveryConsumer) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         for (int rounds : {1, 3, 4, 13}) {
@@ -86,7 +86,7 @@ __global__ void parity_kernel(int* seen) {
     ptx::mbarrier_invalidate(&s.barrier);
 }
 
-TEST(Mbarrier, ThePhaseOfAParityCompletesByCount) {
+TEST(ConformanceMbarrier, ThePhaseOfAParityCompletesByCount) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         DeviceArray<int> seen(12);
@@ -118,7 +118,7 @@ __global__ void named_kernel(int* result) {
     }
 }
 
-TEST(Mbarrier, NamedBarriersHandOverBetweenWarps) {
+TEST(ConformanceMbarrier, NamedBarriersHandOverBetweenWarps) {
     in_every_mode([] {
         DeviceArray<int> result(5 * 64);
         launch("named_kernel", named_kernel, {1, 128, sizeof(HandSmem)}, result.data());
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(256, 1) registers_kernel(int* elected) {
     ptx::griddep_wait();
 }
 
-TEST(Mbarrier, OneLaneOfEachWarpIsElectedAndRegistersMove) {
+TEST(ConformanceMbarrier, OneLaneOfEachWarpIsElectedAndRegistersMove) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         DeviceArray<int> elected(std::vector<int>(8, 0));

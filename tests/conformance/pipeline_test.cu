@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(160)
     }
 }
 
-TEST(Pipeline, TmaAndWgmmaMultiplyAMatrixWithRaggedEdges) {
+TEST(ConformancePipeline, TmaAndWgmmaMultiplyAMatrixWithRaggedEdges) {
     MOE_NEEDS_HOPPER;
     const int m = 77, n = 108, k = 264;
     std::vector<__nv_bfloat16> a(m * k), b(n * k);

@@ -111,7 +111,7 @@ void check_loads(int rank, const Numbered& tensor, int swizzle,
     }
 }
 
-TEST(Tma, BoxesOfOneToThreeAxesOverEveryEdge) {
+TEST(ConformanceTma, BoxesOfOneToThreeAxesOverEveryEdge) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         check_loads(1, {{93, 1, 1}, {24, 1, 1}}, 0,
@@ -130,7 +130,7 @@ TEST(Tma, BoxesOfOneToThreeAxesOverEveryEdge) {
     });
 }
 
-TEST(Tma, EverySwizzlePermutesAsAddressBitsDo) {
+TEST(ConformanceTma, EverySwizzlePermutesAsAddressBitsDo) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         for (int swizzle : {1, 2, 3}) {
@@ -144,7 +144,7 @@ TEST(Tma, EverySwizzlePermutesAsAddressBitsDo) {
     });
 }
 
-TEST(Tma, TheWholeSwizzledImageOfEightLinesIsAPermutation) {
+TEST(ConformanceTma, TheWholeSwizzledImageOfEightLinesIsAPermutation) {
     MOE_NEEDS_HOPPER;
     // 1024 bytes: each 16-byte piece c of line r lies at piece c ^ r of the line.
     const Numbered tensor{{64, 8, 1}, {64, 8, 1}};
@@ -222,7 +222,7 @@ void check_store(CUtensorMapDataType type, const Numbered& tensor, int swizzle,
             }
 }
 
-TEST(Tma, StoresAndSumsSkipWhatLiesOutside) {
+TEST(ConformanceTma, StoresAndSumsSkipWhatLiesOutside) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         check_store<1, false, float>(CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
@@ -242,7 +242,7 @@ TEST(Tma, StoresAndSumsSkipWhatLiesOutside) {
     });
 }
 
-TEST(Tma, MapsAgainstTheRulesAreRefused) {
+TEST(ConformanceTma, MapsAgainstTheRulesAreRefused) {
     MOE_NEEDS_HOPPER;
     DeviceArray<std::uint16_t> device(64 * 64);
     const auto refused = [&](const std::uint16_t* base, gpu::TensorMapShape shape) {

@@ -164,12 +164,12 @@ void check_every_n(std::integer_sequence<int, Index...>) {
     (check_product<8 * (Index + 1)>(3), ...);
 }
 
-TEST(Wgmma, EveryN) {
+TEST(ConformanceWgmma, EveryN) {
     MOE_NEEDS_HOPPER;
     check_every_n(std::make_integer_sequence<int, 32>());
 }
 
-TEST(Wgmma, EverySwizzleAndBothMajors) {
+TEST(ConformanceWgmma, EverySwizzleAndBothMajors) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         for (int swizzle = 0; swizzle < 4; ++swizzle) {
@@ -181,7 +181,7 @@ TEST(Wgmma, EverySwizzleAndBothMajors) {
     });
 }
 
-TEST(Wgmma, OperandAFromRegisters) {
+TEST(ConformanceWgmma, OperandAFromRegisters) {
     MOE_NEEDS_HOPPER;
     in_every_mode([] {
         for (int swizzle : {0, 3}) {
@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(256)
         c[((2 * warpgroup + 1) * 64 + row_of(t, i)) * 16 + column_of(t, i)] = second[i];
 }
 
-TEST(Wgmma, GroupsAreWaitedForOneByOne) {
+TEST(ConformanceWgmma, GroupsAreWaitedForOneByOne) {
     MOE_NEEDS_HOPPER;
     const auto a = numbers(64 * kDepth, 37, 29), b = numbers(16 * kDepth, 23, 31);
     in_every_mode([&] {
