@@ -9,6 +9,7 @@
 
 #include "cluster.h"
 #include "hopper/hopper.h"
+#include "trace.h"
 
 namespace cuda_on_cpu {
 
@@ -50,6 +51,7 @@ void Block::begin(Launch& launch, const uint3& index, std::uint64_t salt) {
 #ifdef CUDA_ON_CPU_ASAN
     ASAN_POISON_MEMORY_REGION(arena_ + launch.smem, kMaxSharedMemory - launch.smem);
 #endif
+    if (trace::is_on()) trace::block_begins(*this);
     const dim3& grid = launch.grid;
     watch_.block_begins(
         launch, index.x + std::int64_t(grid.x) * (index.y + grid.y * index.z), arena_);
@@ -155,9 +157,16 @@ void Block::yield() {
 }
 
 void Block::wait_for(State state, Site site, std::uint64_t object) {
-    threads_[current_].object = object;
+    const int thread = current_;
+    threads_[thread].object = object;
+    const bool told = trace::is_on() && !warp_waits(thread, state, object);
+    const std::uint64_t begin = told ? trace::now(*this) : 0;
     wait(state, site);
+    const std::string what = told ? waiting_for(thread) : "";
     switch_on();
+    if (told)
+        trace::lasted(*this, trace::Row::warp, thread / kWarpSize, "wait: " + what, begin,
+                      site);
 }
 
 Hopper& Block::hopper() {
@@ -194,6 +203,10 @@ void Block::open_barrier() {
                      "before the barrier at %s:%d\n",
                      launch_->name.c_str(), count_ - live_, count_, barrier_site_.file,
                      barrier_site_.line);
+    if (trace::is_on())
+        trace::happened(
+            *this, trace::Row::phases, 0,
+            "__syncthreads opens, line " + std::to_string(barrier_site_.line));
     vote_result_ = vote_ == Vote::count ? votes_
                    : vote_ == Vote::all ? votes_ == arrived_
                                         : votes_ > 0;
@@ -277,19 +290,30 @@ std::string Block::waiting_list() const {
     return list;
 }
 
-std::string Block::waiting_at(int thread) const {
-    const Site site = threads_[thread].site;
-    std::string what;
+std::string Block::waiting_for(int thread) const {
     switch (states_[thread]) {
-        case State::exited: return " exited";
-        case State::barrier: what = "__syncthreads"; break;
+        case State::barrier: return "__syncthreads";
         case State::warp:
-            what = name_of(warps_[thread / kWarpSize].lanes[thread % kWarpSize]);
-            break;
-        case State::cluster: what = "cluster_wait"; break;
-        default: what = hopper_->describe_wait(*this, thread); break;
+            return name_of(warps_[thread / kWarpSize].lanes[thread % kWarpSize]);
+        case State::cluster: return "cluster_wait";
+        default: return hopper_->describe_wait(*this, thread);
     }
-    return " at " + what + " " + site.file + ":" + std::to_string(site.line);
+}
+
+/// Another thread of its warp waits for the same.
+bool Block::warp_waits(int thread, State state, std::uint64_t object) const {
+    const int first = thread / kWarpSize * kWarpSize;
+    for (int t = first; t < std::min(first + kWarpSize, count_); ++t)
+        if (t != thread && states_[t] == state && threads_[t].object == object)
+            return true;
+    return false;
+}
+
+std::string Block::waiting_at(int thread) const {
+    if (states_[thread] == State::exited) return " exited";
+    const Site site = threads_[thread].site;
+    return " at " + waiting_for(thread) + " " + site.file + ":" +
+           std::to_string(site.line);
 }
 
 void* Block::landing_stack() {

@@ -172,6 +172,8 @@ class Block {
     /// One entry per warp, state and place: where its threads are.
     std::string waiting_list() const;
     std::string waiting_at(int thread) const;
+    std::string waiting_for(int thread) const;
+    bool warp_waits(int thread, State state, std::uint64_t object) const;
     std::string where(int thread) const;
 
     Cluster& cluster_;

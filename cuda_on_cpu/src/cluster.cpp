@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "hopper/hopper.h"
+#include "trace.h"
 
 namespace cuda_on_cpu {
 
@@ -40,6 +41,7 @@ void Cluster::run(Launch& launch, std::int64_t index) {
     const bool last_first = launch.schedule.policy == Schedule::Policy::reverse;
     switch_to(next_turn(*blocks_[last_first ? 0 : size_ - 1]), main_);
     Block::running_ = nullptr;
+    if (trace::is_on()) trace::cluster_ends(steps());
     bool faulted = false;
     for (int rank = 0; rank < size_; ++rank) {
         faulted = faulted || blocks_[rank]->faulted_;
@@ -47,6 +49,12 @@ void Cluster::run(Launch& launch, std::int64_t index) {
     }
     if (faulted)
         for (int rank = 0; rank < size_; ++rank) blocks_[rank]->fibers_.restart_all();
+}
+
+std::uint64_t Cluster::steps() const {
+    std::uint64_t steps = 0;
+    for (int rank = 0; rank < size_; ++rank) steps += blocks_[rank]->switches_;
+    return steps;
 }
 
 int Cluster::rank_of(const Block& block) const {
@@ -160,6 +168,8 @@ void Cluster::open_if_complete() {
     if (arrived_ < live) return;
     ++phase_;
     arrived_ = 0;
+    if (trace::is_on())
+        trace::happened(*blocks_[0], trace::Row::phases, 0, "cluster barrier opens");
     for (int rank = 0; rank < size_; ++rank) {
         Block& block = *blocks_[rank];
         for (int t = 0; t < block.count_; ++t)

@@ -26,6 +26,8 @@ class Cluster {
     int size() const { return size_; }
     Block& block(int rank) { return *blocks_[rank]; }
     int rank_of(const Block& block) const;
+    /// Switches from thread to thread so far.
+    std::uint64_t steps() const;
     /// The block in whose shared memory the address lies; null when in none.
     Block* owner_of(const void* address);
 

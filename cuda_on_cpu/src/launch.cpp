@@ -15,6 +15,7 @@
 #include "fault.h"
 #include "guarded.h"
 #include "stream.h"
+#include "trace.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -70,6 +71,14 @@ Options options_from_environment() {
     if (text != nullptr && !parse_streams(text, result.streams)) {
         std::fprintf(stderr,
                      "cuda_on_cpu: CUDA_ON_CPU_STREAMS = %s: must be eager or held\n",
+                     text);
+        std::exit(2);
+    }
+    text = std::getenv("CUDA_ON_CPU_TRACE");
+    if (text != nullptr && !trace_to(text)) {
+        std::fprintf(stderr,
+                     "cuda_on_cpu: CUDA_ON_CPU_TRACE = %s: must be a file that can be "
+                     "written\n",
                      text);
         std::exit(2);
     }
@@ -244,8 +253,9 @@ cudaError_t run(Launch& launch, observe::Ticket place) {
     const dim3 &grid = launch.grid, &cluster = launch.cluster;
     const std::int64_t count = std::int64_t(grid.x) * grid.y * grid.z /
                                (std::int64_t(cluster.x) * cluster.y * cluster.z);
-    // Watched blocks run one after another: then a run's figures are always the same.
-    const int threads = observe::kObserved ? 1 : options().threads;
+    // Watched or traced blocks run one after another: then a run's figures are always the
+    // same.
+    const int threads = observe::kObserved || trace::is_on() ? 1 : options().threads;
     const auto others = int(std::min<std::int64_t>(threads, count)) - 1;
     observe::launch_begins(launch, place);
     if (others > 0)
@@ -253,6 +263,7 @@ cudaError_t run(Launch& launch, observe::Ticket place) {
     else
         run_clusters(launch, count);
     observe::launch_ends();
+    if (trace::is_on()) trace::launch_ends();
     const std::string damage =
         repair_canaries(launch.call.arguments, launch.call.argument_bytes);
     if (launch.failed)

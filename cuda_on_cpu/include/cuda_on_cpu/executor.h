@@ -63,6 +63,11 @@ struct Options {
 };
 Options& options();
 
+/// From now on launches write a timeline to this file, for Perfetto; "" ends it. At first
+/// CUDA_ON_CPU_TRACE names the file. False when it cannot be written. Not while a kernel
+/// runs.
+bool trace_to(const std::string& file);
+
 /// The name that messages give the next kernel launched by this thread.
 void name_next_launch(const char* name);
 

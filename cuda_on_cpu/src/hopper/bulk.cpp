@@ -12,6 +12,7 @@
 
 #include "hopper/hopper.h"
 #include "hopper/tensor_map.h"
+#include "trace.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -26,12 +27,19 @@ struct Load {
     Site site;
     const char* name;
     std::function<void(Block& target)> fill;
+    std::uint64_t issued = 0;  ///< step, of a trace
 };
 
 void land(Block& block, const Load& load, std::uint64_t* barrier) {
     Hopper& hopper = block.hopper();
     load.fill(block);
     hopper.proxy.wrote(load.position, load.bytes);
+    if (trace::is_on())
+        trace::lasted(block, trace::Row::loads, 0,
+                      std::string(load.name) + " to " +
+                          shared_offset(block, block.arena() + load.position) + ", " +
+                          std::to_string(load.bytes) + " bytes",
+                      load.issued, load.site);
     hopper.mbarriers.complete_bytes(block, barrier, load.bytes, load.site);
 }
 
@@ -50,7 +58,8 @@ void issue_to(Block& block, const Load& load, std::size_t barrier_position) {
         {load.site, [&block, load, barrier] { land(block, load, barrier); }});
 }
 
-void issue(Block& block, const Load& load, std::uint32_t blocks) {
+void issue(Block& block, Load load, std::uint32_t blocks) {
+    if (trace::is_on()) load.issued = trace::now(block);
     observe::async_bytes(load.bytes, load.site);
     const std::size_t barrier = shared_position(block, load.name, load.barrier, 8, 8);
     if (blocks == 0) return issue_to(block, load, barrier);
@@ -144,6 +153,11 @@ void check_lines(const char* name, const void* global, std::uint32_t bytes) {
 // --------------------------------------------------------------------------- the groups
 void BulkGroups::issue(Block& block, Site site, std::function<void()> store) {
     Thread& thread = threads_[std::size_t(block.current())];
+    if (trace::is_on())
+        store = [store = std::move(store), site, &block, begin = trace::now(block)] {
+            store();
+            trace::lasted(block, trace::Row::stores, 0, "store", begin, site);
+        };
     if (!block.launch().asynchrony.deferred) {
         store();
         store = nullptr;

@@ -3,6 +3,7 @@
 #include "hopper/mbarrier.h"
 
 #include "hopper/hopper.h"
+#include "trace.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -123,6 +124,11 @@ void Mbarriers::complete_if_due(Block& block, Mbarrier& barrier) {
     const std::uint64_t awaited = wait_object(index, barrier.phases);
     ++barrier.phases;
     block.hopper().polls = 0;
+    if (trace::is_on())
+        trace::happened(block, trace::Row::phases, 0,
+                        "mbarrier " +
+                            shared_offset(block, block.arena() + barrier.position) +
+                            ": phase " + std::to_string(barrier.phases));
     barrier.pending = barrier.expected;
     barrier.announced = barrier.moved = 0;
     for (int t = 0; t < block.count(); ++t)

@@ -12,6 +12,7 @@
 #include "hopper/accumulation.h"
 #include "hopper/descriptor.h"
 #include "hopper/hopper.h"
+#include "trace.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -133,7 +134,7 @@ void Wgmma::issue(Block& block, int index, const std::array<WgmmaOperands, 32>& 
     check_tile(block, form.b_descriptor, form.b_transposed, 0, form.n, "B", site);
 
     if constexpr (observe::kObserved) tell(block, form, first_row, site);
-    Product product{{}, {}, form, site, 0};
+    Product product{{}, {}, form, site, 0, trace::is_on() ? trace::now(block) : 0};
     for (int lane = 0; lane < kWarpSize; ++lane) {
         product.d[lane] = lanes[lane].d;
         if (form.a != nullptr)
@@ -208,6 +209,9 @@ void Wgmma::perform(Block& block, int index, const Product& product, float* sums
     read(form.b_descriptor, form.b_transposed, 0, n,
          [&](int column, int depth, float value) { b[depth][column] = value; });
 
+    if (trace::is_on())
+        trace::lasted(block, trace::Row::products, index,
+                      "m64n" + std::to_string(n) + "k16", product.issued, product.site);
     if (!form.accumulate) std::fill(sums, sums + kRows * n, 0.0f);
     const Accumulation& unit = options().accumulation;
     for (int row = 0; row < kRows; ++row) {

@@ -35,7 +35,8 @@ class Wgmma {
         std::array<std::array<std::uint32_t, 4>, 32> a;  ///< when A is in registers
         WgmmaOperands form;                              ///< of lane 0: what all share
         Site site;
-        std::size_t sums;  ///< of the warp's accumulators in flight: which
+        std::size_t sums;      ///< of the warp's accumulators in flight: which
+        std::uint64_t issued;  ///< step, of a trace
     };
     /// The accumulators of products in flight. The registers hold NaN meanwhile.
     struct Sums {
