@@ -236,7 +236,8 @@ std::string Block::where(int thread) const {
                std::to_string(i.z) + ")";
     };
     return "kernel " + launch_->name + ", block " + triple(index_) + ", thread " +
-           triple(threads_[thread].index) + ", schedule " + to_string(launch_->schedule);
+           triple(threads_[thread].index) + ", schedule " + to_string(launch_->schedule) +
+           (launch_->asynchrony.deferred ? ", " + to_string(launch_->asynchrony) : "");
 }
 
 void Block::note_fault(cudaError_t error, const std::string& what, Site site) {

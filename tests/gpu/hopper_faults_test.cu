@@ -61,8 +61,8 @@ struct Smem {
 };
 
 // The lines that the reports must name
-int line_of_expect, line_of_full_wait, line_of_empty_wait, line_of_init, line_of_load,
-    line_of_product, line_of_wait, line_of_store, line_of_arrive;
+int line_of_full_wait, line_of_empty_wait, line_of_init, line_of_load, line_of_product,
+    line_of_wait, line_of_store;
 #define NOTE(name) (line_of_##name = __LINE__)
 
 /// c (64, 16) = a (64, depth) b (16, 64)ᵀ, where each 64 of the depth meet the same b.
@@ -102,7 +102,7 @@ __global__ void pipeline_kernel(const __grid_constant__ CUtensorMap map_a,
                 kRows * kDepth * 2 + (bug == Bug::wrong_expect_tx_less   ? -16
                                       : bug == Bug::wrong_expect_tx_more ? 16
                                                                          : 0);
-            NOTE(expect), ptx::mbarrier_arrive_expect_tx(&s.full[stage], bytes);
+            ptx::mbarrier_arrive_expect_tx(&s.full[stage], bytes);
             __nv_bfloat16* a = s.a[stage] + (bug == Bug::destination_misaligned ? 64 : 0);
             auto* full = &s.full[stage];
             const int x = step * kDepth;
@@ -141,7 +141,7 @@ __global__ void pipeline_kernel(const __grid_constant__ CUtensorMap map_a,
         if (bug != Bug::no_commit) ptx::wgmma_commit();
         if (bug != Bug::no_wgmma_wait) NOTE(wait), ptx::wgmma_wait<0>();
         if (bug != Bug::released_too_early && t % 32 == 0)
-            NOTE(arrive), ptx::mbarrier_arrive(&s.empty[stage]);
+            ptx::mbarrier_arrive(&s.empty[stage]);
     }
     for (int i = 0; i < kColumns / 2; ++i) {
         const int r = t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8;
