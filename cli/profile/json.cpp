@@ -29,7 +29,7 @@ json counters(const Counters& c) {
             {"divergent", c.divergent},
             {"barriers", c.barriers},
             {"compulsory_bytes", c.compulsory_bytes()},
-            {"l2_bytes", c.l2_bytes()},
+            {"requested_bytes", c.requested_bytes()},
             {"async_bytes", c.async_bytes},
             {"mma_flops", c.mma_flops}};
 }
@@ -37,8 +37,8 @@ json counters(const Counters& c) {
 json bound(const Counters& c, std::int64_t launches) {
     const Bound b = bound_of(c, launches, kH100);
     return {{"gpu", kH100.name},    {"is", "model"},        {"hbm_s", b.hbm},
-            {"l2_s", b.l2},         {"shared_s", b.shared}, {"tensor_s", b.tensor},
-            {"launch_s", b.launch}, {"limit", b.limit()}};
+            {"l2_s", b.l2},         {"l1_s", b.l1},         {"shared_s", b.shared},
+            {"tensor_s", b.tensor}, {"launch_s", b.launch}, {"limit", b.limit()}};
 }
 
 const char* kind_of(const cuda_on_cpu::observe::Finding& finding) {

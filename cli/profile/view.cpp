@@ -7,49 +7,15 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <set>
 
 #include "cli/profile/bound.h"
+#include "cli/profile/figures.h"
 #include "cli/terminal.h"
 #include "cli/words.h"
 #include "core/error.h"
 
 namespace moe::profile {
-
-namespace observe = cuda_on_cpu::observe;
-
 namespace {
-
-/// "31.2", or "-" without requests.
-std::string sectors_per_request(const Counters& c) {
-    const double requests = double(c.loads.requests + c.stores.requests);
-    if (requests == 0.0) return "-";
-    return fmt::format("{:.1f}", double(c.loads.sectors + c.stores.sectors) / requests);
-}
-
-std::string efficiency(const Counters& c) {
-    const double sectors = double(c.loads.sectors + c.stores.sectors);
-    if (sectors == 0.0) return "-";
-    return fmt::format(
-        "{:.0f} %",
-        100.0 * double(c.loads.ideal_sectors + c.stores.ideal_sectors) / sectors);
-}
-
-std::string number(std::uint64_t value) {
-    return value == 0 ? "-" : grouped(std::int64_t(value));
-}
-
-/// A kernel's name in a column.
-std::string short_name(const std::string& kernel) {
-    constexpr std::string_view kEnding = "_kernel";
-    return kernel.ends_with(kEnding) ? kernel.substr(0, kernel.size() - kEnding.size())
-                                     : kernel;
-}
-
-std::string name_of(const StepProfile& step) {
-    return step.step ? circled(*step.step) + " " + title(*step.step)
-                     : "between the steps";
-}
 
 constexpr const char* kHead = "step, kernels";
 
@@ -66,7 +32,8 @@ class Layout {
     std::size_t width() const {
         return columns_of(row("", {"-", "-", "-", "-", "-", "-", "-", "-", "-"}));
     }
-    /// Launches, requests, sectors, efficiency, wavefronts, L2, bytes, floor, ratio
+    /// Launches, requests, sectors, efficiency, wavefronts, requested bytes, compulsory
+    /// bytes, floor, ratio
     std::string row(const std::string& name,
                     const std::array<std::string, 9>& cells) const {
         constexpr std::array<std::size_t, 9> kWidths = {9, 12, 9, 6, 12, 10, 10, 10, 7};
@@ -78,9 +45,10 @@ class Layout {
 
   private:
     bool shows(std::size_t column) const {
-        constexpr std::size_t kWavefronts = 4, kRequests = 1, kLaunches = 0, kL2 = 5;
+        constexpr std::size_t kWavefronts = 4, kRequests = 1, kLaunches = 0,
+                              kRequested = 5;
         constexpr std::array<std::size_t, 4> kGo = {kWavefronts, kRequests, kLaunches,
-                                                    kL2};
+                                                    kRequested};
         return std::find(kGo.begin(), kGo.begin() + std::ptrdiff_t(left_out_), column) ==
                kGo.begin() + std::ptrdiff_t(left_out_);
     }
@@ -94,42 +62,28 @@ std::array<std::string, 9> cells(const Counters& c, std::int64_t launches) {
             sectors_per_request(c),
             efficiency(c),
             number(c.shared.wavefronts),
-            bytes_in_words(std::int64_t(c.l2_bytes())),
+            bytes_in_words(std::int64_t(c.requested_bytes())),
             bytes_in_words(std::int64_t(c.compulsory_bytes())),
             "",
             ""};
 }
 
-/// A file as a reader of the tree names it.
-std::string in_the_tree(const std::string& file) {
-    const std::string root = MOE_SOURCE_DIR "/";
-    return file.starts_with(root) ? file.substr(root.size()) : file;
-}
-
-/// Sectors and wavefronts that a better order of the same accesses would not need.
-std::uint64_t waste(const Counters& c) {
-    return c.loads.sectors - c.loads.ideal_sectors + c.stores.sectors -
-           c.stores.ideal_sectors + c.shared.wavefronts - c.shared.ideal_wavefronts;
-}
-
 }  // namespace
 
 void print_kernels(const LayerProfile& profile, const std::string& component) {
-    const TableParts parts({"wavefronts", "requests", "launches", "L2 traffic"},
+    const TableParts parts({"wavefronts", "requests", "launches", "requested bytes"},
                            [&](std::size_t n) { return Layout(profile, n).width(); });
     const Layout layout(profile, parts.left_out());
     fmt::print("{}\n",
                layout.row(kHead, {"launches", "requests", "sect/req", "eff", "wavefronts",
-                                  "L2", "bytes", "floor", "ratio"}));
+                                  "requested", "bytes", "floor", "ratio"}));
     for (const StepProfile& step : profile.steps) {
         if (!belongs_to(step.step, component)) continue;
         const Counters sum = step.sum();
         auto head = cells(sum, step.launches());
-        if (step.floor.total_bytes() > 0) {
+        if (step.floor.total_bytes() > 0)
             head[7] = bytes_in_words(step.floor.total_bytes());
-            head[8] = fmt::format("{:.1f}x", double(sum.compulsory_bytes()) /
-                                                 double(step.floor.total_bytes()));
-        }
+        head[8] = over_floor(step);
         fmt::print("{}\n", layout.row(name_of(step), head));
         for (const KernelUse& use : step.kernels)
             fmt::print("{}\n", layout.row("  " + short_name(use.kernel),
@@ -140,15 +94,15 @@ void print_kernels(const LayerProfile& profile, const std::string& component) {
 
 void print_bounds(const LayerProfile& profile, const std::string& component) {
     fmt::print("\nbound on {} (model), microseconds\n", kH100.name);
-    fmt::print("{:<26}{:>9}{:>9}{:>9}{:>9}{:>9}  {}\n", "", "HBM", "L2", "shared",
-               "tensor", "launch", "limit");
+    fmt::print("{:<26}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}  {}\n", "", "HBM", "L2", "L1",
+               "shared", "tensor", "launch", "limit");
     for (const StepProfile& step : profile.steps) {
         if (!belongs_to(step.step, component)) continue;
         const Bound bound = bound_of(step.sum(), step.launches(), kH100);
         const std::string name = name_of(step);
         std::string line = name + std::string(26 - columns_of(name), ' ');
         for (const double term :
-             {bound.hbm, bound.l2, bound.shared, bound.tensor, bound.launch})
+             {bound.hbm, bound.l2, bound.l1, bound.shared, bound.tensor, bound.launch})
             line += term == 0.0 ? fmt::format("{:>9}", "-")
                                 : fmt::format("{:>9.2f}", 1e6 * term);
         fmt::print("{}  {}\n", line,
@@ -162,32 +116,15 @@ void print_bounds(const LayerProfile& profile, const std::string& component) {
 }
 
 void print_worst_lines(const LayerProfile& profile, const std::string& component) {
-    std::set<std::string> shown;
-    for (const StepProfile& step : profile.steps)
-        if (belongs_to(step.step, component))
-            for (const KernelUse& use : step.kernels) shown.insert(use.kernel);
-    struct Row {
-        std::string place, kernel;
-        const Counters* counters;
-    };
-    std::vector<Row> rows;
-    for (const auto& kernel : profile.report.kernels)
-        for (const auto& line : kernel.lines)
-            if (shown.contains(kernel.name) && waste(line.counters) > 0)
-                rows.push_back({fmt::format("{}:{}", in_the_tree(line.file), line.line),
-                                kernel.name, &line.counters});
-    std::stable_sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) {
-        return waste(*a.counters) > waste(*b.counters);
-    });
-    if (rows.empty()) return;
+    const std::vector<WorstLine> lines = worst_lines(profile, component);
+    if (lines.empty()) return;
     fmt::print("\nworst lines: sectors and wavefronts beyond the ideal\n");
-    rows.resize(std::min<std::size_t>(rows.size(), 5));
-    for (const Row& row : rows)
+    for (const WorstLine& line : lines)
         fmt::print("{:>12}  {:<28}  {} sectors/request, {}{}\n",
-                   grouped(std::int64_t(waste(*row.counters))), row.place,
-                   sectors_per_request(*row.counters), efficiency(*row.counters),
-                   row.counters->shared.most_ways > 1
-                       ? fmt::format(", {} ways", row.counters->shared.most_ways)
+                   grouped(std::int64_t(waste(line.counters))), line.place,
+                   sectors_per_request(line.counters), efficiency(line.counters),
+                   line.counters.shared.most_ways > 1
+                       ? fmt::format(", {} ways", line.counters.shared.most_ways)
                        : "");
 }
 

@@ -44,7 +44,7 @@ TEST(ObserveAsync, ACopyIsCountedAndOrdered) {
     EXPECT_EQ(seen.total().sectors_read, 8);
     EXPECT_EQ(seen.total().mma_flops, 1000);
     EXPECT_EQ(seen.at("copy").async_bytes, 256);
-    EXPECT_EQ(seen.total().l2_bytes(), 256 + 256);
+    EXPECT_EQ(seen.total().requested_bytes(), 256 + 256);
     const auto races = [&](auto kernel) {
         return races_of([&] {
             gpu::launch("staged_kernel", kernel, {1, 64, sizeof(Stage)}, target.data(),

@@ -43,7 +43,7 @@ TEST(ObserveGlobal, AStrideCostsSectors) {
     // Warps of an offset launch share the sectors at their seams; a broadcast is one
     EXPECT_EQ(strided(1, 0).total().sectors_read, 16);
     EXPECT_EQ(strided(1, 1).total().sectors_read, 17);
-    EXPECT_EQ(strided(1, 1).total().l2_bytes(), 32 * (4 * 5 + 4 * 4));
+    EXPECT_EQ(strided(1, 1).total().requested_bytes(), 32 * (4 * 5 + 4 * 4));
     EXPECT_EQ(strided(0, 0).total().sectors_read, 1);
 }
 

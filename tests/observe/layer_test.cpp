@@ -98,11 +98,13 @@ TEST(ObserveLayer, ComponentsShareTheSteps) {
 TEST(ObserveBound, IsItsLargestTerm) {
     cuda_on_cpu::observe::Counters counters;
     counters.sectors_read = 1'000'000;
-    counters.loads.sectors = 5'000'000;
+    counters.loads.sectors = 2'000'000;
+    counters.stores.sectors = 3'000'000;
     counters.shared.wavefronts = 1000;
     const profile::Bound bound = profile::bound_of(counters, 3, profile::kH100);
     EXPECT_DOUBLE_EQ(bound.hbm, 32e6 / 3.35e12);
-    EXPECT_DOUBLE_EQ(bound.l2, 160e6 / 7.0e12);
+    EXPECT_DOUBLE_EQ(bound.l1, 160e6 / (128 * 132 * 1.83e9));
+    EXPECT_DOUBLE_EQ(bound.l2, 96e6 / 7.0e12);
     EXPECT_DOUBLE_EQ(bound.launch, 6e-6);
     EXPECT_DOUBLE_EQ(bound.seconds(), bound.l2);
     EXPECT_EQ(bound.limit(), "L2");

@@ -47,8 +47,8 @@ struct Counters {
     std::uint64_t compulsory_bytes() const {
         return 32 * (sectors_read + sectors_written);
     }
-    /// What all requests ask of the L2 cache.
-    std::uint64_t l2_bytes() const {
+    /// What all requests ask for, before any cache.
+    std::uint64_t requested_bytes() const {
         return 32 * (loads.sectors + stores.sectors + atomics.sectors + async_sectors);
     }
     Counters& operator+=(const Counters& other);
