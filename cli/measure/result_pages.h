@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cli/files.h"
-#include "cli/measure/markers.h"
+#include "cli/markers.h"
 #include "cli/measure/result_shelf.h"
 
 namespace moe {

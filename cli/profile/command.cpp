@@ -16,6 +16,7 @@
 #include "core/known_names.h"
 #include "core/tier.h"
 #ifdef CUDA_ON_CPU_OBSERVE
+#include "cli/profile/page.h"
 #include "cli/profile/view.h"
 #endif
 
@@ -28,7 +29,7 @@ const std::vector<std::string> kComponents = {"router", "dispatcher", "experts",
 struct ProfileOptions {
     std::vector<std::string> tiers;
     std::string component = "layer", dtype = "bf16";
-    std::optional<std::string> json, annotate;
+    std::optional<std::string> json, annotate, page;
     bool races = false;
     std::unique_ptr<LayerOptions> layer;
 };
@@ -75,27 +76,40 @@ int run_profile(const ProfileOptions& options) {
     request.seq_length = layer.seq_length();
     request.micro_batch_size = layer.micro_batch_size();
     request.seed = layer.seed();
-    request.races = options.races;
+    request.races = options.races || options.page;
     require_memory(request.config, request.seq_length * request.micro_batch_size);
 
     const std::string source =
         options.annotate ? read_file("--annotate", *options.annotate) : "";
+    const std::string page = options.page ? read_file("--page", *options.page) : "";
+    const std::vector<ComponentSpec> suppliers = choose_observed(options);
+    if (options.page && suppliers.size() != 1)
+        reject("--page", *options.page,
+               fmt::format("shows one tier in one dtype; --tier and --dtype choose {}",
+                           suppliers.size()));
 
     nlohmann::json all = nlohmann::json::array();
     std::string annotated;
     bool clean = true;
-    for (const ComponentSpec& supplier : choose_observed(options)) {
+    for (const ComponentSpec& supplier : suppliers) {
         request.spec = ModuleSpec::uniform(supplier);
         const profile::LayerProfile profile = profile::profile_layer(request);
         if (!all.empty()) fmt::print("\n");
         print_header(profile, layer, request.config);
         fmt::print("\n");
-        if (options.races) {
+        if (request.races) {
             profile::print_findings(profile);
         } else {
             profile::print_kernels(profile, options.component);
             profile::print_bounds(profile, options.component);
             profile::print_worst_lines(profile, options.component);
+        }
+        if (options.page) {
+            const Regions regions =
+                profile::page_regions(profile, layer.model(), request.config);
+            write_file("--page", {*options.page,
+                                  with_regions(*options.page, page, regions, "profile")});
+            fmt::print("wrote {}\n", *options.page);
         }
         if (options.annotate)
             annotated += profile::annotated(profile, *options.annotate, source);
@@ -144,6 +158,9 @@ void add_profile(CommandLine& line) {
                  "Look for races and reads of unwritten memory instead; slower");
     command.option("--annotate", options->annotate,
                    "Print this source with the figures of its lines");
+    command.option("--page", options->page,
+                   "Look for races, and write tables and what was found into this page, "
+                   "between its markers <!-- moe profile: … -->");
     command.option("--json", options->json, "Write everything to a file");
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"qwen3_30b_a3b", 16, 64, 1});

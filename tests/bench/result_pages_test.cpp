@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/files.h"
-#include "cli/measure/markers.h"
+#include "cli/markers.h"
 #include "cli/measure/result_shelf.h"
 #include "core/error.h"
 #include "tests/bench/results_support.h"

@@ -1,5 +1,5 @@
 /// @file
-/// Regions of a page that a program writes: what stands between two comments, an opening
+/// Regions of a page that a command writes: what stands between two comments, an opening
 /// one with the region's name and a closing one. The rest of the page stays as it is.
 #pragma once
 
@@ -15,7 +15,9 @@ using Regions = std::map<std::string, std::string>;
 /// missing, stands twice, is not closed or has a name that `regions` does not know.
 /// @param page  its path, for messages
 /// @param text  what it says now
+/// @param command  "results": the markers are <!-- moe results: NAME --> and
+///                 <!-- /moe results -->
 std::string with_regions(const std::string& page, const std::string& text,
-                         const Regions& regions);
+                         const Regions& regions, const std::string& command = "results");
 
 }  // namespace moe
