@@ -87,6 +87,9 @@ int run_profile(const ProfileOptions& options) {
         reject("--page", *options.page,
                fmt::format("shows one tier in one dtype; --tier and --dtype choose {}",
                            suppliers.size()));
+    if (options.page)  // refuses its markers before the run, not after it
+        with_regions(*options.page, page, profile::page_regions({}, "", request.config),
+                     "profile");
 
     nlohmann::json all = nlohmann::json::array();
     std::string annotated;

@@ -36,7 +36,7 @@ class Layout {
     /// bytes, floor, ratio
     std::string row(const std::string& name,
                     const std::array<std::string, 9>& cells) const {
-        constexpr std::array<std::size_t, 9> kWidths = {9, 12, 9, 6, 12, 10, 10, 10, 7};
+        constexpr std::array<std::size_t, 9> kWidths = {9, 12, 9, 6, 12, 10, 12, 10, 7};
         std::string line = name + std::string(name_ - columns_of(name), ' ');
         for (std::size_t i = 0; i < cells.size(); ++i)
             if (shows(i)) line += fmt::format("{:>{}}", cells[i], kWidths[i]);
@@ -76,7 +76,7 @@ void print_kernels(const LayerProfile& profile, const std::string& component) {
     const Layout layout(profile, parts.left_out());
     fmt::print("{}\n",
                layout.row(kHead, {"launches", "requests", "sect/req", "eff", "wavefronts",
-                                  "requested", "bytes", "floor", "ratio"}));
+                                  "requested", "compulsory", "floor", "ratio"}));
     for (const StepProfile& step : profile.steps) {
         if (!belongs_to(step.step, component)) continue;
         const Counters sum = step.sum();

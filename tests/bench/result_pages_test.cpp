@@ -37,6 +37,15 @@ TEST(Markers, ReplaceWhatStandsBetweenThemAndNothingElse) {
     EXPECT_EQ(with_regions("p.md", once, regions), once);
 }
 
+TEST(Markers, OfAnotherCommandStayAsTheyAre) {
+    const std::string profile = "<!-- moe profile: a -->old<!-- /moe profile -->";
+    const std::string page = marker("a") + kClose + profile;
+    const std::string once = with_regions("p.md", page, {{"a", "new"}});
+    EXPECT_TRUE(once.ends_with(kClose + profile));
+    EXPECT_TRUE(contains(with_regions("p.md", once, {{"a", "counts"}}, "profile"),
+                         "<!-- moe profile: a -->\n\ncounts\n\n<!-- /moe profile -->"));
+}
+
 TEST(Markers, AreRefusedInOneLine) {
     const Regions regions = {{"a", ""}, {"b", ""}};
     const auto refusal = [&](const std::string& page) -> std::string {

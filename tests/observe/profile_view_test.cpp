@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "cli/profile/page.h"
 #include "cli/profile/view.h"
 #include "core/error.h"
 #include "core/module_spec.h"
@@ -89,6 +90,21 @@ TEST(ProfileView, FindingsAreTold) {
     EXPECT_EQ(json["steps"][1]["bound"]["is"], "model");
     EXPECT_EQ(json["steps"][1]["floor_bytes"], 16000);
     EXPECT_EQ(json["kernels"][0]["lines"][0]["counters"]["loads"]["sectors"], 1600);
+}
+
+TEST(ProfileView, APageHasCountsAndFindings) {
+    LayerProfile made = made_up();
+    Regions regions = page_regions(made, "a model", MoEConfig{});
+    EXPECT_HAS(regions["run"], "a model: ");
+    EXPECT_HAS(regions["run"], "Compiled by g++ ");
+    EXPECT_HAS(
+        regions["kernels"],
+        "| **⑦ FC1** | 2 | 100 | 16.0 | 25 % | 51.2 kB | 32.0 kB | 16.0 kB | 2.0x |");
+    EXPECT_HAS(regions["kernels"], "| `product` | 2 | 100 |");
+    EXPECT_HAS(regions["lines"], "| `naive_gpu/linear.cu:2` | 1,230 | 16.0 | 25 % |");
+    EXPECT_EQ(regions["races"], "No races and no reads of unwritten memory.\n");
+    made.report.findings = {{Finding::Kind::race, "a.cu", 3, "a.cu", 5, "race on 4", 7}};
+    EXPECT_EQ(page_regions(made, "", MoEConfig{})["races"], "* race on 4\n");
 }
 
 }  // namespace
