@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "bench/result_words.h"
-#include "bench/sheet.h"
+#include "cli/report/sheet.h"
 
 namespace moe::bench {
 namespace {

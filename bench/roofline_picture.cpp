@@ -5,7 +5,7 @@
 
 #include "bench/pictures.h"
 #include "bench/result_words.h"
-#include "bench/sheet.h"
+#include "cli/report/sheet.h"
 
 namespace moe::bench {
 namespace {
@@ -245,8 +245,8 @@ std::string roofline_picture(const Run& run, const std::string& device) {
         const Measurement& m = *point.measurement;
         const auto index = std::find(names.begin(), names.end(), m.spec) - names.begin();
         canvas.add(fmt::format("<circle class='{}' cx='{:.1f}' cy='{:.1f}' r='{}'/>\n",
-                               hue(std::size_t(index)), x_of(point.intensity),
-                               y_of(point.rate), kPoint));
+                               hue(index), x_of(point.intensity), y_of(point.rate),
+                               kPoint));
         labels.put(canvas, x_of(point.intensity), y_of(point.rate),
                    m.subject + (m.pass == "forward"    ? " fwd"
                                 : m.pass == "backward" ? " bwd"

@@ -49,10 +49,6 @@ std::vector<std::int64_t> expert_load(const Comparison& c) {
     return load;
 }
 
-std::string hue(std::int64_t index) {
-    return fmt::format("hue{}", index % 8);
-}
-
 std::string token_name(const Comparison& c, std::int64_t t) {
     return fmt::format("token {} “{}”", t, visible(c.text.bytes[t]));
 }

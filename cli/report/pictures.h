@@ -15,9 +15,6 @@ namespace moe {
 /// Rows per expert (E); zeros when nothing was dispatched.
 std::vector<std::int64_t> expert_load(const Comparison& comparison);
 
-/// Class of an expert's colour; eight hues, in turn.
-std::string hue(std::int64_t index);
-
 std::string token_name(const Comparison& comparison, std::int64_t token);
 
 /// One byte of the text, smaller when it takes two digits.

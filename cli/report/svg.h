@@ -123,6 +123,11 @@ inline std::string shade(double share) {
     return fmt::format("fill-opacity='{:.2f}'", 0.2 + 0.8 * share);
 }
 
+/// Class of colour `index`; eight hues, in turn.
+inline std::string hue(std::int64_t index) {
+    return fmt::format("hue{}", index % 8);
+}
+
 /// An S-shaped curve from left to right.
 inline std::string curve(const std::string& look, double x1, double y1, double x2,
                          double y2, const std::string& tip) {

@@ -1,9 +1,9 @@
-#include "bench/sheet.h"
+#include "cli/report/sheet.h"
 
 #include <algorithm>
 #include <cmath>
 
-namespace moe::bench {
+namespace moe {
 namespace {
 
 // No variables: not everything that shows an SVG file knows them. The hues are those of
@@ -66,10 +66,6 @@ std::string tick_label(double value) {
     return fmt::format("{:.10g}", value);
 }
 
-std::string hue(std::size_t index) {
-    return "hue" + std::to_string(index % 8);
-}
-
 std::string standalone_svg(const Canvas& canvas, double height, const std::string& title,
                            const std::string& subtitle) {
     return fmt::format(
@@ -116,4 +112,4 @@ std::vector<double> Axis::ticks() const {
     return ticks;
 }
 
-}  // namespace moe::bench
+}  // namespace moe

@@ -8,7 +8,7 @@
 
 #include "cli/report/svg.h"
 
-namespace moe::bench {
+namespace moe {
 
 /// Width of a sheet in its own units.
 inline constexpr double kSheetWidth = 900.0;
@@ -22,9 +22,6 @@ std::string tick_label(double value);
 
 /// Text escaped, and cut off with "…" where it would not fit.
 std::string fitted(const std::string& words, double width, double size);
-
-/// Class of the colour of supplier `index`.
-std::string hue(std::size_t index);
 
 /// The file: `canvas` on paper, below a title and a line that says more.
 /// @param height    of the whole, the title's 64 units among it
@@ -55,4 +52,4 @@ class Axis {
     bool log_ = false;
 };
 
-}  // namespace moe::bench
+}  // namespace moe
