@@ -21,6 +21,7 @@ void add_verify(CommandLine& line);
 void add_trace(CommandLine& line);
 void add_bench(CommandLine& line);
 void add_profile(CommandLine& line);
+void add_microscope(CommandLine& line);
 void add_info(CommandLine& line);
 void add_gpu_check(CommandLine& line);
 void add_results(CommandLine& line);

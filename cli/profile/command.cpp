@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <optional>
 
 #include "cli/commands.h"
@@ -16,6 +17,7 @@
 #include "core/known_names.h"
 #include "core/tier.h"
 #ifdef CUDA_ON_CPU_OBSERVE
+#include "cli/profile/lanes_picture.h"
 #include "cli/profile/page.h"
 #include "cli/profile/view.h"
 #endif
@@ -29,7 +31,7 @@ const std::vector<std::string> kComponents = {"router", "dispatcher", "experts",
 struct ProfileOptions {
     std::vector<std::string> tiers;
     std::string component = "layer", dtype = "bf16";
-    std::optional<std::string> json, annotate, page;
+    std::optional<std::string> json, annotate, page, draw, svg;
     bool races = false;
     std::unique_ptr<LayerOptions> layer;
 };
@@ -65,6 +67,31 @@ void print_header(const profile::LayerProfile& profile, const LayerOptions& laye
             8));
 }
 
+/// "naive_gpu/linear.cu:48" in its two parts; line 0 for all lines.
+std::pair<std::string, int> place_of(const std::string& draw) {
+    const std::size_t colon = draw.rfind(':');
+    if (colon == draw.npos) return {draw, 0};
+    int line = 0;
+    const char* const end = draw.data() + draw.size();
+    const auto [stop, error] = std::from_chars(draw.data() + colon + 1, end, line);
+    if (error != std::errc() || stop != end || line < 1)
+        reject("--draw", draw, "must be FILE or FILE:LINE, with a line from 1 on");
+    return {draw.substr(0, colon), line};
+}
+
+/// What lanes touched at a place, as an SVG file.
+void draw_lanes(const ProfileOptions& options, const profile::LayerProfile& profile,
+                const std::string& source) {
+    const auto [path, line] = place_of(*options.draw);
+    const auto panels = profile::panels_of(profile.report, path, line, source);
+    if (panels.empty()) reject("--draw", *options.draw, "no kernel touched memory there");
+    write_file("--svg", {*options.svg, profile::lanes_picture(
+                                           panels, *options.draw + ": who touches what",
+                                           "the first instruction of a warp at each "
+                                           "line; recorded on the CPU executor")});
+    fmt::print("wrote {}\n", *options.svg);
+}
+
 int run_profile(const ProfileOptions& options) {
     if (std::find(kComponents.begin(), kComponents.end(), options.component) ==
         kComponents.end())
@@ -82,9 +109,17 @@ int run_profile(const ProfileOptions& options) {
     const std::string source =
         options.annotate ? read_file("--annotate", *options.annotate) : "";
     const std::string page = options.page ? read_file("--page", *options.page) : "";
+    if (options.draw.has_value() != options.svg.has_value())
+        throw InputError("--draw, --svg: each needs the other");
+    const std::string drawn =
+        options.draw ? read_file("--draw", place_of(*options.draw).first) : "";
     const std::vector<ComponentSpec> suppliers = choose_observed(options);
     if (options.page && suppliers.size() != 1)
         reject("--page", *options.page,
+               fmt::format("shows one tier in one dtype; --tier and --dtype choose {}",
+                           suppliers.size()));
+    if (options.draw && suppliers.size() != 1)
+        reject("--draw", *options.draw,
                fmt::format("shows one tier in one dtype; --tier and --dtype choose {}",
                            suppliers.size()));
     if (options.page)  // refuses its markers before the run, not after it
@@ -114,6 +149,7 @@ int run_profile(const ProfileOptions& options) {
                                   with_regions(*options.page, page, regions, "profile")});
             fmt::print("wrote {}\n", *options.page);
         }
+        if (options.draw) draw_lanes(options, profile, drawn);
         if (options.annotate)
             annotated += profile::annotated(profile, *options.annotate, source);
         clean = clean && profile.report.findings.empty();
@@ -147,7 +183,8 @@ void add_profile(CommandLine& line) {
         "  moe profile                                the layer, step by step\n"
         "  moe profile --component experts --preset olmoe --scale 16\n"
         "  moe profile --races                        two accesses that nothing orders\n"
-        "  moe profile --annotate naive_gpu/linear.cu");
+        "  moe profile --annotate naive_gpu/linear.cu\n"
+        "  moe profile --draw naive_gpu/linear.cu:47 --svg lanes.svg");
     command.option("--tier", options->tiers, "Tiers that run kernels (default: all)")
         .values(tier_names());
     command.option("--dtype", options->dtype, "fp64, fp32 or bf16 (default bf16)")
@@ -161,6 +198,10 @@ void add_profile(CommandLine& line) {
                  "Look for races and reads of unwritten memory instead; slower");
     command.option("--annotate", options->annotate,
                    "Print this source with the figures of its lines");
+    command.option("--draw", options->draw,
+                   "Draw which lane touches which sector or bank at FILE:LINE, or at all "
+                   "lines of FILE, into the file of --svg");
+    command.option("--svg", options->svg, "Where --draw draws");
     command.option("--page", options->page,
                    "Look for races, and write tables and what was found into this page, "
                    "between its markers <!-- moe profile: … -->");

@@ -14,6 +14,8 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 .title { font-size: 17px; font-weight: 600; }
 .head { font-size: 14px; font-weight: 600; }
 .soft { fill: #5c6675; font-size: 12px; }
+.code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
+.onhue { fill: #ffffff; font-size: 10px; }
 .paper { fill: #ffffff; stroke: #dfe3ea; } .ground { fill: #ffffff; }
 .grid { stroke: #dfe3ea; }
 .whisker { stroke: #1c2430; stroke-width: 1.5; }

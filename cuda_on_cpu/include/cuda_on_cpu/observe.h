@@ -4,6 +4,7 @@
 /// these functions do nothing. See docs/observe.md.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -54,10 +55,24 @@ struct Counters {
     Counters& operator+=(const Counters& other);
 };
 
+/// What one warp instruction touched.
+struct Sample {
+    enum class Access { load, store, atomic };
+    Access access = Access::load;
+    bool is_shared = false;
+    unsigned bytes = 0;  ///< of each lane
+    unsigned mask = 0;   ///< the lanes
+    /// From the start of the allocation, or of the block's shared memory; by lane.
+    std::array<std::uint64_t, 32> offsets{};
+
+    bool operator==(const Sample&) const = default;
+};
+
 struct LineReport {
     std::string file;  ///< as the compiler was given it; the address where unknown
     int line = 0;
     Counters counters;
+    std::vector<Sample> samples;  ///< of each of its instructions the first that ran
 };
 struct KernelReport {
     std::string name;

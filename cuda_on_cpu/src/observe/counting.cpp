@@ -115,6 +115,9 @@ void WarpCounter::count(const Instruction& instruction) {
                                        : check_global(instruction, together, *allocation);
         if (inside == 0) continue;
         is_counted = true;
+        if (line.instructions == 0)
+            keep_sample(number, instruction, inside,
+                        shared ? lanes_.arena() : allocation->base);
         if (shared)
             count_shared(instruction, inside, line);
         else
@@ -126,6 +129,22 @@ void WarpCounter::count(const Instruction& instruction) {
         ++counters->instructions;
         counters->divergent += divergent;
     }
+}
+
+void WarpCounter::keep_sample(std::uint32_t spot, const Instruction& instruction,
+                              unsigned mask, std::uint64_t base) {
+    Sample sample;
+    sample.access = is_atomic(instruction.kind) ? Sample::Access::atomic
+                    : writes(instruction.kind)  ? Sample::Access::store
+                                                : Sample::Access::load;
+    sample.is_shared = base == lanes_.arena();
+    sample.bytes = instruction.size;
+    sample.mask = mask;
+    for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
+        const int lane = std::countr_zero(lanes);
+        sample.offsets[lane] = instruction.addresses[lane] - base;
+    }
+    running_launch.kernel->samples.try_emplace(spot, sample);
 }
 
 unsigned WarpCounter::check_shared(const Instruction& instruction, unsigned mask) {

@@ -116,17 +116,23 @@ Report report() {
     const std::lock_guard lock(all.mutex);
     Report result;
     for (const auto& kernel : all.kernels) {
-        std::map<std::pair<std::string, int>, Counters> by_line;
+        std::map<std::pair<std::string, int>, LineReport> by_line;
         for (std::uint32_t spot = 0; spot < kernel->by_spot.size(); ++spot)
             if (const Counters& counters = kernel->by_spot[spot];
                 counters.instructions > 0 || counters.async_sectors > 0 ||
                 counters.async_bytes > 0 || counters.mma_flops > 0) {
                 const SourceLine line = all.spots.line(spot);
-                by_line[{line.file, line.line}] += counters;
+                LineReport& told = by_line[{line.file, line.line}];
+                told.counters += counters;
+                if (const auto sample = kernel->samples.find(spot);
+                    sample != kernel->samples.end())
+                    told.samples.push_back(sample->second);
             }
         KernelReport told{kernel->name, kernel->launches, kernel->total, {}};
-        for (const auto& [line, counters] : by_line)
-            told.lines.push_back({line.first, line.second, counters});
+        for (auto& [line, each] : by_line) {
+            std::tie(each.file, each.line) = line;
+            told.lines.push_back(std::move(each));
+        }
         result.kernels.push_back(std::move(told));
     }
     result.launches = all.launches;

@@ -52,6 +52,7 @@ struct KernelProfile {
     std::uint64_t launches = 0;
     Counters total;
     std::vector<Counters> by_spot;  ///< index: Spot's number
+    std::map<std::uint32_t, Sample> samples;  ///< by Spot's number
 
     Counters& at(std::uint32_t spot) {
         if (spot >= by_spot.size()) by_spot.resize(spot + 1);
