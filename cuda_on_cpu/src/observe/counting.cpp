@@ -29,6 +29,43 @@ unsigned same_address(const Instruction& instruction, unsigned mask) {
     return most;
 }
 
+/// True when no bank holds two of the words: most instructions, so it is asked first.
+bool is_without_conflict(const std::array<std::uint64_t, kWarpSize>& words,
+                         unsigned count) {
+    std::array<std::uint64_t, 32> in_bank;
+    unsigned taken = 0;
+    for (unsigned i = 0; i < count; ++i) {
+        const unsigned bank = words[i] % 32;
+        if (taken >> bank & 1 && in_bank[bank] != words[i]) return false;
+        in_bank[bank] = words[i];
+        taken |= 1u << bank;
+    }
+    return true;
+}
+
+/// The most words of one bank.
+unsigned most_in_a_bank(std::array<std::uint64_t, kWarpSize>& words, unsigned count) {
+    if (is_without_conflict(words, count)) return 1;
+    count = sort_unique(words, count);
+    std::array<std::uint8_t, 32> in_bank{};
+    unsigned most = 0;
+    for (unsigned i = 0; i < count; ++i)
+        most = std::max<unsigned>(most, ++in_bank[words[i] % 32]);
+    return most;
+}
+
+/// Those of the lanes whose address is `inside`, a range without gaps.
+template <typename Inside>
+unsigned lanes_where(const Instruction& instruction, unsigned mask, Inside inside) {
+    if (inside(instruction.lowest) && inside(instruction.highest)) return mask;
+    unsigned those = 0;
+    for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
+        const int lane = std::countr_zero(lanes);
+        if (inside(instruction.addresses[lane])) those |= 1u << lane;
+    }
+    return those;
+}
+
 }  // namespace
 
 Sectors::Sectors(const Instruction& instruction, unsigned mask) {
@@ -66,11 +103,7 @@ BankTurns bank_turns(const Instruction& instruction, unsigned mask) {
             for (unsigned i = 0; i < parts; ++i)
                 words[count++] = instruction.addresses[lane] / 4 + i;
         }
-        count = sort_unique(words, count);
-        std::array<std::uint8_t, 32> in_bank{};
-        unsigned ways = 0;
-        for (unsigned i = 0; i < count; ++i)
-            ways = std::max<unsigned>(ways, ++in_bank[words[i] % 32]);
+        const unsigned ways = most_in_a_bank(words, count);
         result.turns += ways;
         result.ideal += 1;
         result.ways = std::max(result.ways, ways);
@@ -103,13 +136,9 @@ void WarpCounter::count(const Instruction& instruction) {
                 tell_of_fault(instruction, leader, profile_.memory.describe(address));
             continue;
         }
-        unsigned together = 0;
-        for (unsigned lanes = rest; lanes != 0; lanes &= lanes - 1) {
-            const int lane = std::countr_zero(lanes);
-            const std::uint64_t theirs = instruction.addresses[lane];
-            if (shared ? lanes_.is_shared(theirs) : allocation->contains(theirs))
-                together |= 1u << lane;
-        }
+        const unsigned together = lanes_where(instruction, rest, [&](auto theirs) {
+            return shared ? lanes_.is_shared(theirs) : allocation->contains(theirs);
+        });
         rest &= ~together;
         const unsigned inside = shared ? check_shared(instruction, together)
                                        : check_global(instruction, together, *allocation);
@@ -149,6 +178,9 @@ void WarpCounter::keep_sample(std::uint32_t spot, const Instruction& instruction
 
 unsigned WarpCounter::check_shared(const Instruction& instruction, unsigned mask) {
     const std::size_t given = lanes_.launch().smem;
+    if (lanes_.is_shared(instruction.lowest) &&
+        instruction.highest + instruction.size <= lanes_.arena() + given)
+        return mask;
     for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
         const int lane = std::countr_zero(lanes);
         const std::uint64_t offset = instruction.addresses[lane] - lanes_.arena();
@@ -163,6 +195,9 @@ unsigned WarpCounter::check_shared(const Instruction& instruction, unsigned mask
 
 unsigned WarpCounter::check_global(const Instruction& instruction, unsigned mask,
                                    const Allocation& allocation) {
+    if (allocation.contains(instruction.lowest) &&
+        allocation.contains(instruction.highest + instruction.size - 1))
+        return mask;
     for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
         const int lane = std::countr_zero(lanes);
         const std::uint64_t last = instruction.addresses[lane] + instruction.size - 1;

@@ -149,18 +149,21 @@ void Lanes::read(int warp, unsigned mask) {
 void Lanes::race(int thread) {
     Lane& lane = lanes_[thread];
     Profile& all = profile();
+    const QuietReads quiet = finder_.quiet_reads(thread);
+    const Region shared{shared_.get(), arena_, nullptr};
     for (const Record* at = lane.begin + lane.raced; at != lane.end; ++at) {
+        const std::uint64_t offset = at->address() - arena_;
+        if (offset < kMaxShared) {
+            if (offset + at->size() <= launch_->smem && !quiet.has(*at, *shared_, offset))
+                finder_.access(thread, shared, *at, all.spots.of(at->pc));
+            continue;
+        }
         const std::uint32_t spot = all.spots.of(at->pc);
-        const std::uint64_t last = at->address() + at->size() - 1;
-        if (is_shared(at->address())) {
-            if (last - arena_ < launch_->smem)
-                finder_.access(thread, {shared_.get(), arena_, nullptr}, *at, spot);
-        } else if (Allocation* allocation = all.allocation_at(spot, at->address())) {
-            if (allocation->contains(last))
+        if (Allocation* allocation = all.allocation_at(spot, at->address()))
+            if (allocation->contains(at->address() + at->size() - 1))
                 finder_.access(thread,
                                {&allocation->shadow(), allocation->base, allocation}, *at,
                                spot);
-        }
     }
     lane.raced = std::size_t(lane.end - lane.begin);
 }

@@ -1,6 +1,7 @@
 // matching.cpp: which accesses of a warp's lanes were one instruction.
 
 #include <bit>
+#include <limits>
 #include <unordered_map>
 
 #include "observe/counting.h"
@@ -15,31 +16,48 @@ struct Rest {
 };
 using Rests = std::array<Rest, kWarpSize>;
 
-/// As long as all lanes have the same instruction next, it is theirs together. A lane
-/// that is at its end has left: the others go on.
+/// Lanes that are at their end have left: the others go on. The steps that all of them
+/// have left.
+std::size_t drop_finished(const Rests& rests, unsigned& mask) {
+    auto steps = std::numeric_limits<std::ptrdiff_t>::max();
+    for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
+        const int lane = std::countr_zero(lanes);
+        const std::ptrdiff_t left = rests[lane].end - rests[lane].at;
+        if (left == 0)
+            mask &= ~(1u << lane);
+        else
+            steps = std::min(steps, left);
+    }
+    return std::size_t(steps);
+}
+
+/// The lanes' records at `step`, as one instruction. False when they are not one.
+bool is_together(const Rests& rests, unsigned mask, std::size_t step,
+                 Instruction& instruction) {
+    const Record& leader = rests[std::countr_zero(mask)].at[step];
+    instruction.start(leader);
+    std::uint64_t differences = 0;
+    for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
+        const int lane = std::countr_zero(lanes);
+        const Record& record = rests[lane].at[step];
+        differences |= (record.pc ^ leader.pc) | (record.place ^ leader.place) >> 48;
+        instruction.add(lane, record.address());
+    }
+    return differences == 0;
+}
+
+/// As long as all lanes have the same instruction next, it is theirs together.
 void match_in_step(Rests& rests, unsigned& mask, WarpCounter& counter) {
     Instruction instruction;
     for (;;) {
-        for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
-            if (const int lane = std::countr_zero(lanes);
-                rests[lane].at == rests[lane].end)
-                mask &= ~(1u << lane);
+        const std::size_t steps = drop_finished(rests, mask);
         if (mask == 0) return;
-        const Record& leader = *rests[std::countr_zero(mask)].at;
-        for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
-            const int lane = std::countr_zero(lanes);
-            const Record& record = *rests[lane].at;
-            if (record.pc != leader.pc || (record.place ^ leader.place) >> 48 != 0)
-                return;
-            instruction.addresses[lane] = record.address();
-        }
-        instruction.pc = leader.pc;
-        instruction.size = leader.size();
-        instruction.kind = leader.kind();
-        instruction.mask = mask;
-        counter.count(instruction);
+        std::size_t step = 0;
+        for (; step < steps && is_together(rests, mask, step, instruction); ++step)
+            counter.count(instruction);
         for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
-            ++rests[std::countr_zero(lanes)].at;
+            rests[std::countr_zero(lanes)].at += step;
+        if (step < steps) return;
     }
 }
 
@@ -57,13 +75,9 @@ void match_by_number(const Rests& rests, unsigned mask, WarpCounter& counter) {
             if (n == those.size()) {
                 those.push_back(std::uint32_t(instructions.size()));
                 instructions.emplace_back();
-                instructions.back().pc = at->pc;
-                instructions.back().size = at->size();
-                instructions.back().kind = at->kind();
+                instructions.back().start(*at);
             }
-            Instruction& instruction = instructions[those[n]];
-            instruction.mask |= 1u << lane;
-            instruction.addresses[lane] = at->address();
+            instructions[those[n]].add(lane, at->address());
         }
     }
     for (const Instruction& instruction : instructions) counter.count(instruction);

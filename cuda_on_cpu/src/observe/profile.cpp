@@ -14,13 +14,10 @@ Profile& profile() {
 }
 
 // -------------------------------------------------------------------------------- spots
-std::uint32_t SpotTable::of(std::uint64_t pc) {
-    if (pc >> 63 != 0) return std::uint32_t(pc);  // pc_of() a site
-    Recent& recent = recent_[(pc ^ pc >> 12) % kRecent];
-    if (recent.pc == pc) return recent.spot;
+std::uint32_t SpotTable::look_up(std::uint64_t pc) {
     const auto [found, is_new] = by_pc_.try_emplace(pc, std::uint32_t(spots_.size()));
     if (is_new) spots_.push_back({pc, {}, nullptr});
-    recent = {pc, found->second};
+    recent_[recent_index(pc)] = {pc, found->second};
     return found->second;
 }
 

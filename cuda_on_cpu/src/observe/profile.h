@@ -26,7 +26,11 @@ struct Spot {
 /// Spots by number, which is dense.
 class SpotTable {
   public:
-    std::uint32_t of(std::uint64_t pc);
+    std::uint32_t of(std::uint64_t pc) {
+        if (pc >> 63 != 0) return std::uint32_t(pc);  // pc_of() a site
+        const Recent& recent = recent_[recent_index(pc)];
+        return recent.pc == pc ? recent.spot : look_up(pc);
+    }
     std::uint32_t of(Site site);
     /// What stands for a site in a Record.
     std::uint64_t pc_of(Site site);
@@ -41,6 +45,11 @@ class SpotTable {
         std::uint64_t pc = 0;
         std::uint32_t spot = 0;
     };
+    static std::size_t recent_index(std::uint64_t pc) {
+        return (pc ^ pc >> 12) % kRecent;
+    }
+    std::uint32_t look_up(std::uint64_t pc);
+
     std::vector<Spot> spots_;
     std::unordered_map<std::uint64_t, std::uint32_t> by_pc_;
     std::map<std::pair<std::string, int>, std::uint32_t> by_site_;

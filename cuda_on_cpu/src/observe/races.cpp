@@ -6,7 +6,6 @@
 #include <bit>
 
 #include "block.h"
-#include "observe/profile.h"
 
 namespace cuda_on_cpu::observe {
 
@@ -31,7 +30,7 @@ void RaceFinder::begin_block(Operation operation, std::int64_t block, int thread
     phase_ = 0;
     span_ = memory_.add_span(actor_, phase_);
     count_ = threads;
-    any_known_ = false;
+    any_known_ = any_left_ = false;
     threads_.assign(threads, {});
 }
 
@@ -55,6 +54,7 @@ void RaceFinder::open_barrier() {
 
 void RaceFinder::exit(int thread) {
     threads_[thread].last_phase = phase_;
+    any_left_ = true;
 }
 
 void RaceFinder::set_known(Thread& thread, Clock clock) {
@@ -130,7 +130,20 @@ void RaceFinder::touch_atomically(int index, std::uint64_t object, bool reads,
 
 // --------------------------------------------------------------------------------
 // accesses
-bool RaceFinder::is_ordered(const Stamp& earlier, int thread) const {
+// TUTORIAL: in shared memory nearly all is decided by one comparison: what was done in an
+// earlier span of the block is ordered by the barrier between, what was done in this one
+// by others is not, unless the thread knows more than its barriers say.
+inline bool RaceFinder::is_ordered(const Stamp& earlier, int thread) const {
+    if (earlier.span == span_) {
+        if (earlier.thread() == thread) return true;
+        if (known_ == nullptr) return false;
+    } else if (barriers_tell_) {
+        return true;
+    }
+    return is_ordered_across(earlier, thread);
+}
+
+bool RaceFinder::is_ordered_across(const Stamp& earlier, int thread) const {
     const Span& span = memory_.spans[earlier.span];
     if (span.actor == actor_) {
         if (earlier.thread() == thread) return true;
@@ -142,13 +155,32 @@ bool RaceFinder::is_ordered(const Stamp& earlier, int thread) const {
         if (operation != operation_ && memory_.order.is_before(operation, operation_))
             return true;
     }
-    if (threads_.empty() || !threads_[thread].known) return false;
-    const auto found = threads_[thread].known->find(span.actor);
-    return found != threads_[thread].known->end() &&
+    if (known_ == nullptr) return false;
+    const auto found = known_->find(span.actor);
+    return found != known_->end() &&
            found->second.knows(span.phase, earlier.thread(), earlier.epoch);
 }
 
-void RaceFinder::check(Cell& cell, const Stamp& now) {
+/// Of reads and atomics that have no order between them two are kept, as different as can
+/// be: whoever writes later is ordered after both, or races with one.
+inline void RaceFinder::keep(Cell& cell, const Stamp& now) const {
+    auto& [first, second] = cell.others;
+    const auto may_replace = [&](const Stamp& old) {
+        const bool same_kind = ((old.who ^ now.who) >> 10 & 3) == 0;
+        return old.span == 0 || (same_kind && is_ordered(old, now.thread()));
+    };
+    if (may_replace(first)) {
+        first = now;
+        if (second.span != 0 && may_replace(second)) second = {};
+    } else if (may_replace(second) ||
+               (second.span == first.span && now.span != first.span) ||
+               (second.thread() / kWarpSize == first.thread() / kWarpSize &&
+                now.thread() / kWarpSize != first.thread() / kWarpSize)) {
+        second = now;
+    }
+}
+
+inline void RaceFinder::check(Cell& cell, const Stamp& now) {
     const int thread = now.thread();
     if (cell.write.span != 0 && !is_ordered(cell.write, thread))
         tell_race(cell.write, now);
@@ -166,28 +198,11 @@ void RaceFinder::check(Cell& cell, const Stamp& now) {
     }
 }
 
-/// Of reads and atomics that have no order between them two are kept, as different as can
-/// be: whoever writes later is ordered after both, or races with one.
-void RaceFinder::keep(Cell& cell, const Stamp& now) const {
-    auto& [first, second] = cell.others;
-    const auto may_replace = [&](const Stamp& old) {
-        const bool same_kind = ((old.who ^ now.who) >> 10 & 3) == 0;
-        return old.span == 0 || (same_kind && is_ordered(old, now.thread()));
-    };
-    if (may_replace(first)) {
-        first = now;
-        if (second.span != 0 && may_replace(second)) second = {};
-    } else if (may_replace(second) ||
-               (second.span == first.span && now.span != first.span) ||
-               (second.thread() / kWarpSize == first.thread() / kWarpSize &&
-                now.thread() / kWarpSize != first.thread() / kWarpSize)) {
-        second = now;
-    }
-}
-
 void RaceFinder::access(int thread, const Region& region, const Record& record,
                         std::uint32_t spot) {
     region_ = &region;
+    known_ = threads_[thread].known.get();
+    barriers_tell_ = region.allocation == nullptr && !any_left_;
     address_ = record.address();
     size_ = record.size();
     const std::size_t offset = address_ - region.base;
@@ -211,6 +226,8 @@ void RaceFinder::begin_copy(Operation operation) {
 void RaceFinder::copy_access(const Region& region, std::size_t offset, std::size_t bytes,
                              bool writes, std::uint32_t spot, bool forget) {
     region_ = &region;
+    known_ = nullptr;
+    barriers_tell_ = false;
     address_ = region.base + offset;
     size_ = bytes;
     const Stamp now{span_, Stamp::pack(0, false, writes, spot), 1};
@@ -222,92 +239,6 @@ void RaceFinder::copy_access(const Region& region, std::size_t offset, std::size
         region.shadow->visit_touched(offset, bytes, visit);
     else
         region.shadow->visit(offset, bytes, visit);
-}
-
-// ---------------------------------------------------------------------------------
-// stories
-std::string RaceFinder::place(std::uint64_t address) const {
-    if (region_->allocation != nullptr) return profile().memory.describe(address);
-    return "offset " + std::to_string(address - region_->base) + " of shared memory";
-}
-
-std::string RaceFinder::name_of(const Stamp& stamp) const {
-    const Actor& actor = memory_.actors[memory_.spans[stamp.span].actor];
-    const OperationName& name = memory_.names[actor.operation];
-    const std::string what = stamp.is_atomic() ? "atomic access"
-                             : stamp.writes()  ? "write"
-                                               : "read";
-    if (actor.block < 0) return what + " by " + name.name;
-    return what + " at " + to_string(profile().spots.line(stamp.spot())) + " by " +
-           thread_name(name.grid, name.block, actor.block, stamp.thread());
-}
-
-void RaceFinder::tell_race(const Stamp& earlier, const Stamp& now) {
-    const Actor& other = memory_.actors[memory_.spans[earlier.span].actor];
-    enum Relation { warp, block, grid, streams } relation = streams;
-    if (memory_.spans[earlier.span].actor == actor_)
-        relation =
-            earlier.thread() / kWarpSize == now.thread() / kWarpSize ? warp : block;
-    else if (other.operation == operation_)
-        relation = grid;
-    const SourceLine line = profile().spots.line(now.spot());
-    const SourceLine other_line = profile().spots.line(earlier.spot());
-    if (!earlier.writes()) forget_unwritten(earlier.spot());
-    std::string text;
-    if (memory_.told.insert({earlier.spot(), now.spot(), relation}).second) {
-        const std::string& name = memory_.names[operation_].name;
-        text = "race on " + std::to_string(size_) + " bytes, " + place(address_) + ": " +
-               name_of(now) + ", and " + name_of(earlier) + ", in kernel " + name;
-        if (relation == streams)
-            text += " on " + memory_.order.stream_of(operation_) + " and " +
-                    memory_.names[other.operation].name + " on " +
-                    memory_.order.stream_of(other.operation) +
-                    ": an event between the streams would order them";
-        else
-            text += relation == warp
-                        ? ": __syncwarp() would order them, a shuffle does not"
-                    : relation == block
-                        ? ": __syncthreads() would order them"
-                        : ": blocks are ordered by atomics with fences, or by release "
-                          "and acquire";
-    }
-    profile().find(Finding::Kind::race, line, other_line, text);
-}
-
-// A list is read as soon as its warp meets, perhaps before that of the thread which wrote
-// what this one reads. If nothing orders the two that is a race, and told as one: so it
-// is settled at the end whether nobody had written.
-void RaceFinder::note_unwritten(int thread, const Record& record, std::uint32_t spot) {
-    const OperationName& name = memory_.names[operation_];
-    auto& list = region_->allocation == nullptr ? unwritten_ : memory_.unwritten;
-    list.insert(
-        {record.address(),
-         {record.size(), spot,
-          "read of " + std::to_string(record.size()) +
-              " bytes that nobody has written, " + place(record.address()) + ", at " +
-              to_string(profile().spots.line(spot)) + ", in kernel " + name.name + ", " +
-              thread_name(name.grid, name.block, memory_.actors[actor_].block, thread)}});
-}
-
-/// The read at hand is one side of a race.
-void RaceFinder::forget_unwritten(std::uint32_t spot) {
-    auto& list = region_->allocation == nullptr ? unwritten_ : memory_.unwritten;
-    for (auto at = list.lower_bound(address_ - 16);
-         at != list.end() && at->first < address_ + size_;)
-        at = at->second.spot == spot && at->first + at->second.size > address_
-                 ? list.erase(at)
-                 : std::next(at);
-}
-
-void tell_unwritten(UnwrittenReads& list) {
-    for (const auto& [address, read] : list)
-        profile().find(Finding::Kind::uninitialised, profile().spots.line(read.spot), {},
-                       read.text);
-    list.clear();
-}
-
-void RaceFinder::end_block() {
-    tell_unwritten(unwritten_);
 }
 
 }  // namespace cuda_on_cpu::observe

@@ -13,6 +13,7 @@
 #include "observe/clocks.h"
 #include "observe/memory.h"
 #include "observe/order.h"
+#include "observe/quiet.h"
 #include "observe/record.h"
 #include "observe/shadow.h"
 
@@ -90,6 +91,11 @@ class RaceFinder {
     void copy_access(const Region& region, std::size_t offset, std::size_t bytes,
                      bool writes, std::uint32_t spot, bool forget);
 
+    /// Those reads of shared memory need no access(), until the thread's order changes.
+    QuietReads quiet_reads(int thread) const {
+        const bool knows_barriers = !any_left_ && !threads_[thread].known;
+        return {knows_barriers ? span_ : 0, thread};
+    }
     void access(int thread, const Region& region, const Record& record,
                 std::uint32_t spot);
 
@@ -103,6 +109,7 @@ class RaceFinder {
     };
 
     bool is_ordered(const Stamp& earlier, int thread) const;
+    bool is_ordered_across(const Stamp& earlier, int thread) const;
     void check(Cell& cell, const Stamp& now);
     void keep(Cell& cell, const Stamp& now) const;
     void set_known(Thread& thread, Clock clock);
@@ -120,10 +127,13 @@ class RaceFinder {
     std::uint32_t actor_ = 0, phase_ = 0, span_ = 0;
     int count_ = 0;
     bool any_known_ = false;  ///< some thread knows more than its barriers say
+    bool any_left_ = false;   ///< some thread has left
     std::vector<Thread> threads_;
     UnwrittenReads unwritten_;  ///< of shared memory
-    // The access at hand, for messages
+    // The access at hand
     const Region* region_ = nullptr;
+    const Clock* known_ = nullptr;  ///< to its thread
+    bool barriers_tell_ = false;    ///< an earlier span in this memory is ordered
     std::uint64_t address_ = 0;
     std::size_t size_ = 0;
 };

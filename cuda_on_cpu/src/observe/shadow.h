@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 namespace cuda_on_cpu::observe {
@@ -17,9 +18,11 @@ struct Stamp {
     std::uint32_t who = 0;    ///< thread in 10 bits, atomic in 1, writes in 1, spot in 20
     std::uint32_t epoch = 0;  ///< the thread's, counts its releases
 
+    static constexpr std::uint32_t kWrites = 1 << 11;
+
     int thread() const { return int(who & 1023); }
     bool is_atomic() const { return who >> 10 & 1; }
-    bool writes() const { return who >> 11 & 1; }
+    bool writes() const { return who & kWrites; }
     std::uint32_t spot() const { return who >> 12; }
     static std::uint32_t pack(int thread, bool atomic, bool writes, std::uint32_t spot) {
         return std::uint32_t(thread) | std::uint32_t(atomic) << 10 |
@@ -67,15 +70,24 @@ class Shadow {
         }
     }
 
+    /// The cells of exactly these bytes, where they are in one KiB and need no finer
+    /// ones; else none.
+    std::span<const Cell> whole_cells(std::size_t offset, std::size_t bytes) const {
+        const Chunk& chunk = chunks_[offset / kChunk];
+        const std::size_t at = offset % kChunk;
+        const bool fits = ((at | bytes) & ((std::size_t{1} << chunk.shift) - 1)) == 0;
+        if (!chunk.cells || !fits || at + bytes > kChunk) return {};
+        return {chunk.cells.get() + (at >> chunk.shift), bytes >> chunk.shift};
+    }
+
     /// At most 16 bytes.
     bool is_written(std::size_t offset, std::size_t bytes) const {
-        const std::uint64_t bits = (std::uint64_t{1} << bytes) - 1;
         const std::size_t first = offset % 64;
-        if (((written_[offset / 64] >> first) & bits) ==
-            bits >> (first + bytes > 64 ? first + bytes - 64 : 0))
-            return first + bytes <= 64 ||
+        if (first + bytes > 64)
+            return is_written(offset, 64 - first) &&
                    is_written(offset + 64 - first, first + bytes - 64);
-        return false;
+        const std::uint64_t bits = (std::uint64_t{1} << bytes) - 1;
+        return (written_[offset / 64] >> first & bits) == bits;
     }
     void set_written(std::size_t offset, std::size_t bytes, bool value = true);
     /// Byte by byte what the other knows of its own.
