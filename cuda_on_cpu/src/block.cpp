@@ -51,7 +51,11 @@ void Block::begin(Launch& launch, const uint3& index, std::uint64_t salt) {
 #ifdef CUDA_ON_CPU_ASAN
     ASAN_POISON_MEMORY_REGION(arena_ + launch.smem, kMaxSharedMemory - launch.smem);
 #endif
-    if (trace::is_on()) trace::block_begins(*this);
+    traced_ = trace::is_on();
+    if (traced_) {
+        arrivals_.assign(std::size_t(count_), 0);
+        trace::block_begins(*this);
+    }
     const dim3& grid = launch.grid;
     watch_.block_begins(
         launch, index.x + std::int64_t(grid.x) * (index.y + grid.y * index.z), arena_);
@@ -159,14 +163,14 @@ void Block::yield() {
 void Block::wait_for(State state, Site site, std::uint64_t object) {
     const int thread = current_;
     threads_[thread].object = object;
-    const bool told = trace::is_on() && !warp_waits(thread, state, object);
+    const bool told = traced_ && !warp_waits(thread, state, object);
     const std::uint64_t begin = told ? trace::now(*this) : 0;
     wait(state, site);
     const std::string what = told ? waiting_for(thread) : "";
     switch_on();
     if (told)
-        trace::lasted(*this, trace::Row::warp, thread / kWarpSize, "wait: " + what, begin,
-                      site);
+        trace::lasted(
+            *this, {trace::Row::warp, thread / kWarpSize, "wait: " + what, begin, site});
 }
 
 Hopper& Block::hopper() {
@@ -182,17 +186,28 @@ Hopper& Block::hopper() {
 inline int Block::barrier(Vote vote, int predicate, Site site) {
     if (arrived_ == 0) {
         barrier_site_ = site;
+        // In a trace the others take the longer way: without one they pay nothing.
+        expected_site_ = traced_ ? Site{} : site;
         vote_ = vote;
         votes_ = 0;
-    } else if (vote != vote_ || !(site == barrier_site_)) {
-        report_divergence(site);
-        abandon();
+        if (traced_) note_arrival();
+    } else if (vote != vote_ || !(site == expected_site_)) {
+        arrives_with_care(vote, site);
     }
     wait(State::barrier, site);
     votes_ += predicate != 0;
     if (++arrived_ >= live_) open_barrier();
     switch_on();
     return vote_result_;
+}
+
+/// Not where the first waits, or in a trace.
+void Block::arrives_with_care(Vote vote, Site site) {
+    if (vote != vote_ || !(site == barrier_site_)) {
+        report_divergence(site);
+        abandon();
+    }
+    note_arrival();
 }
 
 /// All threads that have not exited are there.
@@ -203,10 +218,7 @@ void Block::open_barrier() {
                      "before the barrier at %s:%d\n",
                      launch_->name.c_str(), count_ - live_, count_, barrier_site_.file,
                      barrier_site_.line);
-    if (trace::is_on())
-        trace::happened(
-            *this, trace::Row::phases, 0,
-            "__syncthreads opens, line " + std::to_string(barrier_site_.line));
+    if (traced_) trace_barrier();
     vote_result_ = vote_ == Vote::count ? votes_
                    : vote_ == Vote::all ? votes_ == arrived_
                                         : votes_ > 0;
@@ -264,57 +276,6 @@ void Block::report_divergence(Site site) {
 void Block::abandon() {
     cluster_.abandon(*threads_[current_].fiber);
     std::abort();  // not reached: nobody resumes an abandoned fiber
-}
-
-std::string Block::waiting_list() const {
-    std::string list;
-    for (int first = 0; first < count_; first += kWarpSize) {
-        const int end = std::min(first + kWarpSize, count_);
-        std::vector<bool> told(end - first, false);
-        for (int t = first; t < end; ++t) {
-            const Thread& thread = threads_[t];
-            if (told[t - first]) continue;
-            int same = 0;
-            for (int u = t; u < end; ++u) {
-                const Thread& other = threads_[u];
-                if (states_[u] != states_[t] || !(other.site == thread.site) ||
-                    other.object != thread.object)
-                    continue;
-                told[u - first] = true;
-                ++same;
-            }
-            list += (list.empty() ? "" : "; ") + std::string("warp ") +
-                    std::to_string(first / kWarpSize) + ": " + std::to_string(same) +
-                    (same == 1 ? " thread" : " threads") + waiting_at(t);
-        }
-    }
-    return list;
-}
-
-std::string Block::waiting_for(int thread) const {
-    switch (states_[thread]) {
-        case State::barrier: return "__syncthreads";
-        case State::warp:
-            return name_of(warps_[thread / kWarpSize].lanes[thread % kWarpSize]);
-        case State::cluster: return "cluster_wait";
-        default: return hopper_->describe_wait(*this, thread);
-    }
-}
-
-/// Another thread of its warp waits for the same.
-bool Block::warp_waits(int thread, State state, std::uint64_t object) const {
-    const int first = thread / kWarpSize * kWarpSize;
-    for (int t = first; t < std::min(first + kWarpSize, count_); ++t)
-        if (t != thread && states_[t] == state && threads_[t].object == object)
-            return true;
-    return false;
-}
-
-std::string Block::waiting_at(int thread) const {
-    if (states_[thread] == State::exited) return " exited";
-    const Site site = threads_[thread].site;
-    return " at " + waiting_for(thread) + " " + site.file + ":" +
-           std::to_string(site.line);
 }
 
 void* Block::landing_stack() {

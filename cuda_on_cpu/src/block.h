@@ -162,6 +162,7 @@ class Block {
     void become(int thread);
     void wait(State state, Site site);
     void open_barrier();
+    [[gnu::cold]] void arrives_with_care(Vote vote, Site site);
     [[gnu::cold]] void report_divergence(Site site);
     void try_warp(int warp);
     void complete_warp(Warp& warp, unsigned mask);
@@ -174,6 +175,10 @@ class Block {
     std::string waiting_at(int thread) const;
     std::string waiting_for(int thread) const;
     bool warp_waits(int thread, State state, std::uint64_t object) const;
+    // Of a trace
+    void note_arrival();
+    void trace_wait(int warp, unsigned lanes, const char* what, Site site) const;
+    void trace_barrier() const;
     std::string where(int thread) const;
 
     Cluster& cluster_;
@@ -189,12 +194,15 @@ class Block {
     Vote vote_ = Vote::none;
     int votes_ = 0, vote_result_ = 0;
     Site barrier_site_{};
+    Site expected_site_{};  ///< the same, but nobody's in a trace
     std::vector<Thread> threads_;
     std::vector<State> states_;
     std::vector<std::uint8_t> may_run_;
     std::vector<Warp> warps_;
     dim3 placed_for_{0, 0, 0};  ///< block shape that threads_ is filled in for
     bool faulted_ = false;
+    bool traced_ = false;
+    std::vector<std::uint64_t> arrivals_;  ///< of threads that wait, in a trace: steps
     std::byte* arena_ = nullptr;
     std::unique_ptr<Hopper> hopper_;
     bool hopper_used_ = false;

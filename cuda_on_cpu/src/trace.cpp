@@ -59,6 +59,7 @@ std::string name_of(Row row, int number) {
         case Row::warp: return "warp " + std::to_string(number);
         case Row::loads: return "TMA loads";
         case Row::stores: return "TMA stores";
+        case Row::copies: return "cp.async";
         case Row::products: return "products of warp " + std::to_string(number);
         case Row::phases: return "mbarriers";
     }
@@ -85,14 +86,15 @@ std::uint64_t now(const Block& block) {
     return writer().steps_before + block.cluster().steps();
 }
 
-void lasted(const Block& block, Row row, int number, const std::string& what,
-            std::uint64_t begin, Site site) {
+void lasted(const Block& block, const Bar& bar) {
     const std::lock_guard lock(writer().mutex);
-    const auto [process, thread] = place_of(block, row, number);
-    const std::uint64_t end = std::max(now(block), begin + 1);
-    write(head("X", process, thread, what) + ",\"ts\":" + std::to_string(begin) +
-          ",\"dur\":" + std::to_string(end - begin) + ",\"args\":{\"at\":" +
-          quoted(std::string(site.file) + ":" + std::to_string(site.line)) + "}}");
+    const auto [process, thread] = place_of(block, bar.row, bar.number);
+    const std::uint64_t until = bar.end != 0 ? bar.end : now(block);
+    const std::uint64_t end = std::max(until, bar.begin + 1);
+    write(head("X", process, thread, bar.what) + ",\"ts\":" + std::to_string(bar.begin) +
+          ",\"dur\":" + std::to_string(end - bar.begin) + ",\"args\":{\"at\":" +
+          quoted(std::string(bar.site.file) + ":" + std::to_string(bar.site.line)) +
+          (bar.on.empty() ? "" : ",\"on\":" + quoted(bar.on)) + "}}");
 }
 
 void happened(const Block& block, Row row, int number, const std::string& what) {

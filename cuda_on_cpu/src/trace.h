@@ -24,14 +24,22 @@ enum class Row : int {
     warp = 0,
     loads = 1000,
     stores = 1001,
+    copies = 1002,
     products = 2000,
     phases = 3000
 };
 
-/// Something that lasted from step `begin` until now.
-/// @param number  of the warp, or 0
-void lasted(const Block& block, Row row, int number, const std::string& what,
-            std::uint64_t begin, Site site);
+/// Something that lasted.
+struct Bar {
+    Row row;
+    int number;  ///< of the warp, or 0
+    std::string what;
+    std::uint64_t begin;
+    Site site;
+    std::string on = "";    ///< the mbarrier that it completes on, "+0x40"
+    std::uint64_t end = 0;  ///< 0: until now
+};
+void lasted(const Block& block, const Bar& bar);
 /// Something that happened now.
 void happened(const Block& block, Row row, int number, const std::string& what);
 

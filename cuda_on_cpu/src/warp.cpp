@@ -67,6 +67,7 @@ std::uint64_t Block::warp_operation(const LaneOperation& operation, Site site) {
     warp.lanes[lane] = operation;
     warp.waiting |= 1u << lane;
     wait(State::warp, site);
+    if (traced_) note_arrival();
     try_warp(thread / kWarpSize);
     if (faulted_) abandon();
     switch_on();
@@ -126,6 +127,9 @@ void Block::try_warp(int index) {
         watch_.warp_meets(index, expected,
                           first.op == WarpOp::sync || (first.collective != nullptr &&
                                                        first.collective->orders_memory));
+        if (traced_)
+            trace_wait(index, expected, name_of(first),
+                       threads_[index * kWarpSize + std::countr_zero(expected)].site);
         complete_warp(warp, expected);
         for (unsigned lanes = expected; lanes != 0; lanes &= lanes - 1)
             release(index * kWarpSize + std::countr_zero(lanes));

@@ -51,20 +51,44 @@ __global__ void short_kernel(float* target, const __nv_bfloat16* source) {
     target[blockIdx.x * 128 + t] = d[0];
 }
 
+/// A file for a trace, gone when the test has ended.
+class TraceFile {
+  public:
+    TraceFile()
+        : path_(std::filesystem::temp_directory_path() /
+                ("moe_trace_" + std::to_string(getpid()) + ".json")) {}
+    ~TraceFile() { std::filesystem::remove(path_); }
+    TraceFile(const TraceFile&) = delete;
+    TraceFile& operator=(const TraceFile&) = delete;
+    std::string path() const { return path_; }
+    nlohmann::json read() const { return nlohmann::json::parse(std::ifstream(path_)); }
+
+    /// The events of one launch.
+    template <typename Launch>
+    nlohmann::json events_of(Launch launch) const {
+        EXPECT_TRUE(cuda_on_cpu::trace_to(path_));
+        launch();
+        EXPECT_TRUE(cuda_on_cpu::trace_to(""));
+        return read()["traceEvents"];
+    }
+
+  private:
+    std::filesystem::path path_;
+};
+
 TEST(Trace, ATimelineHasWaitsLoadsProductsAndPhases) {
     DeviceArray<__nv_bfloat16> source(std::vector<__nv_bfloat16>(64 * 16));
     DeviceArray<float> target(2 * 128);
-    const auto file = std::filesystem::temp_directory_path() /
-                      ("moe_trace_" + std::to_string(getpid()) + ".json");
+    const TraceFile file;
     for (const char* asynchrony : {"eager", "deferred"}) {
         const ModeGuard guard("forward", asynchrony);
-        ASSERT_TRUE(cuda_on_cpu::trace_to(file));
+        ASSERT_TRUE(cuda_on_cpu::trace_to(file.path()));
         gpu::launch("short_kernel", short_kernel, {2, 160, sizeof(Smem)}, target.data(),
                     source.data());
         // Whole after each launch
-        const auto read = nlohmann::json::parse(std::ifstream(file));
+        const auto read = file.read();
         ASSERT_TRUE(cuda_on_cpu::trace_to(""));
-        EXPECT_EQ(nlohmann::json::parse(std::ifstream(file)), read);
+        EXPECT_EQ(file.read(), read);
 
         std::map<std::string, int> count;
         std::map<int, std::int64_t> arrival, wait_end;  // by block
@@ -77,7 +101,11 @@ TEST(Trace, ATimelineHasWaitsLoadsProductsAndPhases) {
                       std::string::npos);
             const bool load = name.starts_with("bulk_load");
             std::int64_t& latest = (load ? arrival : wait_end)[event["pid"].get<int>()];
-            if (load || name.starts_with("wait")) latest = std::max(latest, end);
+            if (load) {
+                EXPECT_EQ(event["args"]["on"], "+0x900");  // s.full
+            }
+            if (load || name.starts_with("wait: mbarrier"))
+                latest = std::max(latest, end);
         }
         EXPECT_EQ(count["process_name"], 2);  // blocks
         EXPECT_EQ(count["bulk_load to "], 4);
@@ -85,10 +113,92 @@ TEST(Trace, ATimelineHasWaitsLoadsProductsAndPhases) {
         EXPECT_EQ(count["m64n8k16"], 8);
         EXPECT_EQ(count["mbarrier "], 2);  // a phase each
         EXPECT_EQ(count["__syncthreads opens"], 2);
+        EXPECT_EQ(count["wait: __syncthreads"], 10);  // five warps of each block
         for (const auto& [block, step] : arrival) EXPECT_LE(step, wait_end[block] + 1);
     }
-    std::filesystem::remove(file);
     EXPECT_FALSE(cuda_on_cpu::trace_to("/nowhere/at/all.json"));
+}
+
+/// Each thread copies 16 bytes twice, and waits for the first copy and then the second,
+/// a barrier later; the last lane of warp 1 leaves the second out.
+__global__ void copying_kernel(int* target, const int4* source) {
+    auto* s = reinterpret_cast<int4*>(&gpu::shared_memory<int4[128]>());
+    const int t = int(threadIdx.x);
+    ptx::cp_async<16>(s + t, source + t);
+    ptx::cp_async_commit();
+    if (t != 63) ptx::cp_async<16>(s + 64 + t, source + 64 + t);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<1>();
+    __syncthreads();
+    ptx::cp_async_wait<0>();
+    __syncwarp();
+    target[t] = s[t].x + (t == 63 ? 0 : s[64 + t].x);
+}
+
+struct Span {
+    std::int64_t begin, end;
+};
+/// Those bars whose name begins so, in the order of their ends.
+std::vector<Span> bars(const nlohmann::json& events, const std::string& name) {
+    std::vector<Span> found;
+    for (const auto& event : events)
+        if (event["ph"] == "X" && event["name"].get<std::string>().starts_with(name))
+            found.push_back(
+                {event["ts"].get<std::int64_t>(),
+                 event["ts"].get<std::int64_t>() + event["dur"].get<std::int64_t>()});
+    std::ranges::sort(found, {}, &Span::end);
+    return found;
+}
+
+TEST(Trace, CopiesLastUntilTheyAreWaitedForABarPerInstructionOfAWarp) {
+    DeviceArray<int4> source(std::vector<int4>(128));
+    DeviceArray<int> target(64);
+    const auto run = [&] {
+        gpu::launch("copying_kernel", copying_kernel, {1, 64, 128 * sizeof(int4)},
+                    target.data(), source.data());
+    };
+    const TraceFile file;
+    for (const char* asynchrony : {"eager", "deferred"}) {
+        SCOPED_TRACE(asynchrony);
+        const ModeGuard guard("forward", asynchrony);
+        const bool deferred = std::string(asynchrony) == "deferred";
+        const nlohmann::json events = file.events_of(run);
+        // Forward, the threads run in turn: a step each until the barrier.
+        const std::vector<Span> waits = bars(events, "wait: __syncthreads");
+        ASSERT_EQ(waits.size(), 2u);
+        EXPECT_EQ(waits[0].end, waits[1].end);
+        EXPECT_EQ(waits[0].end - std::min(waits[0].begin, waits[1].begin), 63);
+        EXPECT_EQ(std::abs(waits[0].begin - waits[1].begin), 32);
+
+        const std::string first = "cp.async of warp 0, 512 bytes";
+        const std::vector<Span> whole = bars(events, first);
+        const std::vector<Span> ragged = bars(events, "cp.async of warp 1, 496 bytes");
+        ASSERT_EQ(whole.size(), 2u);
+        ASSERT_EQ(ragged.size(), 1u);
+        EXPECT_EQ(bars(events, "cp.async").size(), 4u);
+        EXPECT_LE(whole[0].end, waits[0].end);
+        EXPECT_EQ(whole[1].end > waits[0].end, deferred);
+        EXPECT_EQ(ragged[0].end > waits[0].end, deferred);
+        EXPECT_EQ(bars(events, "wait: __syncwarp").size(), 2u);
+    }
+}
+
+__global__ void exiting_kernel() {
+    if (threadIdx.x >= 32) return;
+    __syncthreads();
+}
+
+TEST(Trace, AWaitThatEndsBecauseOthersExitEndsThere) {
+    const TraceFile file;
+    const ModeGuard guard("forward", "eager");
+    testing::internal::CaptureStderr();  // the warning about those who left
+    const nlohmann::json events = file.events_of([] {
+        gpu::launch("exiting_kernel", exiting_kernel, {1, 64, 0});
+    });
+    testing::internal::GetCapturedStderr();
+    const std::vector<Span> waits = bars(events, "wait: ");
+    ASSERT_EQ(waits.size(), 1u);
+    EXPECT_EQ(waits[0].end - waits[0].begin, 32);
 }
 
 }  // namespace

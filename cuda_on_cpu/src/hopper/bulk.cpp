@@ -35,11 +35,11 @@ void land(Block& block, const Load& load, std::uint64_t* barrier) {
     load.fill(block);
     hopper.proxy.wrote(load.position, load.bytes);
     if (trace::is_on())
-        trace::lasted(block, trace::Row::loads, 0,
-                      std::string(load.name) + " to " +
-                          shared_offset(block, block.arena() + load.position) + ", " +
-                          std::to_string(load.bytes) + " bytes",
-                      load.issued, load.site);
+        trace::lasted(block, {trace::Row::loads, 0,
+                              std::string(load.name) + " to " +
+                                  shared_offset(block, block.arena() + load.position) +
+                                  ", " + std::to_string(load.bytes) + " bytes",
+                              load.issued, load.site, shared_offset(block, barrier)});
     hopper.mbarriers.complete_bytes(block, barrier, load.bytes, load.site);
 }
 
@@ -156,7 +156,7 @@ void BulkGroups::issue(Block& block, Site site, std::function<void()> store) {
     if (trace::is_on())
         store = [store = std::move(store), site, &block, begin = trace::now(block)] {
             store();
-            trace::lasted(block, trace::Row::stores, 0, "store", begin, site);
+            trace::lasted(block, {trace::Row::stores, 0, "store", begin, site});
         };
     if (!block.launch().asynchrony.deferred) {
         store();

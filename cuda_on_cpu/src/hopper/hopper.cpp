@@ -45,6 +45,7 @@ void Hopper::block_exits(Block& block) {
             "somebody must wait for its mbarrier",
             flights.front().site};
     mbarriers.check_exit(block);
+    cp_async.block_exits(block);
     // A peer that still reads this block's shared memory finds NaN.
     if (block.cluster().size() > 1) std::memset(block.arena(), 0xFF, block.launch().smem);
 }
@@ -165,8 +166,7 @@ void cp_async_commit() {
                 [&](Block& block) { block.hopper().cp_async.commit(block.current()); });
 }
 void cp_async_wait(unsigned groups) {
-    kernel_call(
-        {}, [&](Block& block) { block.hopper().cp_async.wait(block.current(), groups); });
+    kernel_call({}, [&](Block& block) { block.hopper().cp_async.wait(block, groups); });
 }
 void cp_async_mbarrier_arrive(std::uint64_t* barrier, bool counted, Site site) {
     kernel_call(site, [&](Block& block) {

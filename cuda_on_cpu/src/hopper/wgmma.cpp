@@ -210,8 +210,9 @@ void Wgmma::perform(Block& block, int index, const Product& product, float* sums
          [&](int column, int depth, float value) { b[depth][column] = value; });
 
     if (trace::is_on())
-        trace::lasted(block, trace::Row::products, index,
-                      "m64n" + std::to_string(n) + "k16", product.issued, product.site);
+        trace::lasted(block,
+                      {trace::Row::products, index, "m64n" + std::to_string(n) + "k16",
+                       product.issued, product.site});
     if (!form.accumulate) std::fill(sums, sums + kRows * n, 0.0f);
     const Accumulation& unit = options().accumulation;
     for (int row = 0; row < kRows; ++row) {
