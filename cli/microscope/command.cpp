@@ -15,7 +15,7 @@ namespace {
 struct MicroscopeOptions {
     std::int64_t rows = 64, out = 192, in = 512;
     bool races = false;
-    std::optional<std::string> page, pictures;
+    std::optional<std::string> json, page, pictures;
 };
 
 #ifdef CUDA_ON_CPU_OBSERVE
@@ -47,6 +47,9 @@ int run_microscope(const MicroscopeOptions& options) {
         if (const auto failure = write_all(files))
             reject("--pictures", failure->path, failure->reason);
     }
+    if (options.json)
+        write_file("--json",
+                   {*options.json, microscope::to_json(looks, sizes).dump(1) + "\n"});
     return microscope::is_clean(looks) ? kExitOk : kExitDiffers;
 }
 #else
@@ -82,6 +85,7 @@ void add_microscope(CommandLine& line) {
                  "Look for races and reads of unwritten memory as well; slower");
     command.option("--pictures", options->pictures,
                    "Draw what lanes touch, and a timeline, into this folder");
+    command.option("--json", options->json, "Write the counters to a file");
     command.option("--page", options->page,
                    "Write the table into this page, between its markers <!-- moe "
                    "microscope: … -->");

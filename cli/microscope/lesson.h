@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,9 @@ bool is_clean(const std::vector<Look>& looks);
 
 /// The table that the terminal shows, and the verdict below it.
 void print_looks(const std::vector<Look>& looks);
+
+/// Each version's kernel with its counters.
+nlohmann::json to_json(const std::vector<Look>& looks, const Sizes& sizes);
 
 /// Regions for with_regions(…, "microscope").
 Regions page_regions(const std::vector<Look>& looks, const Sizes& sizes);

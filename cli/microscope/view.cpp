@@ -11,6 +11,7 @@
 #include "cli/profile/figures.h"
 #include "cli/profile/lanes_picture.h"
 #include "cli/profile/page.h"
+#include "cli/profile/view.h"
 #include "cli/report/sheet.h"
 #include "cli/words.h"
 #include "core/error.h"
@@ -95,6 +96,19 @@ void print_looks(const std::vector<Look>& looks) {
     for (const Look& look : looks)
         for (const auto& finding : look.report.findings)
             fmt::print("✗ {}: {}\n", to_string(look.version), finding.text);
+}
+
+nlohmann::json to_json(const std::vector<Look>& looks, const Sizes& sizes) {
+    nlohmann::json versions = nlohmann::json::array();
+    for (const Look& look : looks)
+        versions.push_back({{"version", to_string(look.version)},
+                            {"kernel", look.report.launches[0].kernel},
+                            {"counters", profile::to_json(look.counters())}});
+    return {{"emulated", true},
+            {"rows", sizes.rows},
+            {"out", sizes.out},
+            {"in", sizes.in},
+            {"versions", versions}};
 }
 
 namespace {

@@ -15,7 +15,23 @@ json requests(const cuda_on_cpu::observe::Requests& r) {
             {"ideal_sectors", r.ideal_sectors}};
 }
 
-json counters(const Counters& c) {
+json bound(const Counters& c, std::int64_t launches) {
+    const Bound b = bound_of(c, launches, kH100);
+    return {{"gpu", kH100.name},    {"is", "model"},        {"hbm_s", b.hbm},
+            {"l2_s", b.l2},         {"l1_s", b.l1},         {"shared_s", b.shared},
+            {"tensor_s", b.tensor}, {"launch_s", b.launch}, {"limit", b.limit()}};
+}
+
+const char* kind_of(const cuda_on_cpu::observe::Finding& finding) {
+    using Kind = cuda_on_cpu::observe::Finding::Kind;
+    return finding.kind == Kind::race            ? "race"
+           : finding.kind == Kind::uninitialised ? "uninitialised"
+                                                 : "out_of_bounds";
+}
+
+}  // namespace
+
+json to_json(const Counters& c) {
     return {{"loads", requests(c.loads)},
             {"stores", requests(c.stores)},
             {"atomics", requests(c.atomics)},
@@ -34,22 +50,6 @@ json counters(const Counters& c) {
             {"mma_flops", c.mma_flops}};
 }
 
-json bound(const Counters& c, std::int64_t launches) {
-    const Bound b = bound_of(c, launches, kH100);
-    return {{"gpu", kH100.name},    {"is", "model"},        {"hbm_s", b.hbm},
-            {"l2_s", b.l2},         {"l1_s", b.l1},         {"shared_s", b.shared},
-            {"tensor_s", b.tensor}, {"launch_s", b.launch}, {"limit", b.limit()}};
-}
-
-const char* kind_of(const cuda_on_cpu::observe::Finding& finding) {
-    using Kind = cuda_on_cpu::observe::Finding::Kind;
-    return finding.kind == Kind::race            ? "race"
-           : finding.kind == Kind::uninitialised ? "uninitialised"
-                                                 : "out_of_bounds";
-}
-
-}  // namespace
-
 json to_json(const LayerProfile& profile) {
     json steps = json::array(), kernels = json::array(), findings = json::array();
     for (const StepProfile& step : profile.steps) {
@@ -57,7 +57,7 @@ json to_json(const LayerProfile& profile) {
         for (const KernelUse& use : step.kernels)
             uses.push_back({{"kernel", use.kernel},
                             {"launches", use.launches},
-                            {"counters", counters(use.counters)},
+                            {"counters", to_json(use.counters)},
                             {"bound", bound(use.counters, use.launches)}});
         steps.push_back({{"step", step.step ? json(int(*step.step)) : json()},
                          {"title", step.step ? title(*step.step) : "between the steps"},
@@ -71,10 +71,10 @@ json to_json(const LayerProfile& profile) {
         for (const auto& line : kernel.lines)
             lines.push_back({{"file", line.file},
                              {"line", line.line},
-                             {"counters", counters(line.counters)}});
+                             {"counters", to_json(line.counters)}});
         kernels.push_back({{"name", kernel.name},
                            {"launches", kernel.launches},
-                           {"counters", counters(kernel.total)},
+                           {"counters", to_json(kernel.total)},
                            {"lines", lines}});
     }
     for (const auto& finding : profile.report.findings)

@@ -19,6 +19,7 @@ void print_worst_lines(const LayerProfile& profile, const std::string& component
 void print_findings(const LayerProfile& profile);
 
 nlohmann::json to_json(const LayerProfile& profile);
+nlohmann::json to_json(const Counters& counters);
 
 /// A source with each line's figures before it. InputError, naming --annotate, when no
 /// line of it touched memory.
