@@ -22,6 +22,7 @@ void add_trace(CommandLine& line);
 void add_bench(CommandLine& line);
 void add_profile(CommandLine& line);
 void add_microscope(CommandLine& line);
+void add_timeline(CommandLine& line);
 void add_info(CommandLine& line);
 void add_gpu_check(CommandLine& line);
 void add_results(CommandLine& line);

@@ -1,22 +1,18 @@
 /// @file
-/// Reading what users hand over: whole files, and JSON in which no name stands twice.
-/// Writing files whole or not at all.
+/// Reading what users hand over, whole files; writing files whole or not at all.
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "cli/json_text.h"
 
 namespace moe {
 
 /// The bytes of a file. InputError naming `field` when it is missing, unreadable or a
 /// folder.
 std::string read_file(const std::string& field, const std::string& path);
-
-/// JSON from text. InputError naming `field` when it is not JSON, or when an object has
-/// two entries of one name: a reader would take one of them and say nothing.
-nlohmann::json parse_json(const std::string& field, const std::string& text);
 
 /// A file to be written.
 struct FileText {

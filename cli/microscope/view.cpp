@@ -13,6 +13,7 @@
 #include "cli/profile/page.h"
 #include "cli/profile/view.h"
 #include "cli/report/sheet.h"
+#include "cli/timeline/picture.h"
 #include "cli/words.h"
 #include "core/error.h"
 
@@ -226,6 +227,13 @@ std::vector<Picture> pictures(const std::vector<Look>& looks, const Sizes& sizes
     for (const Look& look : looks)
         all.push_back(
             {fmt::format("{}.svg", to_string(look.version)), lanes_of(look, sizes)});
+    for (const Look& look : looks)
+        if (!look.timeline.empty())
+            all.push_back(
+                {"timeline.svg",
+                 timeline::timeline_picture(
+                     timeline::read_timeline(look.timeline, "timeline"),
+                     fmt::format("{}: who waits for whom", to_string(look.version)))});
     return all;
 }
 

@@ -9,6 +9,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "cli/timeline/picture.h"
 #include "gpu/launch.h"
 #include "gpu/ptx.h"
 #include "tests/conformance/device_array.h"
@@ -89,6 +90,13 @@ TEST(Trace, ATimelineHasWaitsLoadsProductsAndPhases) {
         const auto read = file.read();
         ASSERT_TRUE(cuda_on_cpu::trace_to(""));
         EXPECT_EQ(file.read(), read);
+        // Of the rows that the reader knows
+        const auto timeline = timeline::read_timeline(read.dump(), file.path());
+        ASSERT_EQ(timeline.blocks.size(), 2u);
+        EXPECT_EQ(timeline.block().rows.size(), 5u + 1 + 4 + 1);
+        EXPECT_EQ(timeline.block().filled.size(), 1u);
+        EXPECT_NE(timeline_picture(timeline, "short").find("wgmma, warps 0-3"),
+                  std::string::npos);
 
         std::map<std::string, int> count;
         std::map<int, std::int64_t> arrival, wait_end;  // by block
@@ -180,6 +188,7 @@ TEST(Trace, CopiesLastUntilTheyAreWaitedForABarPerInstructionOfAWarp) {
         EXPECT_EQ(whole[1].end > waits[0].end, deferred);
         EXPECT_EQ(ragged[0].end > waits[0].end, deferred);
         EXPECT_EQ(bars(events, "wait: __syncwarp").size(), 2u);
+        EXPECT_NO_THROW(timeline::read_timeline(file.read().dump(), file.path()));
     }
 }
 
