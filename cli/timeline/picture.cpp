@@ -28,8 +28,8 @@ constexpr std::array<Look, kKinds> kLooks = {{
     {Kind::data, 1, "waits for data: an mbarrier that loads complete on, “full”"},
     {Kind::space, 3, "waits at another mbarrier, as “empty”: for a free place"},
     {Kind::barrier, 7, "waits at a barrier for other threads"},
-    {Kind::wgmma, 6, "its lanes meet for wgmma"},
-    {Kind::lanes, 4, "its lanes meet for a warp function"},
+    {Kind::wgmma, 6, "its lanes wait for each other: wgmma"},
+    {Kind::lanes, 4, "its lanes wait for each other: another function of a warp"},
     {Kind::load, 0, "TMA load, from issue to arrival"},
     {Kind::copy, 0, "cp.async, from issue to completion"},
     {Kind::product, 2, "wgmma product, from issue to result"},
@@ -153,6 +153,13 @@ bool has_kind(const std::vector<Section>& sections, Kind kind) {
     return false;
 }
 
+bool has_marks(const std::vector<Section>& sections) {
+    return std::ranges::any_of(sections, [](const Section& section) {
+        return std::ranges::any_of(
+            section.strips, [](const Strip& strip) { return !strip.marks.empty(); });
+    });
+}
+
 /// What the colours mean, those that are there, two beside each other. Returns where the
 /// next part begins.
 double draw_legend(Canvas& canvas, const std::vector<Section>& sections, double y) {
@@ -170,6 +177,7 @@ double draw_legend(Canvas& canvas, const std::vector<Section>& sections, double 
         canvas.rect(hue(look.hue), x, y, 14.0, kBar, "", "rx='1.5'");
         canvas.text(x + 21.0, y + 10.5, "start", look.words, "soft");
     }
+    if (!has_marks(sections)) return y + 30.0;
     const double x = place();
     draw_diamond(canvas, hue_of(Kind::barrier), x + 7.0, y + 6.0);
     canvas.text(x + 21.0, y + 10.5, "start",
