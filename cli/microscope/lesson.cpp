@@ -48,7 +48,12 @@ class Recording {
     }
     std::string finish() {
         cuda_on_cpu::trace_to("");
-        return read_file("TMPDIR", path_);
+        std::string trace = read_file("TMPDIR", path_);
+        // Places as anybody has them, wherever the source tree is
+        const std::string root = MOE_SOURCE_DIR "/";
+        for (std::size_t at; (at = trace.find(root)) != trace.npos;)
+            trace.erase(at, root.size());
+        return trace;
     }
     ~Recording() {
         cuda_on_cpu::trace_to("");

@@ -26,7 +26,7 @@ LayerProfile made_up() {
     profile::StepProfile gating{Step::gating, {{"gate_kernel", 1, {}}}, {"TH", 100}};
     made.steps = {gating, fc1};
     made.report.kernels = {
-        {"product_kernel", 2, counters, {{"naive_gpu/linear.cu", 2, counters}}}};
+        {"product_kernel", 2, counters, {{"naive_gpu/linear.cu", 2, counters, {}}}}};
     return made;
 }
 
