@@ -42,10 +42,17 @@ std::string hue_of(Kind kind) {
     return "";
 }
 
-/// "../../tests/a.cu:5" as "tests/a.cu:5".
-std::string tidy(std::string where) {
-    while (where.starts_with("../")) where.erase(0, 3);
-    return where;
+/// Sources by their place in the project, "tests/a.cu:5", and no comma at the end, where
+/// a message goes on.
+std::string tidy(const std::string& text) {
+    std::string result;
+    for (std::size_t at = 0; at < text.size();) {
+        const bool up = text.compare(at, 3, "../") == 0;
+        if (!up) result += text[at];
+        at += up ? 3 : 1;
+    }
+    if (result.ends_with(',')) result.pop_back();
+    return result;
 }
 
 /// Steps of the block, from its first event, along the picture.

@@ -28,9 +28,9 @@ std::string row(int process, int number, const std::string& name) {
 }
 std::string bar(int process, int row, const std::string& name, int begin, int steps,
                 const std::string& more = "") {
-    return fmt::format(
-        R"(,{{"ph":"X","pid":{},"tid":{},"name":"{}","ts":{},"dur":{},"args":{{"at":"../a.cu:7"{}}}}})",
-        process, row, name, begin, steps, more);
+    return fmt::format(R"(,{{"ph":"X","pid":{},"tid":{},"name":"{}","ts":{},"dur":{},)"
+                       R"("args":{{"at":"../a.cu:7"{}}}}})",
+                       process, row, name, begin, steps, more);
 }
 std::string mark(int process, int row, const std::string& name, int step) {
     return fmt::format(R"(,{{"ph":"i","pid":{},"tid":{},"name":"{}","s":"t","ts":{}}})",
@@ -43,7 +43,8 @@ std::string two_blocks() {
            bar(1, 0, "wait: __syncthreads", 3, 5) +
            mark(1, 3000, "__syncthreads opens, line 4", 8) + "," +
            process(2, "load<int>, block (0,0,0)") + row(2, 0, "warp 0") +
-           bar(2, 0, "wait: mbarrier +0x40, parity 0 (phase 0)", 10, 30) +
+           bar(2, 0, "wait: mbarrier +0x40, parity 0 (phase 0; init at ../b.cu:3)", 10,
+               30) +
            bar(2, 0, "wait: mbarrier +0x48, parity 1 (phase 1)", 50, 5) +
            bar(2, 0, "wait: wgmma_fence", 60, 10) +
            bar(2, 0, "wait: __shfl_sync", 65, 10) + row(2, 1000, "TMA loads") +
@@ -79,8 +80,8 @@ int count_bars(const std::string& svg) {
 
 /// Every element closed in its turn, every & that of an entity, every value in quotes.
 testing::AssertionResult IsWellFormed(const std::string& xml) {
-    static const std::regex kTag(
-        R"(<(/?)([a-z]+)((?: +[a-zA-Z0-9:-]+='[^'<]*')*) *(/?)>|&(?:amp|lt|gt|quot|#39);|[^<&])");
+    static const std::regex kTag(R"(<(/?)([a-z]+)((?: +[a-zA-Z0-9:-]+='[^'<]*')*) *(/?)>)"
+                                 R"(|&(?:amp|lt|gt|quot|#39);|[^<&])");
     std::vector<std::string> open;
     auto at = xml.begin();
     for (std::smatch tag; at != xml.end(); at = tag.suffix().first) {
@@ -120,7 +121,7 @@ TEST(Timeline, ReadsWhatWaitedAndWhatWasOnItsWay) {
                                         Kind::load, Kind::load, Kind::store, Kind::copy,
                                         Kind::product}));
     const timeline::Bar& wait = block.rows[0].bars[0];
-    EXPECT_EQ(wait.what, "mbarrier +0x40, parity 0 (phase 0)");
+    EXPECT_EQ(wait.what, "mbarrier +0x40, parity 0 (phase 0; init at ../b.cu:3)");
     EXPECT_EQ(wait.where, "../a.cu:7");
     EXPECT_EQ(wait.end - wait.begin, 30);
 }
@@ -131,8 +132,9 @@ TEST(Timeline, DrawsABarForEachAndADiamondForEachOpening) {
     EXPECT_EQ(count_bars(svg), 9);
     EXPECT_EQ(count(svg, "<path [^>]*><title>mbarrier"), 1);
     EXPECT_NE(
-        svg.find("waits: mbarrier +0x40, parity 0 (phase 0), a.cu:7, steps 5 to 35<"),
+        svg.find("waits: mbarrier +0x40, parity 0 (phase 0; init at b.cu:3), a.cu:7, "),
         std::string::npos);
+    EXPECT_NE(svg.find(", steps 5 to 35<"), std::string::npos);
     EXPECT_NE(svg.find(">scheduler steps, not time; emulated on a CPU<"),
               std::string::npos);
     for (const char* label : {">warp 0<", ">TMA loads<", ">TMA stores<", ">cp.async<",
@@ -255,9 +257,9 @@ TEST_F(TimelineCommand, RefusesABlockThatIsNotThere) {
 }
 
 TEST_F(TimelineCommand, SaysThatATraceWasCutOff) {
-    const std::string cut = trace(
-        two_blocks() +
-        R"(,{"name":"cut off: too many events","ph":"i","s":"g","pid":0,"tid":0,"ts":0})");
+    const std::string cut =
+        trace(two_blocks() + R"(,{"name":"cut off: too many events","ph":"i","s":"g",)"
+                             R"("pid":0,"tid":0,"ts":0})");
     EXPECT_TRUE(has(moe("timeline " + file(cut)), "cut off: too many events"));
     EXPECT_NE(picture(cut).find("the trace was cut off"), std::string::npos);
 }
