@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "cuda_on_cpu/observe_instructions.h"
 #include "hopper/hopper.h"
 #include "trace.h"
 
@@ -149,6 +150,7 @@ void Cluster::arrive(Block& block, Site site) {
             "cluster_arrive: this thread has arrived before, without a "
             "cluster_wait in between",
             site};
+    observe::release(observed_object(phase_));
     arrived_in = phase_ + 1;
     ++arrived_;
     open_if_complete();
@@ -158,8 +160,15 @@ void Cluster::wait(Block& block, Site site) {
     std::uint64_t& arrived_in = block.hopper().cluster_phase[block.current()];
     if (arrived_in == 0)
         throw Fault{"cluster_wait: this thread has not arrived at the barrier", site};
-    if (arrived_in == phase_ + 1) block.wait_for(Block::State::cluster, site, 0);
+    const std::uint64_t phase = arrived_in - 1;
+    if (phase == phase_) block.wait_for(Block::State::cluster, site, 0);
     arrived_in = 0;
+    observe::acquire(observed_object(phase));
+}
+
+const std::byte* Cluster::observed_object(std::uint64_t phase) const {
+    // As named barriers have theirs (hopper.cpp): next to them, where no mbarrier lies.
+    return blocks_[0]->arena() + kMaxSharedMemory - 32 + phase % 2;
 }
 
 void Cluster::open_if_complete() {

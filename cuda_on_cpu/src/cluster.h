@@ -59,6 +59,9 @@ class Cluster {
     void check_exit(Block& block);
     void report_deadlock(Block& block);
     void open_if_complete();
+    /// What stands for the barrier to the observer. Two by turns: who arrives early at
+    /// the next phase gives nothing away to those that still leave this one.
+    const std::byte* observed_object(std::uint64_t phase) const;
 
     std::vector<std::unique_ptr<Block>> blocks_;
     int size_ = 1;

@@ -111,9 +111,7 @@ class ObserveRing : public testing::Test {
         });
     }
     std::string race(const char* one, const char* other) const {
-        const auto [low, high] =
-            std::minmax({marked_line(__FILE__, one), marked_line(__FILE__, other)});
-        return fmt::format("race of {} and {}", low, high);
+        return race_in(__FILE__, one, other);
     }
 
     DeviceArray<__nv_bfloat16> source_;
@@ -161,9 +159,7 @@ TEST(ObserveHopper, ANamedBarrierOrdersItsWarps) {
         });
     };
     EXPECT_EQ(races(named_kernel<true>), "");
-    EXPECT_EQ(races(named_kernel<false>),
-              fmt::format("race of {} and {}", marked_line(__FILE__, "own"),
-                          marked_line(__FILE__, "other")));
+    EXPECT_EQ(races(named_kernel<false>), race_in(__FILE__, "own", "other"));
 }
 
 /// cp.async is seen as the loads and stores of its threads.

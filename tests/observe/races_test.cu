@@ -11,8 +11,7 @@ using gpu::launch;
 
 /// What findings_of() says of a race of two marked lines.
 std::string race(const std::string& first, const std::string& second) {
-    return "race of " + std::to_string(marked_line(__FILE__, first)) + " and " +
-           std::to_string(marked_line(__FILE__, second));
+    return race_in(__FILE__, first, second);
 }
 
 constexpr int kThreads = 128;

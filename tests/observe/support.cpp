@@ -46,6 +46,13 @@ std::string findings_of(const Report& report) {
     return fmt::format("{}", fmt::join(all, "; "));
 }
 
+std::string race_in(const std::string& file, const std::string& one,
+                    const std::string& other) {
+    const auto [low, high] =
+        std::minmax({marked_line(file, one), marked_line(file, other)});
+    return fmt::format("race of {} and {}", low, high);
+}
+
 Counters Seen::at(const std::string& mark) const {
     const int line = marked_line(file, mark);
     for (const auto& kernel : report.kernels)

@@ -34,6 +34,10 @@ struct Seen {
 /// "race of 12 and 15; unwritten at 7": what was found and where, in alphabetical order.
 std::string findings_of(const Report& report);
 
+/// What findings_of() says of a race of two lines of `file`, by their marks.
+std::string race_in(const std::string& file, const std::string& one,
+                    const std::string& other);
+
 /// Runs `work` with the search for races; what it found, see findings_of().
 template <typename Work>
 std::string races_of(Work work) {

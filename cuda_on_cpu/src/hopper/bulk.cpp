@@ -47,9 +47,7 @@ void issue_to(Block& block, const Load& load, std::size_t barrier_position) {
     Hopper& hopper = block.hopper();
     auto* barrier = reinterpret_cast<std::uint64_t*>(block.arena() + barrier_position);
     hopper.mbarriers.check_visible(block, barrier, load.site);
-    // A peer's shared memory is not observed.
-    if (Block::running() == &block)
-        observe::async_write(block.arena() + load.position, load.bytes, load.site);
+    observe::async_write(block.arena() + load.position, load.bytes, load.site);
     observe::release(barrier);
     if (!block.launch().asynchrony.deferred) return land(block, load, barrier);
     std::memset(block.arena() + load.position, 0xFF, load.bytes);

@@ -230,16 +230,10 @@ void fence_mbarrier_init() {
 }
 
 void cluster_arrive(Site site) {
-    kernel_call(site, [&](Block& block) {
-        observe::release(block.cluster().block(0).arena() + kMaxSharedMemory - 16);
-        block.cluster().arrive(block, site);
-    });
+    kernel_call(site, [&](Block& block) { block.cluster().arrive(block, site); });
 }
 void cluster_wait(Site site) {
-    kernel_call(site, [&](Block& block) {
-        block.cluster().wait(block, site);
-        observe::acquire(block.cluster().block(0).arena() + kMaxSharedMemory - 16);
-    });
+    kernel_call(site, [&](Block& block) { block.cluster().wait(block, site); });
 }
 unsigned cluster_rank() {
     const Block& block = *Block::running();

@@ -126,27 +126,26 @@ void WarpCounter::count(const Instruction& instruction) {
     for (unsigned rest = instruction.mask; rest != 0;) {
         const int leader = std::countr_zero(rest);
         const std::uint64_t address = instruction.addresses[leader];
-        const bool shared = lanes_.is_shared(address);
+        const Lanes* const shared = lanes_.owner_of(address);
         Allocation* allocation =
             shared ? nullptr : profile_.allocation_at(number, address);
         if (!shared && allocation == nullptr) {
             rest &= rest - 1;
-            if (!lanes_.is_argument(address) && !is_program_data(address) &&
-                !Lanes::is_neighbours(address))
+            if (!lanes_.is_argument(address) && !is_program_data(address))
                 tell_of_fault(instruction, leader, profile_.memory.describe(address));
             continue;
         }
         const unsigned together = lanes_where(instruction, rest, [&](auto theirs) {
-            return shared ? lanes_.is_shared(theirs) : allocation->contains(theirs);
+            return shared ? shared->is_shared(theirs) : allocation->contains(theirs);
         });
         rest &= ~together;
-        const unsigned inside = shared ? check_shared(instruction, together)
+        const unsigned inside = shared ? check_shared(instruction, together, *shared)
                                        : check_global(instruction, together, *allocation);
         if (inside == 0) continue;
         is_counted = true;
         if (line.instructions == 0)
-            keep_sample(number, instruction, inside,
-                        shared ? lanes_.arena() : allocation->base);
+            keep_sample(number, instruction, inside, shared != nullptr,
+                        shared ? shared->arena() : allocation->base);
         if (shared)
             count_shared(instruction, inside, line);
         else
@@ -161,12 +160,12 @@ void WarpCounter::count(const Instruction& instruction) {
 }
 
 void WarpCounter::keep_sample(std::uint32_t spot, const Instruction& instruction,
-                              unsigned mask, std::uint64_t base) {
+                              unsigned mask, bool is_shared, std::uint64_t base) {
     Sample sample;
     sample.access = is_atomic(instruction.kind) ? Sample::Access::atomic
                     : writes(instruction.kind)  ? Sample::Access::store
                                                 : Sample::Access::load;
-    sample.is_shared = base == lanes_.arena();
+    sample.is_shared = is_shared;
     sample.bytes = instruction.size;
     sample.mask = mask;
     for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
@@ -176,19 +175,21 @@ void WarpCounter::keep_sample(std::uint32_t spot, const Instruction& instruction
     running_launch.kernel->samples.try_emplace(spot, sample);
 }
 
-unsigned WarpCounter::check_shared(const Instruction& instruction, unsigned mask) {
+unsigned WarpCounter::check_shared(const Instruction& instruction, unsigned mask,
+                                   const Lanes& owner) {
     const std::size_t given = lanes_.launch().smem;
-    if (lanes_.is_shared(instruction.lowest) &&
-        instruction.highest + instruction.size <= lanes_.arena() + given)
+    if (owner.is_shared(instruction.lowest) &&
+        instruction.highest + instruction.size <= owner.arena() + given)
         return mask;
     for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
         const int lane = std::countr_zero(lanes);
-        const std::uint64_t offset = instruction.addresses[lane] - lanes_.arena();
+        const std::uint64_t offset = instruction.addresses[lane] - owner.arena();
         if (offset + instruction.size <= given) continue;
         mask &= ~(1u << lane);
         tell_of_fault(instruction, lane,
                       "offset " + std::to_string(offset) + " of " +
-                          std::to_string(given) + " bytes of shared memory");
+                          std::to_string(given) + " bytes of shared memory" +
+                          (&owner == &lanes_ ? "" : " of " + owner.name()));
     }
     return mask;
 }

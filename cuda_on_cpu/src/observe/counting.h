@@ -39,9 +39,10 @@ class WarpCounter {
   private:
     /// The first instruction of its kind in this kernel.
     [[gnu::cold]] void keep_sample(std::uint32_t spot, const Instruction& instruction,
-                                   unsigned mask, std::uint64_t base);
+                                   unsigned mask, bool is_shared, std::uint64_t base);
     /// Those of the lanes that stay inside; of the others it is told.
-    unsigned check_shared(const Instruction& instruction, unsigned mask);
+    unsigned check_shared(const Instruction& instruction, unsigned mask,
+                          const Lanes& owner);
     unsigned check_global(const Instruction& instruction, unsigned mask,
                           const Allocation& allocation);
     void count_shared(const Instruction& instruction, unsigned mask, Counters& line);

@@ -75,20 +75,30 @@ void Lanes::begin(Launch& launch, std::int64_t index, const std::byte* arena) {
                       [this](const auto& object) { return is_shared(object.first); });
     }
     active.push_back(this);
+    if (active.size() > 1)
+        for (Lanes* each : {active.front(), this})
+            each->finder_.join_cluster(active.front()->finder_);
     std::tie(running.builtins_low, running.builtins_size) = builtins();
 }
 
 void Lanes::end() {
     running.lane = nullptr;
     running.block = nullptr;
-    for (int warp = 0; warp * kWarpSize < count_; ++warp) read(warp, lanes_of(warp));
-    if (running.races) finder_.end_block();
+    // The neighbours' as well: they may tell of this block's memory
+    for (Lanes* each : active)
+        for (int warp = 0; warp * kWarpSize < each->count_; ++warp)
+            each->read(warp, each->lanes_of(warp));
+    if (running.races) tell_unwritten(unwritten_);
     std::erase(active, this);
 }
 
-bool Lanes::is_neighbours(std::uint64_t address) {
-    return std::any_of(active.begin(), active.end(),
-                       [=](const Lanes* each) { return each->is_shared(address); });
+Lanes* Lanes::owner_of(std::uint64_t address) {
+    if (is_shared(address)) return this;
+    if (active.size() == 1) return nullptr;
+    const auto found = std::find_if(active.begin(), active.end(), [=](const Lanes* each) {
+        return each->is_shared(address);
+    });
+    return found == active.end() ? nullptr : *found;
 }
 
 void Lanes::run(int thread) {
@@ -150,22 +160,27 @@ void Lanes::race(int thread) {
     Lane& lane = lanes_[thread];
     Profile& all = profile();
     const QuietReads quiet = finder_.quiet_reads(thread);
-    const Region shared{shared_.get(), arena_, nullptr};
     for (const Record* at = lane.begin + lane.raced; at != lane.end; ++at) {
         const std::uint64_t offset = at->address() - arena_;
-        if (offset < kMaxShared) {
-            if (offset + at->size() <= launch_->smem && !quiet.has(*at, *shared_, offset))
-                finder_.access(thread, shared, *at, all.spots.of(at->pc));
+        if (offset < kMaxShared && offset + at->size() <= launch_->smem &&
+            quiet.has(*at, *shared_, offset))
             continue;
-        }
         const std::uint32_t spot = all.spots.of(at->pc);
-        if (Allocation* allocation = all.allocation_at(spot, at->address()))
-            if (allocation->contains(at->address() + at->size() - 1))
-                finder_.access(thread,
-                               {&allocation->shadow(), allocation->base, allocation}, *at,
-                               spot);
+        const Region region = region_of(spot, at->address(), at->size());
+        if (region.shadow != nullptr) finder_.access(thread, region, *at, spot);
     }
     lane.raced = std::size_t(lane.end - lane.begin);
+}
+
+Region Lanes::region_of(std::uint32_t spot, std::uint64_t address, std::size_t bytes) {
+    if (Lanes* const owner = owner_of(address)) {
+        if (address - owner->arena_ + bytes > launch_->smem) return {};
+        return {owner->shared_.get(), owner->arena_, nullptr, &owner->unwritten_,
+                owner->index_};
+    }
+    Allocation* const allocation = profile().allocation_at(spot, address);
+    if (allocation == nullptr || !allocation->contains(address + bytes - 1)) return {};
+    return {&allocation->shadow(), allocation->base, allocation};
 }
 
 void Lanes::order_others(std::uint64_t object, int order, bool reads, bool writes) {
@@ -186,7 +201,7 @@ void Lanes::touch_async(std::uint64_t address, std::size_t bytes, Kind kind, Sit
     const std::lock_guard lock(all.mutex);
     const std::uint32_t spot = all.spots.of(site);
     Allocation* const allocation =
-        is_shared(address) ? nullptr : all.allocation_at(spot, address);
+        owner_of(address) ? nullptr : all.allocation_at(spot, address);
     if (allocation != nullptr) {
         all.memory.touch(*allocation);
         SectorSet& touched = kind == Kind::read ? allocation->read : allocation->written;
@@ -197,12 +212,11 @@ void Lanes::touch_async(std::uint64_t address, std::size_t bytes, Kind kind, Sit
         running_launch.counters.async_sectors += last - first + 1;
         running_launch.kernel->at(spot).async_sectors += last - first + 1;
     }
-    if (!running.races || (allocation == nullptr && !is_shared(address))) return;
+    if (!running.races) return;
+    const Region region = region_of(spot, address, bytes);
+    if (region.shadow == nullptr) return;
     const int thread = running_thread();
     race(thread);
-    const Region region = allocation == nullptr ? Region{shared_.get(), arena_, nullptr}
-                                                : Region{&allocation->shadow(),
-                                                         allocation->base, allocation};
     for (std::size_t done = 0; done < bytes; done += 16)
         finder_.access(
             thread, region,
@@ -240,86 +254,27 @@ void Lanes::acquire(std::uint64_t object) {
 }
 
 // ------------------------------------------------------------------------------- stories
+namespace {
+std::string triple(std::int64_t index, const dim3& shape) {
+    return "(" + std::to_string(index % shape.x) + "," +
+           std::to_string(index / shape.x % shape.y) + "," +
+           std::to_string(index / shape.x / shape.y) + ")";
+}
+}  // namespace
+
+std::string block_name(const dim3& grid, std::int64_t block_index) {
+    return "block " + triple(block_index, grid);
+}
+
 std::string thread_name(const dim3& grid, const dim3& block, std::int64_t block_index,
                         int thread) {
-    const auto triple = [](std::int64_t index, const dim3& shape) {
-        return "(" + std::to_string(index % shape.x) + "," +
-               std::to_string(index / shape.x % shape.y) + "," +
-               std::to_string(index / shape.x / shape.y) + ")";
-    };
-    return "block " + triple(block_index, grid) + ", thread " + triple(thread, block);
+    return block_name(grid, block_index) + ", thread " + triple(thread, block);
 }
 
 void Lanes::fail(const std::string& story) {
     if (launch_->failed.exchange(true)) return;
     launch_->error = cudaErrorIllegalAddress;
     launch_->report = story;
-}
-
-// ------------------------------------------------------------------- what Block tells us
-Watch::Watch() : lanes_(std::make_unique<Lanes>()) {}
-Watch::~Watch() = default;
-
-void Watch::block_begins(Launch& launch, std::int64_t index, const std::byte* arena) {
-    is_on_ = running_launch.kernel != nullptr;
-    if (is_on_) lanes_->begin(launch, index, arena);
-}
-void Watch::block_ends() {
-    if (is_on_) lanes_->end();
-    is_on_ = false;
-}
-void Watch::runs(int thread) {
-    if (is_on_) lanes_->run(thread);
-}
-void Watch::barrier_opens() {
-    const Unseen unseen;
-    if (is_on_) lanes_->open_barrier();
-}
-void Watch::warp_meets(int warp, unsigned mask, bool orders_memory) {
-    const Unseen unseen;
-    if (is_on_) lanes_->meet(warp, mask, orders_memory);
-}
-void Watch::exits(int thread, unsigned live) {
-    const Unseen unseen;
-    if (is_on_) lanes_->exit(thread, live);
-}
-void Watch::pauses() {
-    running.lane = running.next = nullptr;
-}
-
-// ---------------------------------------------------------- what instructions tell of
-namespace {
-bool sees_races() {
-    return running.block != nullptr && running.races;
-}
-}  // namespace
-
-void async_read(const void* address, std::size_t bytes, Site site) {
-    if (running.block != nullptr && bytes > 0)
-        running.block->touch_async(reinterpret_cast<std::uint64_t>(address), bytes,
-                                   Kind::read, site);
-}
-void async_write(void* address, std::size_t bytes, Site site) {
-    if (running.block != nullptr && bytes > 0)
-        running.block->touch_async(reinterpret_cast<std::uint64_t>(address), bytes,
-                                   Kind::write, site);
-}
-
-void lane_access(int thread, const void* address, unsigned bytes, bool writes,
-                 Site site) {
-    if (running.block != nullptr && bytes > 0)
-        running.block->note_lane(thread, reinterpret_cast<std::uint64_t>(address), bytes,
-                                 writes ? Kind::write : Kind::read, site);
-}
-
-void fence() {
-    if (sees_races()) running.block->fence();
-}
-void release(const void* object) {
-    if (sees_races()) running.block->release(reinterpret_cast<std::uint64_t>(object));
-}
-void acquire(const void* object) {
-    if (sees_races()) running.block->acquire(reinterpret_cast<std::uint64_t>(object));
 }
 
 }  // namespace cuda_on_cpu::observe

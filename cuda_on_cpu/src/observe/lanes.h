@@ -61,8 +61,9 @@ class Lanes {
 
     Launch& launch() const { return *launch_; }
     bool is_shared(std::uint64_t address) const { return address - arena_ < kMaxShared; }
-    /// Shared memory of another block of the cluster.
-    static bool is_neighbours(std::uint64_t address);
+    /// The block in whose shared memory the address lies: this one, or another of its
+    /// cluster; null when in none.
+    Lanes* owner_of(std::uint64_t address);
     std::uint64_t arena() const { return arena_; }
     /// The launch's arguments: constant memory on a GPU.
     bool is_argument(std::uint64_t address) const {
@@ -77,6 +78,7 @@ class Lanes {
     std::string name_of(int thread) const {
         return thread_name(launch_->grid, launch_->block, index_, thread);
     }
+    std::string name() const { return block_name(launch_->grid, index_); }
 
   private:
     static constexpr std::uint64_t kMaxShared = kMaxSharedMemory;
@@ -85,6 +87,8 @@ class Lanes {
     void read(int warp, unsigned mask);
     /// Looks for races among what the thread has done since it was last asked.
     void race(int thread);
+    /// Where these bytes lie; no shadow: not in one piece of the device's memory.
+    Region region_of(std::uint32_t spot, std::uint64_t address, std::size_t bytes);
 
     std::array<Lane, kMaxThreads> lanes_;
     std::array<bool, kMaxThreads> exited_{};
@@ -94,6 +98,7 @@ class Lanes {
     int count_ = 0;
     RaceFinder finder_;
     std::unique_ptr<Shadow> shared_;  ///< of the arena
+    UnwrittenReads unwritten_;        ///< of the arena, by whichever block
 };
 
 }  // namespace cuda_on_cpu::observe

@@ -4,6 +4,7 @@
 #include "observe/races.h"
 
 #include <bit>
+#include <utility>
 
 #include "block.h"
 
@@ -22,8 +23,7 @@ void RaceMemory::set_name(Operation operation, OperationName name) {
     names[operation] = std::move(name);
 }
 
-// ------------------------------------------------------------------------ order in a
-// block
+// ---------------------------------------------------------------------- order in a block
 void RaceFinder::begin_block(Operation operation, std::int64_t block, int threads) {
     operation_ = operation;
     actor_ = memory_.add_actor(operation, block);
@@ -31,6 +31,8 @@ void RaceFinder::begin_block(Operation operation, std::int64_t block, int thread
     span_ = memory_.add_span(actor_, phase_);
     count_ = threads;
     any_known_ = any_left_ = false;
+    is_alone_ = true;
+    first_of_cluster_ = actor_;
     threads_.assign(threads, {});
 }
 
@@ -39,8 +41,10 @@ void RaceFinder::begin_block(Operation operation, std::int64_t block, int thread
 void RaceFinder::open_barrier() {
     Clock all;
     if (any_known_)
-        for (const Thread& thread : threads_)
-            if (thread.last_phase == ~0u && thread.known) join(all, *thread.known);
+        for (const Clock* last = nullptr; const Thread& thread : threads_)
+            if (thread.last_phase == ~0u && thread.known &&
+                std::exchange(last, thread.known.get()) != thread.known.get())
+                join(all, *thread.known);
     all.erase(actor_);
     any_known_ = !all.empty();
     const SharedClock known = any_known_ ? std::make_shared<const Clock>(all) : nullptr;
@@ -81,8 +85,7 @@ void RaceFinder::meet(int warp, unsigned mask) {
         threads_[warp * kWarpSize + std::countr_zero(lanes)].known = known;
 }
 
-// -------------------------------------------------------------- order by what is
-// released
+// ------------------------------------------------------------- order by what is released
 Clock RaceFinder::give_away(int index) {
     Thread& thread = threads_[index];
     Clock clock = thread.known ? *thread.known : Clock{};
@@ -128,8 +131,7 @@ void RaceFinder::touch_atomically(int index, std::uint64_t object, bool reads,
     if (writes && thread.fenced) join(memory_.objects[object], *thread.fenced);
 }
 
-// --------------------------------------------------------------------------------
-// accesses
+// ------------------------------------------------------------------------------ accesses
 // TUTORIAL: in shared memory nearly all is decided by one comparison: what was done in an
 // earlier span of the block is ordered by the barrier between, what was done in this one
 // by others is not, unless the thread knows more than its barriers say.
@@ -149,8 +151,9 @@ bool RaceFinder::is_ordered_across(const Stamp& earlier, int thread) const {
         if (earlier.thread() == thread) return true;
         if (span.phase < phase_ && threads_[earlier.thread()].last_phase > span.phase)
             return true;
+    } else if (region_->allocation == nullptr) {
+        if (span.actor < first_of_cluster_) return true;  // of an earlier block here
     } else {
-        if (region_->allocation == nullptr) return true;  // an earlier block's arena
         const Operation operation = memory_.actors[span.actor].operation;
         if (operation != operation_ && memory_.order.is_before(operation, operation_))
             return true;
@@ -202,7 +205,7 @@ void RaceFinder::access(int thread, const Region& region, const Record& record,
                         std::uint32_t spot) {
     region_ = &region;
     known_ = threads_[thread].known.get();
-    barriers_tell_ = region.allocation == nullptr && !any_left_;
+    barriers_tell_ = region.allocation == nullptr && is_alone_ && !any_left_;
     address_ = record.address();
     size_ = record.size();
     const std::size_t offset = address_ - region.base;

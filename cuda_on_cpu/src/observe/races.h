@@ -65,6 +65,8 @@ struct Region {
     Shadow* shadow = nullptr;
     std::uint64_t base = 0;
     const Allocation* allocation = nullptr;  ///< null: shared memory
+    UnwrittenReads* unwritten = nullptr;     ///< of shared memory
+    std::int64_t block = -1;                 ///< whose shared memory
 };
 
 /// Looks for races of the accesses of one actor.
@@ -74,7 +76,11 @@ class RaceFinder {
 
     // ------------------------------------------------------------------------- a block
     void begin_block(Operation operation, std::int64_t block, int threads);
-    void end_block();
+    /// The block runs together with others, of which `first` began first.
+    void join_cluster(const RaceFinder& first) {
+        is_alone_ = false;
+        first_of_cluster_ = first.actor_;
+    }
     void open_barrier();
     void exit(int thread);
     void meet(int warp, unsigned mask);
@@ -93,7 +99,7 @@ class RaceFinder {
 
     /// Those reads of shared memory need no access(), until the thread's order changes.
     QuietReads quiet_reads(int thread) const {
-        const bool knows_barriers = !any_left_ && !threads_[thread].known;
+        const bool knows_barriers = is_alone_ && !any_left_ && !threads_[thread].known;
         return {knows_barriers ? span_ : 0, thread};
     }
     void access(int thread, const Region& region, const Record& record,
@@ -119,6 +125,10 @@ class RaceFinder {
     [[gnu::cold]] void note_unwritten(int thread, const Record& record,
                                       std::uint32_t spot);
     void forget_unwritten(std::uint32_t spot);
+    /// Of the memory at hand.
+    UnwrittenReads& unwritten() const {
+        return region_->unwritten != nullptr ? *region_->unwritten : memory_.unwritten;
+    }
     std::string place(std::uint64_t address) const;
     std::string name_of(const Stamp& stamp) const;
 
@@ -128,8 +138,9 @@ class RaceFinder {
     int count_ = 0;
     bool any_known_ = false;  ///< some thread knows more than its barriers say
     bool any_left_ = false;   ///< some thread has left
+    bool is_alone_ = true;    ///< no other block reaches the shared memory
+    std::uint32_t first_of_cluster_ = 0;  ///< its actor
     std::vector<Thread> threads_;
-    UnwrittenReads unwritten_;  ///< of shared memory
     // The access at hand
     const Region* region_ = nullptr;
     const Clock* known_ = nullptr;  ///< to its thread

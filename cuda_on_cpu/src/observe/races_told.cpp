@@ -7,7 +7,11 @@ namespace cuda_on_cpu::observe {
 
 std::string RaceFinder::place(std::uint64_t address) const {
     if (region_->allocation != nullptr) return profile().memory.describe(address);
-    return "offset " + std::to_string(address - region_->base) + " of shared memory";
+    const Actor& actor = memory_.actors[actor_];
+    const std::string text =
+        "offset " + std::to_string(address - region_->base) + " of shared memory";
+    if (region_->block == actor.block) return text;
+    return text + " of " + block_name(memory_.names[operation_].grid, region_->block);
 }
 
 std::string RaceFinder::name_of(const Stamp& stamp) const {
@@ -23,12 +27,12 @@ std::string RaceFinder::name_of(const Stamp& stamp) const {
 
 void RaceFinder::tell_race(const Stamp& earlier, const Stamp& now) {
     const Actor& other = memory_.actors[memory_.spans[earlier.span].actor];
-    enum Relation { warp, block, grid, streams } relation = streams;
+    enum Relation { warp, block, cluster, grid, streams } relation = streams;
     if (memory_.spans[earlier.span].actor == actor_)
         relation =
             earlier.thread() / kWarpSize == now.thread() / kWarpSize ? warp : block;
     else if (other.operation == operation_)
-        relation = grid;
+        relation = region_->allocation == nullptr ? cluster : grid;
     const SourceLine line = profile().spots.line(now.spot());
     const SourceLine other_line = profile().spots.line(earlier.spot());
     if (!earlier.writes()) forget_unwritten(earlier.spot());
@@ -45,8 +49,9 @@ void RaceFinder::tell_race(const Stamp& earlier, const Stamp& now) {
         else
             text += relation == warp
                         ? ": __syncwarp() would order them, a shuffle does not"
-                    : relation == block
-                        ? ": __syncthreads() would order them"
+                    : relation == block ? ": __syncthreads() would order them"
+                    : relation == cluster
+                        ? ": the cluster's barrier would order them, or an mbarrier"
                         : ": blocks are ordered by atomics with fences, or by release "
                           "and acquire";
     }
@@ -58,7 +63,7 @@ void RaceFinder::tell_race(const Stamp& earlier, const Stamp& now) {
 // is settled at the end whether nobody had written.
 void RaceFinder::note_unwritten(int thread, const Record& record, std::uint32_t spot) {
     const OperationName& name = memory_.names[operation_];
-    auto& list = region_->allocation == nullptr ? unwritten_ : memory_.unwritten;
+    UnwrittenReads& list = unwritten();
     list.insert(
         {record.address(),
          {record.size(), spot,
@@ -70,7 +75,7 @@ void RaceFinder::note_unwritten(int thread, const Record& record, std::uint32_t 
 
 /// The read at hand is one side of a race.
 void RaceFinder::forget_unwritten(std::uint32_t spot) {
-    auto& list = region_->allocation == nullptr ? unwritten_ : memory_.unwritten;
+    UnwrittenReads& list = unwritten();
     for (auto at = list.lower_bound(address_ - 16);
          at != list.end() && at->first < address_ + size_;)
         at = at->second.spot == spot && at->first + at->second.size > address_
@@ -83,10 +88,6 @@ void tell_unwritten(UnwrittenReads& list) {
         profile().find(Finding::Kind::uninitialised, profile().spots.line(read.spot), {},
                        read.text);
     list.clear();
-}
-
-void RaceFinder::end_block() {
-    tell_unwritten(unwritten_);
 }
 
 }  // namespace cuda_on_cpu::observe

@@ -37,6 +37,8 @@ struct Record {
     Kind kind() const { return Kind(place >> 56); }
 };
 
+/// "block (0,1,0)"
+std::string block_name(const dim3& grid, std::int64_t block_index);
 /// "block (0,1,0), thread (33,0,0)"
 std::string thread_name(const dim3& grid, const dim3& block, std::int64_t block_index,
                         int thread);
