@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <optional>
 
 #include "cli/commands.h"
@@ -18,6 +19,7 @@
 #include "core/tier.h"
 #ifdef CUDA_ON_CPU_OBSERVE
 #include "cli/profile/lanes_picture.h"
+#include "cli/profile/occupancy.h"
 #include "cli/profile/page.h"
 #include "cli/profile/view.h"
 #endif
@@ -92,6 +94,21 @@ void draw_lanes(const ProfileOptions& options, const profile::LayerProfile& prof
     fmt::print("wrote {}\n", *options.svg);
 }
 
+void print_profile(const profile::LayerProfile& profile, const ProfileOptions& options,
+                   bool races) {
+    if (races) {
+        profile::print_findings(profile);
+        return;
+    }
+    profile::print_kernels(profile, options.component);
+    profile::print_bounds(profile, options.component);
+    profile::print_worst_lines(profile, options.component);
+    const std::string table = MOE_SOURCE_DIR "/build/bundle/kernels.txt";
+    if (std::filesystem::exists(table))
+        profile::print_occupancy(profile, options.component,
+                                 profile::read_kernel_table(read_file("table", table)));
+}
+
 int run_profile(const ProfileOptions& options) {
     if (std::find(kComponents.begin(), kComponents.end(), options.component) ==
         kComponents.end())
@@ -127,21 +144,16 @@ int run_profile(const ProfileOptions& options) {
                      "profile");
 
     nlohmann::json all = nlohmann::json::array();
-    std::string annotated;
+    std::vector<profile::LayerProfile> profiles;
     bool clean = true;
     for (const ComponentSpec& supplier : suppliers) {
         request.spec = ModuleSpec::uniform(supplier);
-        const profile::LayerProfile profile = profile::profile_layer(request);
+        profiles.push_back(profile::profile_layer(request));
+        const profile::LayerProfile& profile = profiles.back();
         if (!all.empty()) fmt::print("\n");
         print_header(profile, layer, request.config);
         fmt::print("\n");
-        if (request.races) {
-            profile::print_findings(profile);
-        } else {
-            profile::print_kernels(profile, options.component);
-            profile::print_bounds(profile, options.component);
-            profile::print_worst_lines(profile, options.component);
-        }
+        print_profile(profile, options, request.races);
         if (options.page) {
             const Regions regions =
                 profile::page_regions(profile, layer.model(), request.config);
@@ -150,12 +162,13 @@ int run_profile(const ProfileOptions& options) {
             fmt::print("wrote {}\n", *options.page);
         }
         if (options.draw) draw_lanes(options, profile, drawn);
-        if (options.annotate)
-            annotated += profile::annotated(profile, *options.annotate, source);
         clean = clean && profile.report.findings.empty();
         all.push_back(profile::to_json(profile));
     }
-    if (options.annotate) fmt::print("\n{}", annotated);
+    if (profiles.size() > 1 && !request.races)
+        profile::print_beside(profiles, options.component);
+    if (options.annotate)
+        fmt::print("\n{}", profile::annotated(profiles, *options.annotate, source));
     if (options.json) write_file("--json", {*options.json, all.dump(1) + "\n"});
     return clean ? kExitOk : kExitDiffers;
 }

@@ -50,6 +50,10 @@ std::string in_the_tree(const std::string& file) {
     return file.starts_with(root) ? file.substr(root.size()) : file;
 }
 
+bool is_file(const std::string& file, const std::string& path) {
+    return ("/" + in_the_tree(file)).ends_with("/" + in_the_tree(path));
+}
+
 std::uint64_t waste(const Counters& c) {
     return c.loads.sectors - c.loads.ideal_sectors + c.stores.sectors -
            c.stores.ideal_sectors + c.shared.wavefronts - c.shared.ideal_wavefronts;

@@ -26,6 +26,8 @@ std::string short_name(const std::string& kernel);
 std::string name_of(const StepProfile& step);
 /// A file by its path in the source tree.
 std::string in_the_tree(const std::string& file);
+/// Whether `path` names this file, or the end of its path in the tree.
+bool is_file(const std::string& file, const std::string& path);
 
 /// Sectors and wavefronts that a better order of the same accesses would not need.
 std::uint64_t waste(const Counters& counters);

@@ -233,13 +233,11 @@ void add_unless_there(std::vector<LanesPanel>& panels, const LanesPanel& panel) 
 std::vector<LanesPanel> panels_of(const cuda_on_cpu::observe::Report& report,
                                   const std::string& path, int line,
                                   const std::string& source) {
-    const std::string wanted = in_the_tree(path);
-    const std::string name = wanted.substr(wanted.rfind('/') + 1);
+    const std::string name = path.substr(path.rfind('/') + 1);
     std::vector<LanesPanel> panels;
     for (const auto& kernel : report.kernels)
         for (const auto& each : kernel.lines)
-            if (("/" + in_the_tree(each.file)).ends_with("/" + wanted) &&
-                (line == 0 || each.line == line))
+            if (is_file(each.file, path) && (line == 0 || each.line == line))
                 for (const Sample& sample : each.samples)
                     add_unless_there(panels, {fmt::format("{}:{}", name, each.line),
                                               line_of(source, each.line), sample});

@@ -53,9 +53,11 @@ std::vector<StepProfile> by_step(const observe::Report& report,
             profile.kernels.begin(), profile.kernels.end(),
             [&](const KernelUse& each) { return each.kernel == launch.kernel; });
         if (use == profile.kernels.end())
-            use = profile.kernels.insert(use, {launch.kernel, 0, {}});
+            use = profile.kernels.insert(use, {launch.kernel, 0, {}, 0, 0});
         ++use->launches;
         use->counters += launch.counters;
+        use->threads = std::max(use->threads, launch.threads);
+        use->smem = std::max(use->smem, launch.smem);
     }
     std::vector<StepProfile> result;
     for (auto& [number, step] : steps) result.push_back(std::move(step));

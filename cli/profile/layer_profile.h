@@ -22,6 +22,8 @@ struct KernelUse {
     std::string kernel;
     std::int64_t launches = 0;
     Counters counters;
+    unsigned threads = 0;  ///< of a block, the most of all launches
+    std::size_t smem = 0;  ///< bytes of shared memory of a block, the most
 };
 
 struct StepProfile {

@@ -92,6 +92,42 @@ void print_kernels(const LayerProfile& profile, const std::string& component) {
     fmt::print("{}", parts.note("--json"));
 }
 
+void print_beside(const std::vector<LayerProfile>& profiles,
+                  const std::string& component) {
+    std::map<int, std::vector<const StepProfile*>> rows;  // by step, a cell per tier
+    for (std::size_t tier = 0; tier < profiles.size(); ++tier)
+        for (const StepProfile& step : profiles[tier].steps)
+            if (belongs_to(step.step, component)) {
+                auto& row = rows[step.step ? int(*step.step) : kNumSteps + 1];
+                row.resize(profiles.size());
+                row[tier] = &step;
+            }
+    std::string tiers = std::string(26, ' ') + fmt::format("{:>10}", ""),
+                head = fmt::format("{:<26}{:>10}", "step", "floor");
+    for (const LayerProfile& profile : profiles) {
+        tiers += fmt::format("{:>34}", to_string(profile.spec.experts));
+        head += fmt::format("{:>10}{:>12}{:>12}", "launches", "requested", "compulsory");
+    }
+    fmt::print("\nbeside each other\n{}\n{}\n", tiers, head);
+    for (const auto& [number, row] : rows) {
+        const StepProfile& any =
+            **std::find_if(row.begin(), row.end(), [](auto* each) { return each; });
+        const std::string name = name_of(any);
+        const std::int64_t floor = any.floor.total_bytes();
+        std::string line = name + std::string(26 - columns_of(name), ' ') +
+                           fmt::format("{:>10}", floor > 0 ? bytes_in_words(floor) : "");
+        for (const StepProfile* step : row) {
+            const Counters sum = step ? step->sum() : Counters();
+            line +=
+                step ? fmt::format("{:>10}{:>12}{:>12}", step->launches(),
+                                   bytes_in_words(std::int64_t(sum.requested_bytes())),
+                                   bytes_in_words(std::int64_t(sum.compulsory_bytes())))
+                     : fmt::format("{:>10}{:>12}{:>12}", "-", "-", "-");
+        }
+        fmt::print("{}\n", line);
+    }
+}
+
 void print_bounds(const LayerProfile& profile, const std::string& component) {
     fmt::print("\nbound on {} (model), microseconds\n", kH100.name);
     fmt::print("{:<26}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}  {}\n", "", "HBM", "L2", "L1",
@@ -136,14 +172,13 @@ void print_findings(const LayerProfile& profile) {
         fmt::print("✓ no races and no reads of unwritten memory\n");
 }
 
-std::string annotated(const LayerProfile& profile, const std::string& path,
+std::string annotated(const std::vector<LayerProfile>& profiles, const std::string& path,
                       const std::string& source) {
     std::map<int, Counters> by_line;
-    const std::string wanted = in_the_tree(path);
-    for (const auto& kernel : profile.report.kernels)
-        for (const auto& line : kernel.lines)
-            if (("/" + in_the_tree(line.file)).ends_with("/" + wanted))
-                by_line[line.line] += line.counters;
+    for (const LayerProfile& profile : profiles)
+        for (const auto& kernel : profile.report.kernels)
+            for (const auto& line : kernel.lines)
+                if (is_file(line.file, path)) by_line[line.line] += line.counters;
     if (by_line.empty())
         reject("--annotate", path, "no line of it touched memory in a kernel");
     std::string text = fmt::format("{:>10} {:>8} {:>5} {:>10}\n", "requests", "sect/req",

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "cli/profile/occupancy.h"
 #include "cli/profile/page.h"
 #include "cli/profile/view.h"
 #include "core/error.h"
@@ -22,8 +23,10 @@ LayerProfile made_up() {
     counters.loads = {100, 1600, 400};
     counters.shared = {10, 40, 10, 4};
     counters.sectors_read = 1000;
-    profile::StepProfile fc1{Step::fc1, {{"product_kernel", 2, counters}}, {"NH", 16000}};
-    profile::StepProfile gating{Step::gating, {{"gate_kernel", 1, {}}}, {"TH", 100}};
+    profile::StepProfile fc1{
+        Step::fc1, {{"product_kernel", 2, counters, 0, 0}}, {"NH", 16000}};
+    profile::StepProfile gating{
+        Step::gating, {{"gate_kernel", 1, {}, 0, 0}}, {"TH", 100}};
     made.steps = {gating, fc1};
     made.report.kernels = {
         {"product_kernel", 2, counters, {{"naive_gpu/linear.cu", 2, counters, {}}}}};
@@ -54,6 +57,28 @@ TEST(ProfileView, KernelsStandUnderTheirStepWithTheFloor) {
     EXPECT_LACKS(printed([&] { print_kernels(made, "experts"); }), "gating");
 }
 
+TEST(ProfileView, TiersStandBesideEachOther) {
+    const LayerProfile one = made_up();
+    LayerProfile other = made_up();
+    other.spec = ModuleSpec::uniform({"optimized_gpu", DType::bf16});
+    other.steps.erase(other.steps.begin());  // no launches in gating
+    other.steps[0].kernels[0].counters.sectors_read = 500;
+    const std::string text = printed([&] {
+        profile::print_beside({one, other}, "layer");
+    });
+    EXPECT_HAS(text, "naive_gpu:bf16");
+    EXPECT_HAS(text, "optimized_gpu:bf16");
+    EXPECT_HAS(text,
+               "16.0 kB         2     51.2 kB     32.0 kB         2     51.2 kB"
+               "     16.0 kB\n");
+    EXPECT_HAS(text,
+               "         1         0 B         0 B         -           -           -");
+    EXPECT_LACKS(printed([&] {
+                     profile::print_beside({one, other}, "experts");
+                 }),
+                 "gating");
+}
+
 TEST(ProfileView, BoundsAreCalledAModel) {
     const std::string text = printed([&] { print_bounds(made_up(), "experts"); });
     EXPECT_HAS(text, "bound on H100 (model)");
@@ -69,13 +94,40 @@ TEST(ProfileView, TheWorstLinesAreNamed) {
     EXPECT_EQ(printed([&] { print_worst_lines(made_up(), "router"); }), "");
 }
 
-TEST(ProfileView, ASourceIsAnnotatedLineByLine) {
+TEST(ProfileView, OccupancyIsTheScarcestResource) {
+    const auto table = profile::read_kernel_table(
+        "kernel            arch   registers  spill  barriers   smem\n"
+        "product_kernel<a, b>  sm_80       200      0         0      0\n"
+        "product_kernel<a, b>  sm_90a       40      0         0     16\n"
+        "product_kernel<c>     sm_90a       64      0         0      0\n");
+    EXPECT_EQ(table.size(), 1);
+    EXPECT_EQ(table.at("product_kernel").registers, 64);
+    EXPECT_EQ(table.at("product_kernel").smem, 16);
+    const auto is = [](int registers, unsigned threads, std::size_t smem) {
+        const profile::Occupancy o = profile::occupancy_of({registers, 0}, threads, smem);
+        return fmt::format("{} {} {:.2f}", o.blocks, o.limit, o.share);
+    };
+    EXPECT_EQ(is(32, 256, 0), "8 threads 1.00");
+    EXPECT_EQ(is(32, 32, 0), "32 blocks 0.50");
+    EXPECT_EQ(is(64, 256, 0), "4 registers 0.50");
+    EXPECT_EQ(is(65, 256, 0), "3 registers 0.38");  // 72 for each thread
+    EXPECT_EQ(is(32, 128, 100 * 1024), "2 shared memory 0.12");
+    LayerProfile made = made_up();
+    made.steps[1].kernels[0].threads = 256;
     const std::string text =
-        annotated(made_up(), "naive_gpu/linear.cu", "first line\nsecond line\n");
+        printed([&] { profile::print_occupancy(made, "experts", table); });
+    EXPECT_HAS(text, "product ");
+    EXPECT_HAS(text, "50 %  registers");
+    EXPECT_EQ(printed([&] { profile::print_occupancy(made, "experts", {}); }), "");
+}
+
+TEST(ProfileView, ASourceIsAnnotatedLineByLine) {
+    const std::string text = profile::annotated({made_up()}, "naive_gpu/linear.cu",
+                                                "first line\nsecond line\n");
     EXPECT_HAS(text, "     1  first line\n");
     EXPECT_HAS(text, "       100     16.0  25 %         40     2  second line\n");
-    EXPECT_THROW(annotated(made_up(), "naive_gpu/experts.cu", ""), InputError);
-    EXPECT_THROW(annotated(made_up(), "ear.cu", ""), InputError);
+    EXPECT_THROW(profile::annotated({made_up()}, "naive_gpu/experts.cu", ""), InputError);
+    EXPECT_THROW(profile::annotated({made_up()}, "ear.cu", ""), InputError);
 }
 
 TEST(ProfileView, FindingsAreTold) {

@@ -83,6 +83,8 @@ struct KernelReport {
 struct LaunchReport {
     std::string kernel;
     Counters counters;
+    unsigned threads = 0;  ///< of a block
+    std::size_t smem = 0;  ///< bytes of shared memory of a block
 };
 
 /// Something wrong that was seen.

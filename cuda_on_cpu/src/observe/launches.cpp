@@ -39,6 +39,8 @@ void launch_begins(const Launch& launch, Ticket ticket) {
     if (!all.is_on) return;
     running_launch.kernel = &kernel_named(all, launch.name);
     running_launch.operation = ticket;
+    running_launch.threads = launch.block.x * launch.block.y * launch.block.z;
+    running_launch.smem = launch.smem;
     if (all.options.races)
         all.races.set_name(ticket, {launch.name, launch.grid, launch.block});
 }
@@ -53,7 +55,8 @@ void launch_ends() {
     tell_unwritten(all.races.unwritten);
     ++kernel->launches;
     kernel->total += counters;
-    all.launches.push_back({kernel->name, counters});
+    all.launches.push_back(
+        {kernel->name, counters, running_launch.threads, running_launch.smem});
     running_launch.kernel = nullptr;
 }
 

@@ -72,6 +72,8 @@ struct KernelProfile {
 /// A launch while it runs on the calling CPU thread.
 struct RunningLaunch {
     KernelProfile* kernel = nullptr;  ///< null: not observed
+    unsigned threads = 0;             ///< of a block
+    std::size_t smem = 0;             ///< of a block
     Operation operation = 0;
     Counters counters;
 };
