@@ -8,11 +8,10 @@
 namespace cuda_on_cpu::observe {
 namespace {
 
-/// Distinct values; sorts unless they are in order, as they are in most kernels.
+/// Makes the first `count` ascending and distinct; how many remain.
 template <std::size_t N>
 unsigned sort_unique(std::array<std::uint64_t, N>& values, unsigned count) {
-    if (!std::is_sorted(values.begin(), values.begin() + count))
-        std::sort(values.begin(), values.begin() + count);
+    std::sort(values.begin(), values.begin() + count);
     return unsigned(std::unique(values.begin(), values.begin() + count) - values.begin());
 }
 
@@ -71,9 +70,14 @@ unsigned lanes_where(const Instruction& instruction, unsigned mask, Inside insid
 Sectors::Sectors(const Instruction& instruction, unsigned mask) {
     std::array<std::uint64_t, kWarpSize> addresses;
     unsigned lanes = 0;
-    for (unsigned rest = mask; rest != 0; rest &= rest - 1)
-        addresses[lanes++] = instruction.addresses[std::countr_zero(rest)];
-    lanes = sort_unique(addresses, lanes);
+    bool in_order = true;
+    for (unsigned rest = mask; rest != 0; rest &= rest - 1) {
+        const std::uint64_t address = instruction.addresses[std::countr_zero(rest)];
+        if (lanes > 0 && address == addresses[lanes - 1]) continue;
+        in_order = in_order && (lanes == 0 || address > addresses[lanes - 1]);
+        addresses[lanes++] = address;
+    }
+    if (!in_order) lanes = sort_unique(addresses, lanes);
     for (unsigned i = 0; i < lanes; ++i) {
         const std::uint64_t first = addresses[i] / kSector;
         const std::uint64_t last = (addresses[i] + instruction.size - 1) / kSector;
@@ -126,12 +130,17 @@ void WarpCounter::count(const Instruction& instruction) {
     for (unsigned rest = instruction.mask; rest != 0;) {
         const int leader = std::countr_zero(rest);
         const std::uint64_t address = instruction.addresses[leader];
+        if (lanes_.is_argument(address)) {
+            rest &= ~lanes_where(instruction, rest,
+                                 [&](auto theirs) { return lanes_.is_argument(theirs); });
+            continue;
+        }
         const Lanes* const shared = lanes_.owner_of(address);
         Allocation* allocation =
             shared ? nullptr : profile_.allocation_at(number, address);
         if (!shared && allocation == nullptr) {
             rest &= rest - 1;
-            if (!lanes_.is_argument(address) && !is_program_data(address))
+            if (!is_program_data(address))
                 tell_of_fault(instruction, leader, profile_.memory.describe(address));
             continue;
         }

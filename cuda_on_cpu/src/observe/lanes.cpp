@@ -178,6 +178,7 @@ Region Lanes::region_of(std::uint32_t spot, std::uint64_t address, std::size_t b
         return {owner->shared_.get(), owner->arena_, nullptr, &owner->unwritten_,
                 owner->index_};
     }
+    if (is_argument(address)) return {};
     Allocation* const allocation = profile().allocation_at(spot, address);
     if (allocation == nullptr || !allocation->contains(address + bytes - 1)) return {};
     return {&allocation->shadow(), allocation->base, allocation};

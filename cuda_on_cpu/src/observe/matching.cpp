@@ -36,13 +36,20 @@ bool is_together(const Rests& rests, unsigned mask, std::size_t step,
                  Instruction& instruction) {
     const Record& leader = rests[std::countr_zero(mask)].at[step];
     instruction.start(leader);
-    std::uint64_t differences = 0;
+    // Not by add(): these stay in registers
+    std::uint64_t differences = 0, lowest = ~std::uint64_t{0}, highest = 0;
     for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) {
         const int lane = std::countr_zero(lanes);
         const Record& record = rests[lane].at[step];
         differences |= (record.pc ^ leader.pc) | (record.place ^ leader.place) >> 48;
-        instruction.add(lane, record.address());
+        const std::uint64_t address = record.address();
+        instruction.addresses[lane] = address;
+        lowest = std::min(lowest, address);
+        highest = std::max(highest, address);
     }
+    instruction.mask = mask;
+    instruction.lowest = lowest;
+    instruction.highest = highest;
     return differences == 0;
 }
 
