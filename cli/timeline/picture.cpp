@@ -88,7 +88,7 @@ void draw_bar(Canvas& canvas, const Steps& steps, const Bar& bar, double y,
     canvas.rect(
         hue_of(bar.kind), std::min(from, kRight - width), y, width, height,
         escape(fmt::format("{}{}, {}, steps {} to {}", is_wait(bar.kind) ? "waits: " : "",
-                           bar.what, tidy(bar.where), steps.words(bar.begin),
+                           tidy(bar.what), tidy(bar.where), steps.words(bar.begin),
                            steps.words(bar.end))),
         "rx='1.5'");
 }
