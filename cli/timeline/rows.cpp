@@ -101,7 +101,9 @@ std::vector<Strip> phase_strips(const Block& block) {
             const std::string& at = mark.mbarrier;
             Strip& strip = at.empty() ? others["barriers"] : mbarriers[{at.size(), at}];
             strip.label = at.empty() ? "barriers" : at;
-            if (!at.empty()) strip.note = block.filled.contains(at) ? "full" : "empty";
+            // Without loads nobody knows what an mbarrier is for.
+            if (!at.empty() && !block.filled.empty())
+                strip.note = block.filled.contains(at) ? "full" : "empty";
             strip.marks.push_back(mark);
         }
     std::vector<Strip> strips;

@@ -187,6 +187,13 @@ TEST(Timeline, ManyMbarriersShareARowAndManyBarsTheLastLane) {
     EXPECT_EQ(count(svg, ">mbarriers<"), 1);
 }
 
+TEST(Timeline, AnMbarrierIsFullOrEmptyOnlyBesideLoads) {
+    const std::string marks = mark(2, 3000, "mbarrier +0x48: phase 1", 41);
+    EXPECT_EQ(count(picture(trace(two_blocks() + marks)), ">empty<"), 1);
+    EXPECT_EQ(count(picture(trace(process(2, "k, block (0,0,0)") + marks)), ">empty<"),
+              0);
+}
+
 class TimelineCommand : public CliTest {
   protected:
     std::string file(const std::string& text) const { return write("t.json", text); }
