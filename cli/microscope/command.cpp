@@ -67,11 +67,9 @@ void add_microscope(CommandLine& line) {
     auto options = std::make_shared<MicroscopeOptions>();
     Command& command = line.add(
         "microscope",
-        "One matrix product in five kernels, from one thread per result to TMA and "
-        "wgmma:\n"
-        "what each asks of memory, counted on the CPU executor. docs/microscope.md is "
-        "the\n"
-        "lesson; its kernels are docs/microscope/*.cu.\n"
+        "One matrix product in five kernels, and what each asks of memory.\n"
+        "From one thread per result to TMA and wgmma, counted on the CPU executor:\n"
+        "docs/microscope.md is the lesson, docs/microscope/*.cu are its kernels.\n"
         "Exit code: 0 done, 1 results differ or a race was found, 2 bad input.\n\n"
         "Examples:\n"
         "  moe microscope                             the five, in a table\n"

@@ -186,11 +186,11 @@ void add_profile(CommandLine& line) {
     auto options = std::make_shared<ProfileOptions>();
     Command& command = line.add(
         "profile",
-        "What the kernels of each step do to memory: requests, sectors, bytes against "
-        "the\n"
-        "least that must move, bank conflicts; the worst lines; races. Counted on the "
-        "CPU\n"
-        "executor, in a build of its own: no figure is a time.\n"
+        "What the kernels of each step do to memory, and their races.\n"
+        "Requests, sectors, bytes against the least that must move, bank conflicts; the\n"
+        "worst lines. Counted on the CPU executor, in a build of its own: no figure is "
+        "a\n"
+        "time.\n"
         "Exit code: 0 done, 1 races or reads of unwritten memory, 2 bad input.\n\n"
         "Examples:\n"
         "  moe profile                                the layer, step by step\n"

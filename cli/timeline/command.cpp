@@ -99,11 +99,12 @@ void add_timeline(CommandLine& line) {
     auto options = std::make_shared<TimelineOptions>();
     Command& command =
         line.add("timeline",
-                 "Who waited for whom in a kernel on the CPU executor: a file that\n"
-                 "CUDA_ON_CPU_TRACE=FILE wrote, summed up row by row, and drawn.\n"
+                 "Who waited for whom in a kernel on the CPU executor, drawn.\n"
+                 "Sums up, row by row, a file that CUDA_ON_CPU_TRACE=FILE wrote.\n"
                  "Exit code: 0 done, 2 bad input.\n\n"
                  "Examples:\n"
-                 "  CUDA_ON_CPU_TRACE=t.json ./moe compare --tier naive_gpu --scale 64\n"
+                 "  CUDA_ON_CPU_TRACE=t.json ./moe test "
+                 "--gtest_filter=ConformancePipeline.Tma*\n"
                  "  moe timeline t.json\n"
                  "  moe timeline t.json --block 3 --svg t.svg");
     command.option("trace", options->trace, "The trace (.json)").required();

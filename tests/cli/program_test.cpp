@@ -19,8 +19,8 @@ using Words = std::vector<std::string>;
 TEST_F(CliTest, NamesWrongCommands) {
     EXPECT_TRUE(IsBadInput("", {"--help"}));
     EXPECT_TRUE(IsBadInput(
-        "dance",
-        {"command = dance: ", "compare, verify, trace, bench, profile, timeline, info"}));
+        "dance", {"command = dance: ",
+                  "compare, verify, trace, bench, profile, microscope, timeline, info"}));
     EXPECT_TRUE(IsBadInput("Trace", {"command = Trace: "}));
     EXPECT_TRUE(IsBadInput("--magic", {"--help"}));
     EXPECT_TRUE(IsBadInput("trace --moe-magic 3", {"--moe-magic"}));
@@ -132,8 +132,8 @@ TEST_F(CliTest, ListsItsFieldsTiersAndFlags) {
         EXPECT_NE(info.out.find("✓ " + supplier.tier), std::string::npos);
         EXPECT_NE(info.out.find(to_string(supplier.dtype)), std::string::npos);
     }
-    for (const char* command : {"", "compare ", "verify ", "trace ", "timeline ", "info ",
-                                "results ", "completion "}) {
+    for (const char* command : {"", "compare ", "verify ", "trace ", "microscope ",
+                                "timeline ", "info ", "results ", "completion "}) {
         const Output help = moe(std::string(command) + "--help");
         EXPECT_EQ(help.code, kExitOk) << command;
         EXPECT_NE(help.out.find("--help"), std::string::npos) << command;
@@ -153,20 +153,21 @@ TEST_F(CliTest, HelpsWithALinePerCommand) {
     std::size_t at = help.out.find("\nCommands\n");
     for (const char* line :
          {"\n  compare     Run real text through every tier", "\n  verify  ",
-          "\n  trace  ", "\n  bench  ", "\n  timeline  ", "\n  info  ", "\n  gpu-check  ",
-          "\n  results  ", "\n  completion  ", "\nExamples\n",
+          "\n  trace  ", "\n  bench  ", "\n  profile  ", "\n  microscope  ",
+          "\n  timeline  ", "\n  info  ", "\n  gpu-check  ", "\n  results  ",
+          "\n  completion  ", "\nExamples\n",
           "\nEvery command has flags of its own: moe compare --help\n"}) {
         ASSERT_NE(at, std::string::npos);
         at = help.out.find(line, at);
         EXPECT_NE(at, std::string::npos) << line;
     }
-    EXPECT_LT(count_lines(help.out), 24) << "the whole descriptions are the commands'";
+    EXPECT_LT(count_lines(help.out), 27) << "the whole descriptions are the commands'";
     EXPECT_EQ(help.out.find("Exit code"), std::string::npos);
     EXPECT_NE(moe("compare --help").out.find("Exit code"), std::string::npos);
     setenv("COLUMNS", "80", 1);
     for (const char* command :
-         {"", "compare ", "verify ", "trace ", "bench ", "timeline ", "info ",
-          "gpu-check ", "results ", "completion "}) {
+         {"", "compare ", "verify ", "trace ", "bench ", "profile ", "microscope ",
+          "timeline ", "info ", "gpu-check ", "results ", "completion "}) {
         std::istringstream lines(moe(std::string(command) + "--help").out);
         for (std::string line; std::getline(lines, line);)
             EXPECT_LE(columns_of(line), 80u) << command << line;

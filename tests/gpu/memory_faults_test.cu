@@ -14,8 +14,11 @@ using gpu::launch;
 __global__ void write_kernel(int* values, int index) {
     if (threadIdx.x == 33) values[index] = 1;
 }
+struct Smem {
+    int values[64];
+};
 __global__ void too_much_shared_kernel(int* values) {
-    values[0] = gpu::shared_memory<ReverseSmem>().values[0];
+    values[0] = gpu::shared_memory<Smem>().values[0];
 }
 
 TEST(ExecutorMemory, AHostPointerIsRefusedWhereADevicePointerBelongs) {
@@ -94,7 +97,7 @@ TEST(ExecutorMemory, AnAccessOutsideAnAllocationNamesItAndTheNextLaunchWorks) {
                   fault(read_kernel, {1, 1}, target.data(), values.data(), c.index)}) {
                 EXPECT_SAYS(text, "illegal access to address 0x");
                 EXPECT_SAYS(text, ", " + c.place + name);
-                EXPECT_SAYS(text, "executor_test.cu:");
+                EXPECT_SAYS(text, "memory_faults_test.cu:");
                 EXPECT_SAYS(text, "in kernel planted, block (");
             }
             EXPECT_EQ(fault(write_kernel, {1, 64}, values.data(), count - 1), "");
