@@ -19,13 +19,13 @@ __global__ void uncoalesced_kernel(float* y, const float* x, const float* weight
     const int column = int(blockIdx.x * blockDim.x + threadIdx.x);
     const int row = int(blockIdx.y * blockDim.y + threadIdx.y);
     if (row >= rows || column >= out) return;
-    float sum = 0.0f;
+    float total = 0.0f;
     for (int j = 0; j < in; ++j) {
         const float a = x[row * in + j];
         const float b = weight[column * in + j];
-        sum += a * b;
+        total += a * b;
     }
-    y[row * out + column] = sum;
+    y[row * out + column] = total;
 }
 
 // TUTORIAL: now the lanes are neighbours in j. A warp's 32 loads of 4 bytes are 128 bytes
@@ -38,15 +38,15 @@ __global__ void coalesced_kernel(float* y, const float* x, const float* weight, 
     const int column = int(blockIdx.x * blockDim.y + threadIdx.y);
     const int row = int(blockIdx.y);
     if (row >= rows || column >= out) return;
-    float sum = 0.0f;
+    float total = 0.0f;
     for (int j = lane; j < in; j += kWarp) {
         const float a = x[row * in + j];
         const float b = weight[column * in + j];
-        sum += a * b;
+        total += a * b;
     }
     for (int apart = kWarp / 2; apart > 0; apart /= 2)
-        sum += __shfl_xor_sync(0xffffffffu, sum, apart);
-    if (lane == 0) y[row * out + column] = sum;
+        total += __shfl_xor_sync(0xffffffffu, total, apart);
+    if (lane == 0) y[row * out + column] = total;
 }
 
 constexpr int kTile = 32;
@@ -71,7 +71,7 @@ __global__ void tiled_kernel(float* y, const float* x, const float* weight, int 
     const int first_row = int(blockIdx.y) * kTile;
     const int first_column = int(blockIdx.x) * kTile;
     const int x_row = first_row + line, w_row = first_column + line;
-    float sum = 0.0f;
+    float total = 0.0f;
     for (int first = 0; first < in; first += kTile) {
         const int j = first + lane;
         float a = 0.0f, b = 0.0f;  // beyond the edges
@@ -83,12 +83,12 @@ __global__ void tiled_kernel(float* y, const float* x, const float* weight, int 
         for (int k = 0; k < kTile; ++k) {
             const float xk = tiles.x[line][k];
             const float wk = tiles.weight[lane][k];
-            sum += xk * wk;
+            total += xk * wk;
         }
         __syncthreads();
     }
     if (x_row < rows && first_column + lane < out)
-        y[x_row * out + first_column + lane] = sum;
+        y[x_row * out + first_column + lane] = total;
 }
 
 using Kernel = void (*)(float*, const float*, const float*, int, int, int);

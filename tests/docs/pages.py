@@ -76,8 +76,8 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, text):
         if self.inside("title") and not self.inside("head"):
             self.title += text
-        if not self.inside("contents") or self.inside("script", "style"):
-            return
+        if not self.inside("contents") or self.inside("script", "style", "ttc"):
+            return  # "ttc": what a mouse over a name would be told
         if self.inside("fragment"):
             self.blocks[-1] += text
             return
