@@ -24,8 +24,12 @@ std::string draft_of(const std::string& path) {
 /// Returns why not, or "".
 std::string write_draft(const FileText& file) {
     std::error_code ignored;
-    if (std::filesystem::is_directory(file.path, ignored))
+    const auto status = std::filesystem::symlink_status(file.path, ignored);
+    if (std::filesystem::is_directory(status))
         return std::generic_category().message(EISDIR);
+    // A draft that moves here would take the place of a device, a pipe or a link.
+    if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status))
+        return "is no ordinary file";
     errno = 0;
     std::ofstream draft(draft_of(file.path), std::ios::binary);
     if (!draft.is_open()) return std::generic_category().message(errno);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 
 #include "cli/files.h"
@@ -43,8 +44,7 @@ class Recording {
         cuda_on_cpu::options().schedule = {};
         cuda_on_cpu::parse_asynchrony("deferred", cuda_on_cpu::options().asynchrony);
         if (!cuda_on_cpu::trace_to(path_))
-            reject("TMPDIR", std::filesystem::temp_directory_path().string(),
-                   "must be a folder that can be written to");
+            reject("TMPDIR", folder().string(), "must be a folder that can be written to");
     }
     std::string finish() {
         cuda_on_cpu::trace_to("");
@@ -63,9 +63,13 @@ class Recording {
     }
 
   private:
+    static std::filesystem::path folder() {
+        const char* const named = std::getenv("TMPDIR");
+        return named != nullptr ? named : "/tmp";
+    }
+
     cuda_on_cpu::Options before_;
-    std::string path_ = std::filesystem::temp_directory_path() /
-                        fmt::format("moe_timeline_{}.json", getpid());
+    std::string path_ = folder() / fmt::format("moe_timeline_{}.json", getpid());
 };
 
 }  // namespace
@@ -82,6 +86,11 @@ void require_sizes(const Sizes& sizes) {
     require("--rows", sizes.rows, 1);
     require("--out", sizes.out, 4);
     require("--in", sizes.in, 8);
+    constexpr std::int64_t kProducts = 1 << 26;
+    if (sizes.rows * sizes.out * sizes.in > kProducts)
+        reject("--rows x --out x --in",
+               fmt::format("{} x {} x {}", sizes.rows, sizes.out, sizes.in),
+               fmt::format("must be at most {} products, half a minute", kProducts));
 }
 
 bool is_clean(const std::vector<Look>& looks) {

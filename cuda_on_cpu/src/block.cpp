@@ -166,11 +166,14 @@ void Block::wait_for(State state, Site site, std::uint64_t object) {
     const bool told = traced_ && !warp_waits(thread, state, object);
     const std::uint64_t begin = told ? trace::now(*this) : 0;
     wait(state, site);
-    const std::string what = told ? waiting_for(thread) : "";
+    if (!told) {
+        switch_on();
+        return;
+    }
+    const std::string what = words_of_wait(thread);
     switch_on();
-    if (told)
-        trace::lasted(
-            *this, {trace::Row::warp, thread / kWarpSize, "wait: " + what, begin, site});
+    const observe::Unseen unseen;
+    trace::lasted(*this, {trace::Row::warp, thread / kWarpSize, what, begin, site});
 }
 
 Hopper& Block::hopper() {

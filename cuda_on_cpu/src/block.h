@@ -177,6 +177,7 @@ class Block {
     bool warp_waits(int thread, State state, std::uint64_t object) const;
     // Of a trace
     void note_arrival();
+    std::string words_of_wait(int thread) const;
     void trace_wait(int warp, unsigned lanes, const char* what, Site site) const;
     void trace_barrier() const;
     std::string where(int thread) const;

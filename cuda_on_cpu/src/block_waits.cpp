@@ -62,6 +62,11 @@ std::string Block::waiting_at(int thread) const {
 }
 
 // --------------------------------------------------------------------------- of a trace
+std::string Block::words_of_wait(int thread) const {
+    const observe::Unseen unseen;
+    return "wait: " + waiting_for(thread);
+}
+
 void Block::note_arrival() {
     arrivals_[std::size_t(current_)] = trace::now(*this);
 }
@@ -74,12 +79,14 @@ void Block::trace_wait(int warp, unsigned lanes, const char* what, Site site) co
         begin = std::min(
             begin, arrivals_[std::size_t(warp * kWarpSize + std::countr_zero(lanes))]);
     if (begin == now) return;  // nobody waited
+    const observe::Unseen unseen;
     trace::lasted(*this,
                   {trace::Row::warp, warp, std::string("wait: ") + what, begin, site});
 }
 
 /// __syncthreads opens.
 void Block::trace_barrier() const {
+    const observe::Unseen unseen;
     trace::happened(*this, trace::Row::phases, 0,
                     "__syncthreads opens, line " + std::to_string(barrier_site_.line));
     for (int first = 0; first < count_; first += kWarpSize) {

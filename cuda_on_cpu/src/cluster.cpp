@@ -177,8 +177,10 @@ void Cluster::open_if_complete() {
     if (arrived_ < live) return;
     ++phase_;
     arrived_ = 0;
-    if (trace::is_on())
+    if (trace::is_on()) {
+        const observe::Unseen unseen;
         trace::happened(*blocks_[0], trace::Row::phases, 0, "cluster barrier opens");
+    }
     for (int rank = 0; rank < size_; ++rank) {
         Block& block = *blocks_[rank];
         for (int t = 0; t < block.count_; ++t)

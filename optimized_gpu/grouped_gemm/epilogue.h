@@ -1,0 +1,105 @@
+/// @file
+/// From sums in registers to results in global memory.
+#pragma once
+
+#include "optimized_gpu/grouped_gemm/mma_sync.h"
+
+namespace moe::optimized {
+
+/// Where a block's tile goes: rows and columns that remain from its first element on.
+template <typename Y>
+struct Target {
+    Y* data;             ///< the tile's first element
+    std::int64_t width;  ///< from one row to the next
+    int rows, columns;
+};
+
+/// Calls visit(i, j, e, row, column) for each of the thread's sums.
+template <typename Visit>
+__device__ void for_each_sum(Visit visit) {
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < kRowBlocks; ++i)
+#pragma unroll
+        for (int j = 0; j < kColumnBlocks; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                visit(i, j, e, warp_row() + 16 * i + lane / 4 + e / 2 * 8,
+                      warp_column() + 8 * j + lane % 4 * 2 + e % 2);
+}
+
+/// sums += row_scale_r bias_c, of rows and columns that are there.
+/// @param bias  of the tile's first column, or null
+/// @param row_scale  of the tile's first row, or null: 1
+__device__ inline void add_bias(Sums& sums, const __nv_bfloat16* bias,
+                                const float* row_scale, int rows, int columns) {
+    if (bias == nullptr) return;
+    for_each_sum([&](int i, int j, int e, int row, int column) {
+        if (row >= rows || column >= columns) return;
+        const float scale = row_scale == nullptr ? 1.0f : row_scale[row];
+        sums[i][j][e] += scale * __bfloat162float(bias[column]);
+    });
+}
+
+// Four lanes hold eight columns of a row, 32 bytes in fp32: a whole sector.
+__device__ inline void store_tile(MmaSyncSmem&, const Sums& sums,
+                                  const Target<float>& to) {
+    const bool pairs = to.width % 2 == 0;
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < kRowBlocks; ++i)
+#pragma unroll
+        for (int j = 0; j < kColumnBlocks; ++j)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = warp_row() + 16 * i + lane / 4 + half * 8;
+                const int column = warp_column() + 8 * j + lane % 4 * 2;
+                if (row >= to.rows || column >= to.columns) continue;
+                float* const target = to.data + row * to.width + column;
+                const float2 two = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+                if (pairs) {
+                    *reinterpret_cast<float2*>(target) = two;
+                } else {
+                    target[0] = two.x;
+                    if (column + 1 < to.columns) target[1] = two.y;
+                }
+            }
+}
+
+// TUTORIAL: in bf16 those eight columns are half a sector. So the tile is put together in
+// shared memory, swizzled as operands are, and leaves it 16 bytes at a time.
+__device__ inline void store_tile(MmaSyncSmem& s, const Sums& sums,
+                                  const Target<__nv_bfloat16>& to) {
+    constexpr int kChunks = kLines / kChunk;  // of a row
+    __nv_bfloat16* const staged = s.a[0];     // and s.a[1]: kLines x kLines
+    static_assert(kStages * kDepth >= kLines, "the tile fits over A's stages");
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < kRowBlocks; ++i)
+#pragma unroll
+        for (int j = 0; j < kColumnBlocks; ++j)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = warp_row() + 16 * i + lane / 4 + half * 8;
+                const int chunk = warp_column() / kChunk + j;
+                *reinterpret_cast<__nv_bfloat162*>(
+                    staged + chunk_at<Along::lines>(row, chunk) + lane % 4 * 2) =
+                    __floats2bfloat162_rn(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
+            }
+    __syncthreads();
+    const bool whole = to.width % kChunk == 0;
+    for (int i = int(threadIdx.x); i < kLines * kChunks; i += kThreads) {
+        const int row = i / kChunks, chunk = i % kChunks, column = chunk * kChunk;
+        if (row >= to.rows || column >= to.columns) continue;
+        const __nv_bfloat16* const source = staged + chunk_at<Along::lines>(row, chunk);
+        __nv_bfloat16* const target = to.data + row * to.width + column;
+        if (whole) {
+            *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
+        } else {
+            for (int k = 0; k < kChunk && column + k < to.columns; ++k)
+                target[k] = source[k];
+        }
+    }
+}
+
+}  // namespace moe::optimized

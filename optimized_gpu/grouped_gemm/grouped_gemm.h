@@ -1,0 +1,55 @@
+/// @file
+/// Matrix products over groups of consecutive rows, each group with a weight of its own:
+/// the routed experts (one group per expert), and, as a single group, whatever is dense.
+/// Where groups begin, only the device needs to know: the host neither reads counts nor
+/// waits. Weights are (out, in), y = W x, as in PyTorch.
+///
+/// Operands are bf16, sums fp32 on tensor cores, rounded once. The kernels are a ladder,
+/// one idea a rung; 1_mma_sync serves every GPU from sm_80 on, and any widths.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/tensor.h"
+
+namespace moe::optimized {
+
+/// How rows fall into groups.
+struct RowGroups {
+    Tensor offsets;  ///< (G + 1) i32 on the device: rows [offsets[g], offsets[g + 1])
+
+    std::int64_t num_groups() const { return offsets.dim(0) - 1; }
+};
+
+/// What a product adds to its sums.
+struct Bias {
+    Tensor values = {};     ///< (G, out) bf16, or undefined: nothing
+    Tensor row_scale = {};  ///< (R) f32, multiplies the bias of row r; undefined means 1
+};
+
+/// y_r = W_g x_r, plus the bias. Rows outside of all groups are left as they are.
+/// @param x       (R, in) bf16; with `row_ids` (T, in): row r is x[row_ids[r]]
+/// @param weight  (G, out, in) bf16
+/// @param row_ids  (R) i32 or undefined
+/// @param dtype   of y: bf16 or f32
+/// @return (R, out)
+Tensor linear_forward(const Tensor& x, const Tensor& weight, const Bias& bias,
+                      const Tensor& row_ids, const RowGroups& groups, DType dtype,
+                      cudaStream_t stream = nullptr);
+
+/// dx_r = W_gᵀ dy_r.
+/// @param dy  (R, out) bf16 @return (R, in) bf16
+Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
+                             const RowGroups& groups, cudaStream_t stream = nullptr);
+
+/// dW_g = sum over its rows of dy_r x_rᵀ; zero for a group without rows.
+/// @param x, row_ids  as of linear_forward()
+/// @param dtype  of dW: bf16 or f32
+/// @return (G, out, in)
+Tensor linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& row_ids,
+                              const RowGroups& groups, DType dtype,
+                              cudaStream_t stream = nullptr);
+
+}  // namespace moe::optimized

@@ -1,0 +1,88 @@
+/// @file
+/// 1_mma_sync, the first rung: tiles come by cp.async while the warps multiply those that
+/// are there, by ldmatrix and mma.sync.
+#pragma once
+
+#include "optimized_gpu/grouped_gemm/tile.h"
+
+namespace moe::optimized {
+
+inline constexpr int kStages = 3;
+
+struct MmaSyncSmem {
+    alignas(128) __nv_bfloat16 a[kStages][kLines * kDepth];
+    alignas(128) __nv_bfloat16 b[kStages][kLines * kDepth];
+};
+
+// Eight warps divide the 128 x 128 tile: two halves of rows, four quarters of columns.
+inline constexpr int kWarpRows = 64, kWarpColumns = 32;
+inline constexpr int kRowBlocks = kWarpRows / 16, kColumnBlocks = kWarpColumns / 8;
+
+/// A thread's part of the result. With g = lane / 4 and t = lane mod 4, element [i][j][e]
+/// is row 16 i + g + 8 (e / 2), column 8 j + 2 t + e mod 2 of the warp's part.
+using Sums = float[kRowBlocks][kColumnBlocks][4];
+
+inline __device__ int warp_row() {
+    return int(threadIdx.x) / 32 / 4 * kWarpRows;
+}
+inline __device__ int warp_column() {
+    return int(threadIdx.x) / 32 % 4 * kWarpColumns;
+}
+
+/// sums += one tile of A times one of B.
+template <Along kA, Along kB>
+__device__ void multiply_tile(Sums& sums, const __nv_bfloat16* a_tile,
+                              const __nv_bfloat16* b_tile) {
+    for (int depth = 0; depth < kDepth; depth += 16) {
+        std::uint32_t a[kRowBlocks][4], b[kColumnBlocks / 2][4];
+#pragma unroll
+        for (int i = 0; i < kRowBlocks; ++i)
+            load_a<kA>(a[i], a_tile, warp_row() + 16 * i, depth);
+#pragma unroll
+        for (int j = 0; j < kColumnBlocks / 2; ++j)
+            load_b<kB>(b[j], b_tile, warp_column() + 16 * j, depth);
+#pragma unroll
+        for (int i = 0; i < kRowBlocks; ++i)
+#pragma unroll
+            for (int j = 0; j < kColumnBlocks; ++j) {
+                const std::uint32_t part[2] = {b[j / 2][j % 2 * 2],
+                                               b[j / 2][j % 2 * 2 + 1]};
+                ptx::mma_m16n8k16_bf16(sums[i][j], a[i], part);
+            }
+    }
+}
+
+// TUTORIAL: three stages, so that two tiles are on their way while one is multiplied. One
+// barrier a step is enough: it says both that the tile has arrived for everybody, and
+// that everybody is done with the one before it, whose stage is filled next.
+/// sums = A B over the whole depth. All threads; ends with a barrier.
+template <Along kA, Along kB, int Vector>
+__device__ void multiply(Sums& sums, MmaSyncSmem& s, const Operand& a, int a_line,
+                         const Operand& b, int b_line, int depth) {
+#pragma unroll
+    for (int i = 0; i < kRowBlocks; ++i)
+#pragma unroll
+        for (int j = 0; j < kColumnBlocks; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
+    const int steps = (depth + kDepth - 1) / kDepth;
+    const auto load = [&](int step) {
+        if (step < steps) {
+            const int stage = step % kStages;
+            load_tile<kA, Vector>(s.a[stage], a, a_line, step * kDepth);
+            load_tile<kB, Vector>(s.b[stage], b, b_line, step * kDepth);
+        }
+        ptx::cp_async_commit();  // also of nothing: waits count groups
+    };
+    for (int step = 0; step < kStages - 1; ++step) load(step);
+    for (int step = 0; step < steps; ++step) {
+        ptx::cp_async_wait<kStages - 2>();
+        __syncthreads();
+        load(step + kStages - 1);
+        multiply_tile<kA, kB>(sums, s.a[step % kStages], s.b[step % kStages]);
+    }
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+}
+
+}  // namespace moe::optimized

@@ -1,0 +1,218 @@
+// grouped_gemm_test.cu: the products of groups of rows against plain loops. Operands are
+// small whole numbers, so that every sum is exact and equality is to the last bit.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "core/transfer.h"
+#include "gpu/tensor.h"
+#include "optimized_gpu/grouped_gemm/grouped_gemm.h"
+#include "tests/conformance/modes.h"
+
+namespace moe::test {
+namespace {
+
+using optimized::Bias;
+using optimized::RowGroups;
+
+struct Matrix {
+    std::int64_t rows, columns;
+    std::vector<float> values;
+
+    Matrix(std::int64_t r, std::int64_t c, int step = 0) : rows(r), columns(c) {
+        for (std::int64_t i = 0; i < r * c; ++i)
+            values.push_back(step == 0 ? 0.0f : float(i * step % 5 - 2));
+    }
+    float& at(std::int64_t row, std::int64_t column) {
+        return values[row * columns + column];
+    }
+    float at(std::int64_t row, std::int64_t column) const {
+        return values[row * columns + column];
+    }
+    Tensor on_device(DType dtype = DType::bf16, Shape shape = {}) const {
+        return transfer(
+            Tensor::from(shape.empty() ? Shape{rows, columns} : shape, values),
+            {MemorySpace::device, dtype});
+    }
+};
+
+Tensor i32_on_device(const std::vector<std::int32_t>& values) {
+    return transfer(Tensor::from({std::int64_t(values.size())}, values),
+                    {MemorySpace::device, DType::i32});
+}
+
+std::vector<float> on_host(const Tensor& tensor) {
+    const Tensor host = transfer(tensor, {MemorySpace::host, DType::f32});
+    return {host.data<float>(), host.data<float>() + host.numel()};
+}
+
+float rounded(float value, DType dtype) {
+    return dtype == DType::bf16 ? float(BFloat16(value)) : value;
+}
+
+/// Rows per group, and rows after the last group that belong to nobody: NaN.
+struct Problem {
+    std::vector<std::int32_t> counts;
+    std::int64_t out, in;
+    std::int64_t beyond = 3;
+
+    std::vector<std::int32_t> offsets() const {
+        std::vector<std::int32_t> result(counts.size() + 1);
+        std::partial_sum(counts.begin(), counts.end(), result.begin() + 1);
+        return result;
+    }
+    std::int64_t rows() const { return offsets().back(); }
+    RowGroups groups() const { return {i32_on_device(offsets())}; }
+    std::int64_t num_groups() const { return std::int64_t(counts.size()); }
+    Matrix rows_of(std::int64_t width, int step) const {
+        Matrix result(rows() + beyond, width, step);
+        for (std::int64_t i = rows() * width; i < std::int64_t(result.values.size()); ++i)
+            result.values[i] = NAN;
+        return result;
+    }
+    Matrix weight() const { return Matrix(num_groups() * out, in, 7); }
+    Tensor device_weight() const {
+        return weight().on_device(DType::bf16, {num_groups(), out, in});
+    }
+    /// Calls visit(group, row) for each row of a group.
+    template <typename Visit>
+    void for_each_row(Visit visit) const {
+        for (std::int64_t g = 0; g < num_groups(); ++g)
+            for (std::int64_t r = offsets()[g]; r < offsets()[g + 1]; ++r) visit(g, r);
+    }
+};
+
+const std::vector<Problem>& problems() {
+    static const std::vector<Problem> all = {
+        {{0, 1, 127, 0, 129}, 72, 64},  // aligned; tiles of one row, full, and more
+        {{300, 0}, 192, 256},
+        {{5, 9}, 130, 34},                           // narrow copies
+        {{3, 0, 2}, 33, 7},                          // the narrowest
+        {{0, 0}, 64, 64},                            // nothing at all
+        {std::vector<std::int32_t>(71, 1), 16, 8}};  // more groups than a warp has lanes
+    return all;
+}
+
+void expect_rows(const Problem& p, const Tensor& y, const Matrix& want, DType dtype) {
+    const std::vector<float> got = on_host(y);
+    ASSERT_EQ(got.size(), want.values.size());
+    p.for_each_row([&](std::int64_t, std::int64_t r) {
+        for (std::int64_t c = 0; c < want.columns; ++c)
+            ASSERT_EQ(got[r * want.columns + c], rounded(want.at(r, c), dtype))
+                << "row " << r << ", column " << c;
+    });
+}
+
+TEST(OptimizedGroupedGemm, Forward) {
+    gpu::register_device_memory();
+    for (const Problem& p : problems())
+        for (const DType dtype : {DType::f32, DType::bf16}) {
+            SCOPED_TRACE(fmt::format("{} groups, out {}, in {}, {}", p.num_groups(),
+                                     p.out, p.in, to_string(dtype)));
+            const Matrix x = p.rows_of(p.in, 3), w = p.weight();
+            Matrix want(x.rows, p.out);
+            p.for_each_row([&](std::int64_t g, std::int64_t r) {
+                for (std::int64_t o = 0; o < p.out; ++o)
+                    for (std::int64_t i = 0; i < p.in; ++i)
+                        want.at(r, o) += x.at(r, i) * w.at(g * p.out + o, i);
+            });
+            const Tensor y = linear_forward(x.on_device(), p.device_weight(), {}, {},
+                                            p.groups(), dtype);
+            expect_rows(p, y, want, dtype);
+        }
+}
+
+TEST(OptimizedGroupedGemm, ForwardGathersRowsAndAddsAScaledBias) {
+    gpu::register_device_memory();
+    for (const Problem& p :
+         {Problem{{4, 0, 131}, 80, 72, 0}, Problem{{4, 3}, 31, 9, 0}}) {
+        const Matrix tokens(50, p.in, 3), w = p.weight(), bias(p.num_groups(), p.out, 4),
+                                          scale(1, p.rows(), 2);
+        std::vector<std::int32_t> ids;
+        for (std::int64_t r = 0; r < p.rows(); ++r) ids.push_back(int(r * 17 % 50));
+        Matrix want(p.rows(), p.out);
+        p.for_each_row([&](std::int64_t g, std::int64_t r) {
+            for (std::int64_t o = 0; o < p.out; ++o) {
+                want.at(r, o) = scale.values[r] * bias.at(g, o);
+                for (std::int64_t i = 0; i < p.in; ++i)
+                    want.at(r, o) += tokens.at(ids[r], i) * w.at(g * p.out + o, i);
+            }
+        });
+        const Bias b = {bias.on_device(), scale.on_device(DType::f32, {p.rows()})};
+        const Tensor y = linear_forward(tokens.on_device(), p.device_weight(), b,
+                                        i32_on_device(ids), p.groups(), DType::f32);
+        expect_rows(p, y, want, DType::f32);
+    }
+}
+
+TEST(OptimizedGroupedGemm, BackwardInput) {
+    gpu::register_device_memory();
+    for (const Problem& p : problems()) {
+        SCOPED_TRACE(fmt::format("out {}, in {}", p.out, p.in));
+        const Matrix dy = p.rows_of(p.out, 3), w = p.weight();
+        Matrix want(dy.rows, p.in);
+        p.for_each_row([&](std::int64_t g, std::int64_t r) {
+            for (std::int64_t o = 0; o < p.out; ++o)
+                for (std::int64_t i = 0; i < p.in; ++i)
+                    want.at(r, i) += dy.at(r, o) * w.at(g * p.out + o, i);
+        });
+        expect_rows(p,
+                    linear_backward_input(dy.on_device(), p.device_weight(), p.groups()),
+                    want, DType::bf16);
+    }
+}
+
+void expect_weight_gradient(const Problem& p, DType dtype, bool gathers) {
+    const Matrix dy = p.rows_of(p.out, 3);
+    const Matrix x = gathers ? Matrix(50, p.in, 2) : p.rows_of(p.in, 2);
+    std::vector<std::int32_t> ids;
+    for (std::int64_t r = 0; r < dy.rows; ++r)
+        ids.push_back(gathers ? int(r * 17 % 50) : int(r));
+    Matrix want(p.num_groups() * p.out, p.in);
+    p.for_each_row([&](std::int64_t g, std::int64_t r) {
+        for (std::int64_t o = 0; o < p.out; ++o)
+            for (std::int64_t i = 0; i < p.in; ++i)
+                want.at(g * p.out + o, i) += dy.at(r, o) * x.at(ids[r], i);
+    });
+    const std::vector<float> got = on_host(linear_backward_weight(
+        dy.on_device(), x.on_device(), gathers ? i32_on_device(ids) : Tensor(),
+        p.groups(), dtype));
+    ASSERT_EQ(got.size(), want.values.size());
+    for (std::size_t i = 0; i < got.size(); ++i)
+        ASSERT_EQ(got[i], rounded(want.values[i], dtype)) << "element " << i;
+}
+
+TEST(OptimizedGroupedGemm, BackwardWeightIsZeroForGroupsWithoutRows) {
+    gpu::register_device_memory();
+    for (const Problem& p : problems())
+        for (const DType dtype : {DType::f32, DType::bf16})
+            for (const bool gathers : {false, true}) {
+                SCOPED_TRACE(fmt::format("out {}, in {}, {}, {}", p.out, p.in,
+                                         to_string(dtype), gathers));
+                expect_weight_gradient(p, dtype, gathers);
+            }
+}
+
+TEST(OptimizedGroupedGemm, InEveryOrderOfThreadsAndCopies) {
+    gpu::register_device_memory();
+    const Problem p = {{2, 130}, 40, 136};
+    const Matrix x = p.rows_of(p.in, 3), w = p.weight();
+    Matrix want(x.rows, p.out);
+    p.for_each_row([&](std::int64_t g, std::int64_t r) {
+        for (std::int64_t o = 0; o < p.out; ++o)
+            for (std::int64_t i = 0; i < p.in; ++i)
+                want.at(r, o) += x.at(r, i) * w.at(g * p.out + o, i);
+    });
+    in_every_mode([&] {
+        expect_rows(p,
+                    linear_forward(x.on_device(), p.device_weight(), {}, {}, p.groups(),
+                                   DType::bf16),
+                    want, DType::bf16);
+        expect_weight_gradient({{70, 0, 3}, 24, 40}, DType::bf16, true);
+    });
+}
+
+}  // namespace
+}  // namespace moe::test
