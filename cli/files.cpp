@@ -110,9 +110,24 @@ std::optional<WriteFailure> write_all(const std::vector<FileText>& files) {
     return failure;
 }
 
+void Outputs::add(const std::string& flag, FileText file) {
+    files_.push_back(std::move(file));
+    flags_.push_back(flag);
+}
+
+void Outputs::write() const {
+    const auto failure = write_all(files_);
+    if (!failure) return;
+    for (std::size_t i = 0; i < files_.size(); ++i)
+        if (files_[i].path == failure->path)
+            reject(flags_[i], failure->path,
+                   "must be a file to write: " + failure->reason);
+}
+
 void write_file(const std::string& field, const FileText& file) {
-    if (const auto failure = write_all({file}))
-        reject(field, failure->path, "must be a file to write: " + failure->reason);
+    Outputs outputs;
+    outputs.add(field, file);
+    outputs.write();
 }
 
 }  // namespace moe

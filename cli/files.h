@@ -29,6 +29,18 @@ struct WriteFailure {
 /// went wrong.
 std::optional<WriteFailure> write_all(const std::vector<FileText>& files);
 
+/// Files that flags name, all or none of them: what a command writes when all is done.
+class Outputs {
+  public:
+    void add(const std::string& flag, FileText file);
+    /// InputError naming the flag of the file that cannot be written.
+    void write() const;
+
+  private:
+    std::vector<FileText> files_;
+    std::vector<std::string> flags_;
+};
+
 /// One file, whole. InputError naming `field` when it cannot be written.
 void write_file(const std::string& field, const FileText& file);
 

@@ -35,21 +35,19 @@ int run_microscope(const MicroscopeOptions& options) {
     for (const microscope::Version version : microscope::kVersions)
         looks.push_back(microscope::look_at(version, sizes, options.races));
     microscope::print_looks(looks);
+    Outputs outputs;
     if (options.page)
-        write_file("--page",
-                   {*options.page,
-                    with_regions(*options.page, page,
-                                 microscope::page_regions(looks, sizes), "microscope")});
-    if (options.pictures) {
-        std::vector<FileText> files;
+        outputs.add("--page",
+                    {*options.page,
+                     with_regions(*options.page, page,
+                                  microscope::page_regions(looks, sizes), "microscope")});
+    if (options.pictures)
         for (const auto& [name, svg] : microscope::pictures(looks, sizes))
-            files.push_back({*options.pictures + "/" + name, svg});
-        if (const auto failure = write_all(files))
-            reject("--pictures", failure->path, failure->reason);
-    }
+            outputs.add("--pictures", {*options.pictures + "/" + name, svg});
     if (options.json)
-        write_file("--json",
-                   {*options.json, microscope::to_json(looks, sizes).dump(1) + "\n"});
+        outputs.add("--json",
+                    {*options.json, microscope::to_json(looks, sizes).dump(1) + "\n"});
+    outputs.write();
     return microscope::is_clean(looks) ? kExitOk : kExitDiffers;
 }
 #else

@@ -44,7 +44,8 @@ class Recording {
         cuda_on_cpu::options().schedule = {};
         cuda_on_cpu::parse_asynchrony("deferred", cuda_on_cpu::options().asynchrony);
         if (!cuda_on_cpu::trace_to(path_))
-            reject("TMPDIR", folder().string(), "must be a folder that can be written to");
+            reject("TMPDIR", folder().string(),
+                   "must be a folder that can be written to");
     }
     std::string finish() {
         cuda_on_cpu::trace_to("");

@@ -13,6 +13,7 @@
 #include "cli/profile/page.h"
 #include "cli/profile/view.h"
 #include "cli/report/sheet.h"
+#include "cli/terminal.h"
 #include "cli/timeline/picture.h"
 #include "cli/words.h"
 #include "core/error.h"
@@ -36,6 +37,12 @@ profile::Bound bound(const Counters& c) {
     return profile::bound_of(c, 1, profile::kH100);
 }
 
+/// Seconds; of what the kernel does itself, not of its launch.
+double without_launch(profile::Bound bound) {
+    bound.launch = 0.0;
+    return bound.seconds();
+}
+
 std::string flops_in_words(std::uint64_t flops) {
     return flops == 0 ? "-" : fmt::format("{:.1f} M", 1e-6 * double(flops));
 }
@@ -52,6 +59,7 @@ std::vector<std::string> cells(const Look& look) {
             ways(c),
             number(c.barriers),
             flops_in_words(c.mma_flops),
+            fmt::format("{:.2f}", 1e6 * without_launch(bound(c))),
             bound(c).resource()};
 }
 
@@ -59,7 +67,7 @@ struct Column {
     const char* head;
     int width;
 };
-constexpr std::array<Column, 10> kColumns = {{{"requests", 10},
+constexpr std::array<Column, 11> kColumns = {{{"requests", 10},
                                               {"sect/req", 9},
                                               {"eff", 6},
                                               {"requested", 10},
@@ -68,7 +76,20 @@ constexpr std::array<Column, 10> kColumns = {{{"requests", 10},
                                               {"ways", 5},
                                               {"barriers", 9},
                                               {"MMA FLOP", 9},
+                                              {"us", 7},
                                               {"limit", 7}}};
+/// The first to go where the terminal is narrow, by number.
+constexpr std::array<std::size_t, 5> kGo = {7, 8, 2, 0, 6};
+
+std::string row(const std::string& name, const std::vector<std::string>& all,
+                std::size_t left_out) {
+    const auto end = kGo.begin() + std::ptrdiff_t(left_out);
+    std::string line = fmt::format("{:<12}", name);
+    for (std::size_t i = 0; i < all.size(); ++i)
+        if (std::find(kGo.begin(), end, i) == end)
+            line += fmt::format("{:>{}}", all[i], kColumns[i].width);
+    return line;
+}
 
 bool all_equal(const std::vector<Look>& looks) {
     return std::all_of(looks.begin(), looks.end(),
@@ -78,22 +99,24 @@ bool all_equal(const std::vector<Look>& looks) {
 }  // namespace
 
 void print_looks(const std::vector<Look>& looks) {
-    std::string head = fmt::format("{:<12}", "version");
-    for (const Column& column : kColumns)
-        head += fmt::format("{:>{}}", column.head, column.width);
-    fmt::print("{}\n", head);
-    for (const Look& look : looks) {
-        std::string row = fmt::format("{:<12}", to_string(look.version));
-        const auto all = cells(look);
-        for (std::size_t i = 0; i < all.size(); ++i)
-            row += fmt::format("{:>{}}", all[i], kColumns[i].width);
-        fmt::print("{}\n", row);
-    }
+    std::vector<std::string> heads, going;
+    for (const Column& column : kColumns) heads.push_back(column.head);
+    for (const std::size_t column : kGo) going.push_back(heads[column]);
+    const TableParts parts(going,
+                           [&](std::size_t n) { return columns_of(row("", heads, n)); });
+    fmt::print("{}\n", row("version", heads, parts.left_out()));
+    for (const Look& look : looks)
+        fmt::print("{}\n", row(to_string(look.version), cells(look), parts.left_out()));
+    fmt::print("{}", parts.note("--json"));
     fmt::print("\n{}\n", all_equal(looks)
                              ? "✓ all versions gave the same y, to the last bit"
                              : "✗ the versions gave different y");
-    fmt::print("limit: what bounds it on {}, a model; never a time\n",
-               profile::kH100.name);
+    fmt::print(
+        "{}\n",
+        wrapped(fmt::format("us, limit: bound on {} (model) without the launch, in "
+                            "microseconds, and what bounds it; never a time",
+                            profile::kH100.name),
+                2));
     for (const Look& look : looks)
         for (const auto& finding : look.report.findings)
             fmt::print("✗ {}: {}\n", to_string(look.version), finding.text);
@@ -130,8 +153,8 @@ std::string source_of_kernel(const std::string& file, const std::string& name) {
 Regions page_regions(const std::vector<Look>& looks, const Sizes& sizes) {
     std::string table =
         "| version | requests | sectors/request | efficiency | requested | compulsory | "
-        "wavefronts | ways | barriers | MMA FLOP | limit (model) |\n"
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n";
+        "wavefronts | ways | barriers | MMA FLOP | bound (model), µs | limit |\n"
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n";
     for (const Look& look : looks)
         table += fmt::format("| {} | {} |\n", to_string(look.version),
                              fmt::join(cells(look), " | "));

@@ -1,11 +1,13 @@
 // command.cpp: `moe profile`, what the kernels of each step do to memory.
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <optional>
+#include <set>
 
 #include "cli/commands.h"
 #include "cli/files.h"
@@ -18,6 +20,7 @@
 #include "core/known_names.h"
 #include "core/tier.h"
 #ifdef CUDA_ON_CPU_OBSERVE
+#include "cli/profile/figures.h"
 #include "cli/profile/lanes_picture.h"
 #include "cli/profile/occupancy.h"
 #include "cli/profile/page.h"
@@ -81,17 +84,28 @@ std::pair<std::string, int> place_of(const std::string& draw) {
     return {draw.substr(0, colon), line};
 }
 
+/// "42, 47": of a file, or "none of this file".
+std::string lines_of(const profile::LayerProfile& profile, const std::string& path) {
+    std::set<int> lines;
+    for (const auto& kernel : profile.report.kernels)
+        for (const auto& line : kernel.lines)
+            if (profile::is_file(line.file, path)) lines.insert(line.line);
+    return lines.empty() ? "none of this file"
+                         : fmt::format("{}", fmt::join(lines, ", "));
+}
+
 /// What lanes touched at a place, as an SVG file.
-void draw_lanes(const ProfileOptions& options, const profile::LayerProfile& profile,
-                const std::string& source) {
+std::string draw_lanes(const ProfileOptions& options,
+                       const profile::LayerProfile& profile, const std::string& source) {
     const auto [path, line] = place_of(*options.draw);
     const auto panels = profile::panels_of(profile.report, path, line, source);
-    if (panels.empty()) reject("--draw", *options.draw, "no kernel touched memory there");
-    write_file("--svg", {*options.svg, profile::lanes_picture(
-                                           panels, *options.draw + ": who touches what",
-                                           "the first instruction of a warp at each "
-                                           "line; recorded on the CPU executor")});
-    fmt::print("wrote {}\n", *options.svg);
+    if (panels.empty())
+        reject(
+            "--draw", *options.draw,
+            "no kernel touched memory there; lines that did: " + lines_of(profile, path));
+    return profile::lanes_picture(
+        panels, *options.draw + ": who touches what",
+        "the first instruction of a warp at each line; recorded on the CPU executor");
 }
 
 void print_profile(const profile::LayerProfile& profile, const ProfileOptions& options,
@@ -145,6 +159,7 @@ int run_profile(const ProfileOptions& options) {
 
     nlohmann::json all = nlohmann::json::array();
     std::vector<profile::LayerProfile> profiles;
+    Outputs outputs;
     bool clean = true;
     for (const ComponentSpec& supplier : suppliers) {
         request.spec = ModuleSpec::uniform(supplier);
@@ -157,11 +172,11 @@ int run_profile(const ProfileOptions& options) {
         if (options.page) {
             const Regions regions =
                 profile::page_regions(profile, layer.model(), request.config);
-            write_file("--page", {*options.page,
-                                  with_regions(*options.page, page, regions, "profile")});
-            fmt::print("wrote {}\n", *options.page);
+            outputs.add("--page", {*options.page, with_regions(*options.page, page,
+                                                               regions, "profile")});
         }
-        if (options.draw) draw_lanes(options, profile, drawn);
+        if (options.draw)
+            outputs.add("--svg", {*options.svg, draw_lanes(options, profile, drawn)});
         clean = clean && profile.report.findings.empty();
         all.push_back(profile::to_json(profile));
     }
@@ -169,7 +184,8 @@ int run_profile(const ProfileOptions& options) {
         profile::print_beside(profiles, options.component);
     if (options.annotate)
         fmt::print("\n{}", profile::annotated(profiles, *options.annotate, source));
-    if (options.json) write_file("--json", {*options.json, all.dump(1) + "\n"});
+    if (options.json) outputs.add("--json", {*options.json, all.dump(1) + "\n"});
+    outputs.write();
     return clean ? kExitOk : kExitDiffers;
 }
 #else

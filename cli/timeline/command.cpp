@@ -106,7 +106,7 @@ void add_timeline(CommandLine& line) {
                  "  CUDA_ON_CPU_TRACE=t.json ./moe test "
                  "--gtest_filter=ConformancePipeline.Tma*\n"
                  "  moe timeline t.json\n"
-                 "  moe timeline t.json --block 3 --svg t.svg");
+                 "  moe timeline t.json --block 20 --svg t.svg");
     command.option("trace", options->trace, "The trace (.json)").required();
     command.option("--block", options->block,
                    "Block to show, from 1 (default: the first that does more than meet "
