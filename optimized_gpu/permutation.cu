@@ -1,0 +1,318 @@
+// permutation.cu: rows of tokens copied into expert order, and summed back.
+
+#include "optimized_gpu/permutation.h"
+
+#include <cstring>
+
+#include "gpu/launch.h"
+#include "gpu/tensor.h"
+#include "optimized_gpu/warp.h"
+
+namespace moe::optimized {
+namespace {
+
+// TUTORIAL: a lane moves 16 bytes at a time, the most that one instruction can, so a warp
+// 512. Each warp has one token and a slice of four such pieces of its row: it reads the
+// token's row numbers once for all four, and with slices long rows of few tokens still
+// keep all multiprocessors busy.
+constexpr int kSteps = 4, kSliceVectors = kSteps * kLanes;
+
+/// Rows as vectors of up to 16 bytes: as wide as divides the width of a row, because each
+/// row must begin at a multiple of the vector.
+int vector_bytes(const Tensor& rows, const void* other) {
+    const std::size_t row_bytes = rows.dim(1) * size_of(rows.dtype());
+    const auto all = row_bytes | reinterpret_cast<std::uintptr_t>(rows.view().bytes) |
+                     reinterpret_cast<std::uintptr_t>(other);
+    return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 2;
+}
+
+void check_rows(const Tensor& rows, std::int64_t count) {
+    if (rows.dtype() != DType::bf16 && rows.dtype() != DType::f32)
+        reject("dtype", to_string(rows.dtype()),
+               "optimized_gpu moves rows in bf16 or fp32; naive_gpu has all types");
+    MOE_CHECK(rows.space() == MemorySpace::device);
+    MOE_CHECK_EQ(rows.shape().size(), 2u);
+    MOE_CHECK_EQ(rows.dim(0), count);
+}
+
+void* bytes_of(const Tensor& tensor) {
+    return tensor.defined() ? tensor.view().bytes : nullptr;
+}
+
+int blocks_for(int count, int per_block) {
+    return (count + per_block - 1) / per_block;
+}
+
+/// Lane k has the k-th row of the token, -1 where there is none.
+__device__ int load_rows_of_token(const int* token_rows, int token, int K) {
+    const int lane = lane_index();
+    return lane < K ? token_rows[std::int64_t(token) * K + lane] : -1;
+}
+
+/// The column of a lane in step 0 of its slice; the next steps are 32 vectors further on.
+__device__ int first_column() {
+    return int(blockIdx.y) * kSliceVectors + lane_index();
+}
+
+}  // namespace
+
+//! [permute]
+namespace {
+
+/// One warp's slice of a token, to all its rows.
+template <typename Vector>
+__device__ void copy_token(Vector* rows, const Vector* tokens, const int* token_rows,
+                           int token, int K, int width) {
+    const int own_row = load_rows_of_token(token_rows, token, K);
+    const Vector* from = tokens + std::int64_t(token) * width;
+    Vector slice[kSteps] = {};
+    for (int step = 0; step < kSteps; ++step) {
+        const int column = first_column() + step * kLanes;
+        if (column < width) slice[step] = from[column];
+    }
+    for (int k = 0; k < K; ++k) {
+        const int row = __shfl_sync(kAllLanes, own_row, k);
+        if (row < 0) break;  // rows come first
+        Vector* to = rows + std::int64_t(row) * width;
+        for (int step = 0; step < kSteps; ++step) {
+            const int column = first_column() + step * kLanes;
+            if (column < width) to[column] = slice[step];
+        }
+    }
+}
+
+/// One warp's slice of an expert's padding rows.
+template <typename Vector>
+__device__ void clear_padding(Vector* rows, int first, int end, int width) {
+    const Vector zero = {};
+    for (int row = first; row < end; ++row)
+        for (int step = 0; step < kSteps; ++step) {
+            const int column = first_column() + step * kLanes;
+            if (column < width) rows[std::int64_t(row) * width + column] = zero;
+        }
+}
+
+/// A warp for each token, then one for each expert that may have padding.
+/// TUTORIAL: going through the rows, each fetching its token, would read a token again
+/// for each of its experts, long after the caches have forgotten it. Going through the
+/// tokens reads each once, and needs no guess of how many rows there are.
+template <typename Vector>
+__global__ void __launch_bounds__(kThreads)
+    permute_kernel(Vector* rows, const Vector* tokens, const int* token_rows,
+                   const int* offsets, const int* tokens_per_expert, int num_tokens,
+                   int K, int E, int token_blocks, int width) {
+    const int block = int(blockIdx.x);
+    if (block < token_blocks) {
+        const int token = block * kWarps + warp_index();
+        if (token < num_tokens) copy_token(rows, tokens, token_rows, token, K, width);
+    } else {
+        const int e = (block - token_blocks) * kWarps + warp_index();
+        if (e < E)
+            clear_padding(rows, offsets[e] + tokens_per_expert[e], offsets[e + 1], width);
+    }
+}
+
+template <typename Vector>
+void launch_permute(const Tensor& rows, const Tensor& tokens, const RowMap& map,
+                    cudaStream_t stream) {
+    const int width = int(tokens.dim(1) * size_of(tokens.dtype()) / sizeof(Vector));
+    const int token_blocks = blocks_for(map.num_tokens, kWarps);
+    const int expert_blocks = map.padding > 1 ? blocks_for(map.num_experts, kWarps) : 0;
+    gpu::launch("permute_kernel", permute_kernel<Vector>,
+                {dim3(token_blocks + expert_blocks, blocks_for(width, kSliceVectors)),
+                 kThreads, 0, stream},
+                static_cast<Vector*>(bytes_of(rows)),
+                static_cast<const Vector*>(bytes_of(tokens)),
+                gpu::device_data<int>(map.token_rows), gpu::device_data<int>(map.offsets),
+                gpu::device_data<int>(map.tokens_per_expert), map.num_tokens, map.topk,
+                map.num_experts, token_blocks, width);
+}
+
+}  // namespace
+
+Tensor permute(const Tensor& tokens, const RowMap& map, cudaStream_t stream) {
+    check_rows(tokens, map.num_tokens);
+    Tensor rows =
+        Tensor::empty({map.capacity, tokens.dim(1)}, tokens.dtype(), MemorySpace::device);
+    switch (vector_bytes(tokens, bytes_of(rows))) {  // bits are copied, of any type
+        case 16: launch_permute<uint4>(rows, tokens, map, stream); break;
+        case 4: launch_permute<unsigned>(rows, tokens, map, stream); break;
+        default: launch_permute<unsigned short>(rows, tokens, map, stream);
+    }
+    return rows;
+}
+
+Tensor combine_backward(const Tensor& doutput, const RowMap& map, cudaStream_t stream) {
+    return permute(doutput, map, stream);
+}
+//! [permute]
+
+//! [combine]
+namespace {
+
+/// Element i of a vector of T.
+template <typename T, typename Vector>
+__device__ float element(const Vector& vector, int i) {
+    T value;
+    memcpy(&value, reinterpret_cast<const char*>(&vector) + i * sizeof(T), sizeof(T));
+    return gpu::widen(value);
+}
+template <typename T, typename Vector>
+__device__ void set_element(Vector& vector, int i, float number) {
+    const T value = gpu::narrow<T>(number);
+    memcpy(reinterpret_cast<char*>(&vector) + i * sizeof(T), &value, sizeof(T));
+}
+
+/// A warp for a slice of each token. @tparam kMaxRows  at least K
+template <typename T, typename Vector, int kMaxRows>
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(Vector* output, const Vector* rows, const Vector* addend,
+                   const int* token_rows, int num_tokens, int K, int width) {
+    constexpr int kElements = sizeof(Vector) / sizeof(T);
+    const int token = int(blockIdx.x) * kWarps + warp_index();
+    if (token >= num_tokens) return;
+    const int own_row = load_rows_of_token(token_rows, token, K);
+    int row[kMaxRows];
+    for (int k = 0; k < kMaxRows; ++k) row[k] = __shfl_sync(kAllLanes, own_row, k);
+
+    const std::int64_t start = std::int64_t(token) * width;
+    for (int step = 0; step < kSteps; ++step) {
+        const int column = first_column() + step * kLanes;
+        const bool is_inside = column < width;
+        Vector gathered[kMaxRows] = {}, added = {};
+        for (int k = 0; k < kMaxRows; ++k)
+            if (is_inside && row[k] >= 0)
+                gathered[k] = rows[std::int64_t(row[k]) * width + column];
+        if (is_inside && addend != nullptr) added = addend[start + column];
+        // TUTORIAL: a load takes hundreds of cycles, and a warp goes on until it needs
+        // the value. With all loads before the first addition the waits overlap; they fit
+        // because kMaxRows is known here, so that the array is registers. Left alone, the
+        // compiler saves registers and waits for each; it moves no load over a barrier.
+        __syncwarp();
+
+        float sum[kElements] = {};
+        for (int k = 0; k < kMaxRows; ++k)  // the zeros of absent rows change nothing
+            for (int i = 0; i < kElements; ++i) sum[i] += element<T>(gathered[k], i);
+        Vector result;
+        for (int i = 0; i < kElements; ++i)
+            set_element<T>(result, i, sum[i] + element<T>(added, i));
+        if (is_inside) output[start + column] = result;
+    }
+}
+
+template <typename T, typename Vector, int kMaxRows>
+void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& addend,
+                    const RowMap& map, cudaStream_t stream) {
+    const int width = int(rows.dim(1) * sizeof(T) / sizeof(Vector));
+    gpu::launch(
+        "combine_kernel", combine_kernel<T, Vector, kMaxRows>,
+        {dim3(blocks_for(map.num_tokens, kWarps), blocks_for(width, kSliceVectors)),
+         kThreads, 0, stream},
+        static_cast<Vector*>(bytes_of(output)),
+        static_cast<const Vector*>(bytes_of(rows)),
+        static_cast<const Vector*>(bytes_of(addend)),
+        gpu::device_data<int>(map.token_rows), map.num_tokens, map.topk, width);
+}
+
+/// As few registers as the token's choices need.
+template <typename T>
+void launch_combine_16(const Tensor& output, const Tensor& rows, const Tensor& addend,
+                       const RowMap& map, cudaStream_t stream) {
+    if (map.topk <= 4)
+        launch_combine<T, uint4, 4>(output, rows, addend, map, stream);
+    else if (map.topk <= 8)
+        launch_combine<T, uint4, 8>(output, rows, addend, map, stream);
+    else if (map.topk <= 16)
+        launch_combine<T, uint4, 16>(output, rows, addend, map, stream);
+    else
+        launch_combine<T, uint4, kMaxTopk>(output, rows, addend, map, stream);
+}
+
+}  // namespace
+
+Tensor combine(const Tensor& rows, const RowMap& map, const Tensor& addend,
+               cudaStream_t stream) {
+    check_rows(rows, map.capacity);
+    Tensor output =
+        Tensor::empty({map.num_tokens, rows.dim(1)}, rows.dtype(), MemorySpace::device);
+    if (addend.defined()) {
+        check_rows(addend, map.num_tokens);
+        MOE_CHECK_EQ(addend.dim(1), rows.dim(1));
+        MOE_CHECK(addend.dtype() == rows.dtype());
+    }
+    const int bytes = vector_bytes(rows, bytes_of(addend));
+    if (rows.dtype() == DType::f32) {
+        if (bytes == 16)
+            launch_combine_16<float>(output, rows, addend, map, stream);
+        else
+            launch_combine<float, unsigned, kMaxTopk>(output, rows, addend, map, stream);
+    } else {
+        using Bf16 = __nv_bfloat16;
+        if (bytes == 16)
+            launch_combine_16<Bf16>(output, rows, addend, map, stream);
+        else if (bytes == 4)
+            launch_combine<Bf16, unsigned, kMaxTopk>(output, rows, addend, map, stream);
+        else
+            launch_combine<Bf16, unsigned short, kMaxTopk>(output, rows, addend, map,
+                                                           stream);
+    }
+    return output;
+}
+
+Tensor permute_backward(const Tensor& drows, const RowMap& map, cudaStream_t stream) {
+    return combine(drows, map, Tensor(), stream);
+}
+//! [combine]
+
+namespace {
+
+/// One thread per row, of as many as there may be.
+__global__ void permute_probs_kernel(float* row_probs, const float* weights,
+                                     const int* row_slot, const int* num_rows) {
+    const std::int64_t r = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (r >= *num_rows) return;
+    const int slot = row_slot[r];
+    row_probs[r] = slot < 0 ? 0.0f : weights[slot];
+}
+
+/// One thread per row, of as many as there may be; each choice has at most one row.
+__global__ void permute_probs_backward_kernel(float* dweights, const float* drow_probs,
+                                              const int* row_slot, const int* num_rows) {
+    const std::int64_t r = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (r >= *num_rows) return;
+    const int slot = row_slot[r];
+    if (slot >= 0) dweights[slot] = drow_probs[r];
+}
+
+const int* num_rows_of(const RowMap& map) {
+    return gpu::device_data<int>(map.offsets) + map.num_experts;
+}
+
+}  // namespace
+
+Tensor permute_probs(const Tensor& weights, const RowMap& map, cudaStream_t stream) {
+    MOE_CHECK_EQ(weights.numel(), map.token_rows.numel());
+    Tensor row_probs = gpu::device_empty<float>({map.capacity});
+    gpu::launch("permute_probs_kernel", permute_probs_kernel,
+                gpu::one_thread_per(map.capacity, stream),
+                gpu::device_data<float>(row_probs), gpu::device_data<float>(weights),
+                gpu::device_data<int>(map.row_slot), num_rows_of(map));
+    return row_probs;
+}
+
+Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
+                              cudaStream_t stream) {
+    MOE_CHECK_EQ(drow_probs.numel(), map.capacity);
+    Tensor dweights = gpu::device_empty<float>({map.num_tokens, map.topk});
+    if (map.num_tokens == 0) return dweights;
+    float* const target = gpu::device_data<float>(dweights);
+    gpu::check(cudaMemsetAsync(target, 0, dweights.size_bytes(), stream),
+               "cudaMemsetAsync");
+    gpu::launch("permute_probs_backward_kernel", permute_probs_backward_kernel,
+                gpu::one_thread_per(map.capacity, stream), target,
+                gpu::device_data<float>(drow_probs), gpu::device_data<int>(map.row_slot),
+                num_rows_of(map));
+    return dweights;
+}
+
+}  // namespace moe::optimized

@@ -1,0 +1,263 @@
+// row_map.cu: choices of experts become an order of rows, by counting.
+
+#include "optimized_gpu/row_map.h"
+
+#include <algorithm>
+#include <climits>
+
+#include "gpu/launch.h"
+#include "gpu/tensor.h"
+#include "optimized_gpu/warp.h"
+
+namespace moe::optimized {
+
+//! [make_row_map]
+namespace {
+
+/// More chunks keep more multiprocessors busy, and leave more counters to add up.
+constexpr int kMaxChunks = 256;
+
+/// Chunks of consecutive tokens, one for each block; in it a piece for each warp.
+struct Chunks {
+    int tokens_per_warp = 0, tokens = 0, count = 0;
+
+    Chunks(int num_tokens, int topk) {
+        // Whole steps: a warp takes as many tokens at once as have room in its lanes.
+        const int step = kWarps * (kLanes / topk);
+        const int wanted = (num_tokens + kMaxChunks - 1) / kMaxChunks;
+        tokens = std::max(1, (wanted + step - 1) / step) * step;
+        tokens_per_warp = tokens / kWarps;
+        count = (num_tokens + tokens - 1) / tokens;
+    }
+};
+
+struct ChunkCounts {
+    int counts[kMaxExperts];
+};
+
+/// How often each expert is chosen: in each chunk of `choices` ids, and in all.
+__global__ void __launch_bounds__(kThreads)
+    count_choices_kernel(int* chunk_counts, int* totals, const int* ids, int num_choices,
+                         int choices, int E) {
+    auto& s = gpu::shared_memory<ChunkCounts>();
+    const int t = int(threadIdx.x), chunk = int(blockIdx.x);
+    for (int e = t; e < E; e += kThreads) s.counts[e] = 0;
+    __syncthreads();
+    const std::int64_t first = std::int64_t(chunk) * choices;
+    const int end = int(min(first + choices, std::int64_t(num_choices)));
+    for (int i = int(first) + t; i < end; i += kThreads) {
+        const int e = ids[i];
+        if (e >= E) __trap();
+        // TUTORIAL: sums of whole numbers do not depend on the order of the atomics.
+        if (e >= 0) atomicAdd(&s.counts[e], 1);
+    }
+    __syncthreads();
+    for (int e = t; e < E; e += kThreads) {
+        chunk_counts[chunk * E + e] = s.counts[e];
+        if (s.counts[e] > 0) atomicAdd(&totals[e], s.counts[e]);
+    }
+}
+
+__device__ int padded(int count, int padding) {
+    return (count + padding - 1) / padding * padding;
+}
+
+struct ScanSums {
+    int before[kWarps];          ///< parts of the rows of all experts before the block's
+    int pieces[kWarps][kLanes];  ///< choices of expert `lane` in a warp's chunks
+    int last[kLanes], next[kLanes];  ///< where each expert's rows end, without and with
+                                     ///< padding
+};
+
+/// A block for 32 experts, one for each lane; each warp has its share of the chunks.
+/// Counts of chunks become rows, in place.
+__global__ void __launch_bounds__(kThreads)
+    place_chunks_kernel(int* chunk_rows, int* offsets, int* row_token, int* row_slot,
+                        const int* totals, int num_chunks, int E, int padding) {
+    auto& s = gpu::shared_memory<ScanSums>();
+    const int lane = lane_index(), warp = warp_index();
+    const int first_expert = int(blockIdx.x) * kLanes, e = first_expert + lane;
+    const bool is_expert = e < E;
+
+    // TUTORIAL: each block adds up the experts before its own again. That is at most four
+    // numbers for a thread, and cheaper than waiting for other blocks.
+    int before = 0;
+    for (int i = int(threadIdx.x); i < first_expert; i += kThreads)
+        before += padded(totals[i], padding);
+    before = warp_sum(before);
+    if (lane == 0) s.before[warp] = before;
+
+    const int share = (num_chunks + kWarps - 1) / kWarps;
+    const int begin = warp * share, end = min(begin + share, num_chunks);
+    int choices = 0;
+    if (is_expert)
+        for (int c = begin; c < end; ++c) choices += chunk_rows[c * E + e];
+    s.pieces[warp][lane] = choices;
+    __syncthreads();
+
+    const int total = is_expert ? totals[e] : 0, rows = padded(total, padding);
+    int row = warp_sum_before(rows);
+    for (int w = 0; w < kWarps; ++w) row += s.before[w];
+    if (warp == 0) {
+        s.last[lane] = row + total;
+        s.next[lane] = row + rows;
+        if (is_expert) offsets[e] = row;
+        if (e == E - 1) offsets[E] = row + rows;
+    }
+    for (int w = 0; w < warp; ++w) row += s.pieces[w][lane];
+    if (is_expert)
+        for (int c = begin; c < end; ++c) {
+            const int count = chunk_rows[c * E + e];
+            chunk_rows[c * E + e] = row;
+            row += count;
+        }
+
+    __syncthreads();
+    for (int i = warp; i < kLanes; i += kWarps) {  // at most 31 padding rows
+        const int empty = s.last[i] + lane;
+        if (empty >= s.next[i]) continue;
+        row_token[empty] = -1;
+        row_slot[empty] = -1;
+    }
+}
+
+struct NextRows {
+    int rows[kWarps][kMaxExperts];
+};
+
+/// Counts the choices of each warp's tokens, and turns the counts into the first row that
+/// the warp may fill at each expert.
+__device__ void find_first_rows(NextRows& s, const int* chunk_rows, const int* ids,
+                                int begin, int end, int E) {
+    const int t = int(threadIdx.x), warp = warp_index();
+    for (int w = 0; w < kWarps; ++w)
+        for (int e = t; e < E; e += kThreads) s.rows[w][e] = 0;
+    __syncthreads();
+    for (int i = begin + lane_index(); i < end; i += kLanes)
+        if (ids[i] >= 0) atomicAdd(&s.rows[warp][ids[i]], 1);
+    __syncthreads();
+    for (int e = t; e < E; e += kThreads) {
+        int row = chunk_rows[int(blockIdx.x) * E + e];
+        for (int w = 0; w < kWarps; ++w) {
+            const int count = s.rows[w][e];
+            s.rows[w][e] = row;
+            row += count;
+        }
+    }
+    __syncthreads();
+}
+
+/// The place of a lane's choice among the `topk` choices of its token, by expert.
+__device__ int place_in_token(int expert, int first_lane, int topk) {
+    int place = 0;
+    for (int j = 0; j < topk; ++j) {
+        const int from = min(first_lane + j, kLanes - 1);  // lanes without a choice
+        const int other = __shfl_sync(kAllLanes, expert, from);
+        place += other < expert || (other == expert && from < lane_index());
+    }
+    return place;
+}
+
+/// A block for a chunk. Each warp walks its tokens in order, as many at once as have room
+/// in its lanes, a lane for each choice.
+__global__ void __launch_bounds__(kThreads)
+    place_choices_kernel(int* row_token, int* row_slot, int* token_rows,
+                         const int* chunk_rows, const int* ids, int num_tokens, int K,
+                         int E, int tokens_per_warp) {
+    auto& s = gpu::shared_memory<NextRows>();
+    const int lane = lane_index(), warp = warp_index();
+    const std::int64_t piece = std::int64_t(blockIdx.x) * kWarps + warp;
+    const int begin = int(min(piece * tokens_per_warp, std::int64_t(num_tokens)));
+    const int end = min(begin + tokens_per_warp, num_tokens);
+    find_first_rows(s, chunk_rows, ids, begin * K, end * K, E);
+
+    const int at_once = kLanes / K, mine = lane / K;
+    for (int first = begin; first < end; first += at_once) {
+        const int slot = first * K + lane;
+        const bool is_choice = mine < at_once && first + mine < end;
+        const int id = is_choice ? ids[slot] : -1;
+        const int expert = id >= 0 ? id : INT_MAX;  // dropped choices come last
+        const int place = place_in_token(expert, mine * K, K);
+
+        // TUTORIAL: an atomicAdd() that hands out rows would give them in the order in
+        // which lanes happen to come. Here the lanes with the same expert find each
+        // other, and each takes as many rows further on as there are lanes before it.
+        const unsigned same = __match_any_sync(kAllLanes, expert);
+        const int rank = __popc(same & lanes_before());
+        int row = -1;
+        if (id >= 0) row = s.rows[warp][id] + rank;
+        __syncwarp();  // all have read
+        if (id >= 0 && rank == 0) s.rows[warp][id] += __popc(same);
+        __syncwarp();  // the next step reads
+
+        if (is_choice) token_rows[slot - lane + mine * K + place] = row;
+        if (row < 0) continue;
+        row_token[row] = first + mine;
+        row_slot[row] = slot;
+    }
+}
+
+/// InputError beyond what the kernels hold.
+void check_sizes(const Tensor& ids, int num_experts, int padding) {
+    MOE_CHECK_EQ(ids.shape().size(), 2u);
+    if (ids.dim(1) < 1 || ids.dim(1) > kMaxTopk)
+        reject(
+            "moe_router_topk", ids.dim(1),
+            "optimized_gpu takes 1 to 32 experts per token; naive_gpu takes any number");
+    if (num_experts < 1 || num_experts > kMaxExperts)
+        reject("num_moe_experts", num_experts,
+               "optimized_gpu takes 1 to 1024 experts; naive_gpu takes any number");
+    if (padding != 1 && padding != 16 && padding != 32)
+        reject("padding", padding, "1, 16 or 32 rows");
+    // Row numbers are i32; so is the index of the last padding row of the last expert.
+    const std::int64_t most = INT_MAX - std::int64_t(kMaxExperts) * 32;
+    if (ids.numel() > most)
+        reject("tokens * moe_router_topk", ids.numel(),
+               fmt::format("optimized_gpu takes at most {}; naive_gpu takes more", most));
+}
+
+}  // namespace
+
+RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
+                    cudaStream_t stream) {
+    check_sizes(ids, num_experts, padding);
+    RowMap map;
+    const int T = map.num_tokens = int(ids.dim(0)), K = map.topk = int(ids.dim(1));
+    const int E = map.num_experts = num_experts;
+    const Chunks chunks(T, K);
+    map.padding = padding;
+    // Each expert that has a row may have padding - 1 empty ones, and ends at a multiple.
+    const std::int64_t experts_with_rows = std::min<std::int64_t>(E, ids.numel());
+    map.capacity = ids.numel() + experts_with_rows * (padding - 1);
+    map.capacity -= map.capacity % padding;
+
+    for (Tensor* rows : {&map.row_token, &map.row_slot})
+        *rows = gpu::device_empty<int>({map.capacity});
+    map.token_rows = gpu::device_empty<int>({T, K});
+    map.offsets = gpu::device_empty<int>({E + 1});
+    map.tokens_per_expert = gpu::device_empty<int>({E});
+    map.chunk_rows = gpu::device_empty<int>({chunks.count, E});
+    int* const chunk_rows = gpu::device_data<int>(map.chunk_rows);
+    int* const row_token = gpu::device_data<int>(map.row_token);
+    int* const row_slot = gpu::device_data<int>(map.row_slot);
+    int* const totals = gpu::device_data<int>(map.tokens_per_expert);
+    const int* const choices = gpu::device_data<int>(ids);
+
+    gpu::check(cudaMemsetAsync(totals, 0, map.tokens_per_expert.size_bytes(), stream),
+               "cudaMemsetAsync");
+    gpu::launch("count_choices_kernel", count_choices_kernel,
+                {chunks.count, kThreads, sizeof(ChunkCounts), stream}, chunk_rows, totals,
+                choices, T * K, chunks.tokens * K, E);
+    gpu::launch("place_chunks_kernel", place_chunks_kernel,
+                {(E + kLanes - 1) / kLanes, kThreads, sizeof(ScanSums), stream},
+                chunk_rows, gpu::device_data<int>(map.offsets), row_token, row_slot,
+                totals, chunks.count, E, padding);
+    gpu::launch("place_choices_kernel", place_choices_kernel,
+                {chunks.count, kThreads, sizeof(NextRows), stream}, row_token, row_slot,
+                gpu::device_data<int>(map.token_rows), chunk_rows, choices, T, K, E,
+                chunks.tokens_per_warp);
+    return map;
+}
+//! [make_row_map]
+
+}  // namespace moe::optimized

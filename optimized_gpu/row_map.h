@@ -1,0 +1,46 @@
+/// @file
+/// Which token's copy stands in which row, decided on the device: a counting sort of the
+/// router's choices by expert. The host neither counts nor waits. Source: Megatron,
+/// fused_indices_converter and moe_utils.py, permute and pad_routing_map.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "core/tensor.h"
+
+namespace moe::optimized {
+
+/// The most choices of a token, and the most experts, that these kernels take: the lanes
+/// of a warp, and what a block's counters hold.
+inline constexpr int kMaxTopk = 32, kMaxExperts = 1024;
+
+/// Rows are in ascending order of expert, and of token within an expert; behind those of
+/// an expert come its padding rows, which are no token's. How many rows there are is
+/// known only on the device, offsets[E]: `capacity` is a bound, and what lies between the
+/// two is never written. All tensors are i32 on the device.
+struct RowMap {
+    int num_tokens = 0, topk = 0, num_experts = 0;
+    int padding = 1;            ///< the rows of an expert are a multiple of it
+    std::int64_t capacity = 0;  ///< rows to allocate
+    Tensor row_token;           ///< (capacity) token of row r, -1: padding
+    Tensor row_slot;            ///< (capacity) its choice, t * K + k, -1: padding
+    Tensor
+        token_rows;  ///< (T, K) rows of token t, ascending: in the order of its experts,
+                     ///< whatever their order in the ids; then -1 for dropped choices
+    Tensor offsets;  ///< (E + 1) rows [offsets[e], offsets[e + 1]) are expert e's
+    Tensor tokens_per_expert;  ///< (E) its rows without padding
+    /// (chunks, E) the first row of each expert in each chunk of tokens: the sort's own.
+    /// TUTORIAL: kept, because cudaFree() would wait for the kernels that use it.
+    Tensor chunk_rows;
+};
+
+/// Three kernels and a memset. The result is the same in every run.
+/// InputError, before anything is launched, beyond the limits above and for a padding
+/// that nothing asks for. An id that names no expert stops the kernel.
+/// @param ids      (T, K) i32 on the device: experts, in any order; -1: none
+/// @param padding  1, 16 or 32
+RowMap make_row_map(const Tensor& ids, int num_experts, int padding, cudaStream_t stream);
+
+}  // namespace moe::optimized

@@ -1,0 +1,386 @@
+// permutation_test.cu: the row map and what moves by it, against plain loops.
+
+#include "optimized_gpu/permutation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "core/rng.h"
+#include "core/transfer.h"
+#include "gpu/launch.h"
+#include "gpu/stream.h"
+#include "gpu/tensor.h"
+#include "tests/conformance/modes.h"
+
+namespace moe::test {
+namespace {
+
+using optimized::RowMap;
+using Ints = std::vector<int>;
+
+/// Sizes of one map, and who chooses what.
+struct Case {
+    int T, E, K, padding;
+    std::string choices = "some";  ///< see ids_of()
+
+    std::string text() const {
+        return fmt::format("T={} E={} K={} padding={} {}", T, E, K, padding, choices);
+    }
+};
+
+/// (T, K) experts. "some": different ones in random order, of which one in eight is
+/// dropped and expert 1 never is chosen; "first": expert 0 by all, besides others;
+/// "twice": all choices of a token are the same; "none": all are dropped.
+Ints ids_of(const Case& c) {
+    const Rng rng(7, std::uint64_t(c.T * 1000 + c.E));
+    Ints ids;
+    for (int t = 0; t < c.T; ++t) {
+        Ints experts(c.E);
+        for (int e = 0; e < c.E; ++e) experts[e] = e;
+        for (int k = 0; k < c.K; ++k) {
+            const std::uint64_t at = std::uint64_t(t) * 64 + k;
+            std::swap(experts[k], experts[k + rng.below(at, unsigned(c.E - k))]);
+            int e = experts[k];
+            if (c.choices == "some" && (e == 1 || rng.below(at + 32, 8) == 0)) e = -1;
+            if (c.choices == "twice") e = experts[0];
+            if (c.choices == "none") e = -1;
+            ids.push_back(e);
+        }
+        if (c.choices == "first") {
+            const auto zero = std::find(ids.end() - c.K, ids.end(), 0);
+            if (zero == ids.end()) ids.back() = 0;
+        }
+    }
+    return ids;
+}
+
+/// The map by plain loops.
+struct PlainMap {
+    Ints row_token, row_slot, token_rows, offsets = {0}, tokens_per_expert;
+
+    PlainMap(const Case& c, const Ints& ids) : token_rows(c.T * c.K, -1) {
+        Ints rows_of_token(c.T);
+        for (int e = 0; e < c.E; ++e) {
+            for (int slot = 0; slot < c.T * c.K; ++slot) {
+                if (ids[slot] != e) continue;
+                const int t = slot / c.K;
+                token_rows[t * c.K + rows_of_token[t]++] = int(row_token.size());
+                row_token.push_back(t);
+                row_slot.push_back(slot);
+            }
+            tokens_per_expert.push_back(int(row_token.size()) - offsets.back());
+            while (row_token.size() % c.padding != 0) {
+                row_token.push_back(-1);
+                row_slot.push_back(-1);
+            }
+            offsets.push_back(int(row_token.size()));
+        }
+    }
+    std::size_t num_rows() const { return row_token.size(); }
+};
+
+template <typename T>
+Tensor on_device(const std::vector<T>& values, const Shape& shape,
+                 DType dtype = DType::f32) {
+    return transfer(Tensor::from(shape, values), {MemorySpace::device, dtype});
+}
+
+/// The first `count` elements, or all.
+template <typename T>
+std::vector<T> host(const Tensor& tensor, std::size_t count = std::size_t(-1)) {
+    const Tensor copy = transfer(tensor, {MemorySpace::host, tensor.dtype()});
+    const T* const values = copy.data<T>();
+    return {values, values + std::min(count, std::size_t(copy.numel()))};
+}
+
+/// Calls `body` with a map of each case, made in a stream of its own.
+using Body = std::function<void(const Case&, const Ints&, const RowMap&, cudaStream_t)>;
+void with_maps(const std::vector<Case>& cases, const Body& body) {
+    for (const Case& c : cases) {
+        SCOPED_TRACE(c.text());
+        const gpu::Stream stream;
+        const Ints ids = ids_of(c);
+        const RowMap map = optimized::make_row_map(on_device(ids, {c.T, c.K}), c.E,
+                                                   c.padding, stream.get());
+        body(c, ids, map, stream.get());
+        gpu::check(cudaStreamSynchronize(stream.get()), "stream");
+    }
+}
+
+std::vector<Case> all_cases() {
+    std::vector<Case> cases;
+    for (int T : {0, 1, 257})
+        for (auto [E, K] : std::vector<std::pair<int, int>>{
+                 {1, 1}, {3, 1}, {3, 3}, {255, 3}, {896, 12}, {32, 32}, {1024, 17}})
+            for (int padding : {1, 16, 32}) cases.push_back({T, E, K, padding});
+    for (const char* choices : {"first", "twice", "none"})
+        for (int padding : {1, 32}) {
+            cases.push_back({300, 40, 1, padding, choices});
+            cases.push_back({75, 5, 4, padding, choices});
+        }
+    return cases;
+}
+
+void expect_plain(const Case& c, const Ints& ids, const RowMap& map,
+                  cudaStream_t stream) {
+    gpu::check(cudaStreamSynchronize(stream), "stream");
+    const PlainMap plain(c, ids);
+    ASSERT_LE(plain.num_rows(), std::size_t(map.capacity));
+    ASSERT_EQ(host<int>(map.offsets), plain.offsets);
+    EXPECT_EQ(host<int>(map.tokens_per_expert), plain.tokens_per_expert);
+    EXPECT_EQ(host<int>(map.row_token, plain.num_rows()), plain.row_token);
+    EXPECT_EQ(host<int>(map.row_slot, plain.num_rows()), plain.row_slot);
+    EXPECT_EQ(host<int>(map.token_rows), plain.token_rows);
+    EXPECT_EQ(map.token_rows.shape(), (Shape{c.T, c.K}));
+}
+
+TEST(OptimizedPermutation, OrdersRowsAsPlainLoopsDo) {
+    gpu::register_device_memory();
+    with_maps(all_cases(), expect_plain);
+    in_every_mode([] {
+        with_maps({{257, 3, 3, 16}, {75, 40, 17, 1}, {75, 5, 4, 32, "twice"}},
+                  expect_plain);
+    });
+}
+
+// Several steps of each warp
+TEST(OptimizedPermutation, CountsInManyChunks) {
+    gpu::register_device_memory();
+    with_maps({{12000, 9, 8, 16}},
+              [](const Case& c, const Ints& ids, const RowMap& map, cudaStream_t stream) {
+                  expect_plain(c, ids, map, stream);
+                  EXPECT_EQ(map.chunk_rows.dim(0), 188);  // of 64 tokens; 256 at most
+              });
+}
+
+// ------------------------------------------------------------------------ moving rows
+std::vector<float> random_values(std::int64_t count, std::uint64_t seed) {
+    std::vector<float> values(count);
+    const Rng rng(seed);
+    for (std::int64_t i = 0; i < count; ++i) values[i] = float(rng.uniform(i)) - 0.5f;
+    return values;
+}
+
+/// Values as the dtype has them.
+std::vector<float> rounded(const std::vector<float>& values, DType dtype) {
+    const Tensor tensor = Tensor::from({std::int64_t(values.size())}, values);
+    const auto doubles = to_doubles(transfer(tensor, {MemorySpace::host, dtype}));
+    return {doubles.begin(), doubles.end()};
+}
+std::vector<float> on_host(const Tensor& tensor) {
+    const auto doubles =
+        to_doubles(transfer(tensor, {MemorySpace::host, tensor.dtype()}));
+    return {doubles.begin(), doubles.end()};
+}
+
+/// One NaN is as good as another.
+testing::AssertionResult Same(const std::vector<float>& got,
+                              const std::vector<float>& expected) {
+    if (got.size() != expected.size())
+        return testing::AssertionFailure() << got.size() << ", not " << expected.size();
+    for (std::size_t i = 0; i < got.size(); ++i)
+        if (got[i] != expected[i] && !(std::isnan(got[i]) && std::isnan(expected[i])))
+            return testing::AssertionFailure()
+                   << "[" << i << "] = " << got[i] << ", not " << expected[i];
+    return testing::AssertionSuccess();
+}
+
+/// Odd widths; the last two, for few rows, have more than one slice in fp32 and in bf16.
+std::vector<int> widths_of(const RowMap& map) {
+    if (map.capacity > 300) return {7, 72};
+    return {1, 7, 8, 72, 130, 520, 1032};
+}
+
+std::vector<Case> moving_cases() {
+    return {{0, 3, 2, 16},           {2, 2, 1, 16},           {1, 1, 1, 1},
+            {19, 3, 1, 16},          {19, 5, 5, 32},          {33, 7, 4, 1},
+            {12, 60, 9, 16},         {9, 32, 32, 1},          {10, 40, 17, 1},
+            {21, 6, 2, 32, "first"}, {21, 6, 3, 16, "twice"}, {11, 6, 2, 16, "none"},
+            {40, 255, 8, 1}};
+}
+
+TEST(OptimizedPermutation, CopiesTokensToTheirRows) {
+    gpu::register_device_memory();
+    const auto body = [](const Case& c, const Ints& ids, const RowMap& map,
+                         cudaStream_t stream) {
+        const PlainMap plain(c, ids);
+        for (const DType dtype : {DType::bf16, DType::f32})
+            for (const int H : widths_of(map)) {
+                SCOPED_TRACE(to_string(dtype) + fmt::format(" H={}", H));
+                const auto tokens = rounded(random_values(c.T * H, 1), dtype);
+                const Tensor device = on_device(tokens, {c.T, H}, dtype);
+                const Tensor rows = optimized::permute(device, map, stream);
+                gpu::check(cudaStreamSynchronize(stream), "stream");
+                ASSERT_EQ(rows.shape(), (Shape{map.capacity, H}));
+                std::vector<float> got = on_host(rows), expected;
+                for (int token : plain.row_token)
+                    for (int i = 0; i < H; ++i)
+                        expected.push_back(token < 0 ? 0.0f : tokens[token * H + i]);
+#ifndef __CUDACC__  // which starts memory as NaN
+                expected.resize(got.size(), NAN);
+#endif
+                got.resize(expected.size());
+                EXPECT_TRUE(Same(got, expected));
+                EXPECT_TRUE(got.empty() || !std::signbit(got.back()) || got.back() != 0);
+            }
+    };
+    in_every_mode([&] { with_maps({{7, 5, 5, 16}, {33, 7, 4, 1}}, body); });
+    with_maps(moving_cases(), body);
+}
+
+TEST(OptimizedPermutation, SumsTheRowsOfTokens) {
+    gpu::register_device_memory();
+    const auto body = [](const Case& c, const Ints& ids, const RowMap& map,
+                         cudaStream_t stream) {
+        const PlainMap plain(c, ids);
+        for (const DType dtype : {DType::bf16, DType::f32})
+            for (const int H : widths_of(map)) {
+                SCOPED_TRACE(to_string(dtype) + fmt::format(" H={}", H));
+                auto rows = rounded(random_values(map.capacity * H, 2), dtype);
+                for (std::int64_t r = 0; r < map.capacity; ++r)  // of no token
+                    if (r >= std::int64_t(plain.num_rows()) || plain.row_token[r] < 0)
+                        std::fill_n(rows.begin() + r * H, H, NAN);
+                const auto addend = rounded(random_values(c.T * H, 3), dtype);
+                std::vector<float> sums(c.T * H);
+                for (int t = 0; t < c.T; ++t)
+                    for (int k = 0; k < c.K; ++k)
+                        if (const int row = plain.token_rows[t * c.K + k]; row >= 0)
+                            for (int i = 0; i < H; ++i)
+                                sums[t * H + i] += rows[row * H + i];
+                const Tensor device = on_device(rows, {map.capacity, H}, dtype);
+                const Tensor added = on_device(addend, {c.T, H}, dtype);
+                const Tensor alone = optimized::combine(device, map, Tensor(), stream);
+                const Tensor both = optimized::combine(device, map, added, stream);
+                gpu::check(cudaStreamSynchronize(stream), "stream");
+                ASSERT_EQ(alone.shape(), (Shape{c.T, H}));
+                ASSERT_EQ(alone.dtype(), dtype);
+                EXPECT_TRUE(Same(on_host(alone), rounded(sums, dtype)));
+                for (int i = 0; i < c.T * H; ++i) sums[i] += addend[i];
+                EXPECT_TRUE(Same(on_host(both), rounded(sums, dtype)));
+            }
+    };
+    in_every_mode([&] { with_maps({{7, 5, 5, 16}}, body); });
+    with_maps(moving_cases(), body);
+}
+
+TEST(OptimizedPermutation, BackwardsAreEachOther) {
+    gpu::register_device_memory();
+    with_maps({{33, 7, 4, 16}}, [](const Case& c, const Ints&, const RowMap& map,
+                                   cudaStream_t stream) {
+        const Tensor x = on_device(random_values(c.T * 24, 4), {c.T, 24}, DType::bf16);
+        const Tensor rows = optimized::permute(x, map, stream);
+        const Tensor drows = optimized::combine_backward(x, map, stream);
+        const Tensor sums = optimized::combine(rows, map, Tensor(), stream);
+        const Tensor dtokens = optimized::permute_backward(rows, map, stream);
+        gpu::check(cudaStreamSynchronize(stream), "stream");
+        EXPECT_TRUE(Same(on_host(drows), on_host(rows)));
+        EXPECT_TRUE(Same(on_host(dtokens), on_host(sums)));
+    });
+}
+
+TEST(OptimizedPermutation, MovesProbabilitiesThereAndBack) {
+    gpu::register_device_memory();
+    in_every_mode([] {
+        with_maps(moving_cases(), [](const Case& c, const Ints& ids, const RowMap& map,
+                                     cudaStream_t stream) {
+            const PlainMap plain(c, ids);
+            const auto weights = random_values(c.T * c.K, 5);
+            const auto gradients = random_values(map.capacity, 6);
+            const Tensor device = on_device(weights, {c.T, c.K});
+            const Tensor row_probs = optimized::permute_probs(device, map, stream);
+            const Tensor dweights = optimized::permute_probs_backward(
+                on_device(gradients, {map.capacity}), map, stream);
+            gpu::check(cudaStreamSynchronize(stream), "stream");
+            std::vector<float> expected, dexpected(c.T * c.K);
+            for (std::size_t r = 0; r < plain.num_rows(); ++r) {
+                const int slot = plain.row_slot[r];
+                expected.push_back(slot < 0 ? 0.0f : weights[slot]);
+                if (slot >= 0) dexpected[slot] = gradients[r];
+            }
+            EXPECT_EQ(host<float>(row_probs, plain.num_rows()), expected);
+            EXPECT_EQ(host<float>(dweights), dexpected);
+            EXPECT_EQ(dweights.shape(), (Shape{c.T, c.K}));
+        });
+    });
+}
+
+TEST(OptimizedPermutation, NeedsNoHost) {
+    gpu::register_device_memory();
+    const Case c{257, 40, 3, 16};
+    const Tensor ids = on_device(ids_of(c), {c.T, c.K});
+    const Tensor x = gpu::device_zeros<float>({257, 12});
+    const Tensor weights = gpu::device_zeros<float>({257, 3});
+    auto launches = [before = gpu::counters()](int expected) mutable {
+        const auto now = gpu::counters();
+        EXPECT_EQ(now.host_waits, before.host_waits);
+        EXPECT_EQ(now.launches - before.launches, expected);
+        before = now;
+    };
+    const RowMap map = optimized::make_row_map(ids, c.E, c.padding, nullptr);
+    launches(3);
+    const Tensor rows = optimized::permute(x, map, nullptr);
+    launches(1);
+    const Tensor row_probs = optimized::permute_probs(weights, map, nullptr);
+    launches(1);
+    const Tensor output = optimized::combine(rows, map, x, nullptr);
+    launches(1);
+    const Tensor dweights = optimized::permute_probs_backward(row_probs, map, nullptr);
+    launches(1);
+    gpu::synchronize();
+}
+
+std::string refusal(const std::function<void()>& action) {
+    const auto before = gpu::counters().launches;
+    try {
+        action();
+    } catch (const InputError& error) {
+        EXPECT_EQ(gpu::counters().launches, before);
+        return error.what();
+    }
+    return "taken";
+}
+
+TEST(OptimizedPermutation, RefusesWhatItsKernelsDoNotHold) {
+    gpu::register_device_memory();
+    const auto map_of = [](std::int64_t K, int E, int padding) {
+        return refusal([&] {
+            const Tensor ids = gpu::device_empty<int>({2, K});
+            optimized::make_row_map(ids, E, padding, nullptr);
+        });
+    };
+    EXPECT_EQ(map_of(33, 64, 1),
+              "moe_router_topk = 33: optimized_gpu takes 1 to 32 experts per token; "
+              "naive_gpu takes any number");
+    EXPECT_EQ(map_of(2, 1025, 1),
+              "num_moe_experts = 1025: optimized_gpu takes 1 to 1024 experts; "
+              "naive_gpu takes any number");
+    EXPECT_EQ(map_of(2, 4, 8), "padding = 8: 1, 16 or 32 rows");
+
+    const Tensor ids = on_device(Ints{0, 1}, {2, 1});
+    const RowMap map = optimized::make_row_map(ids, 2, 1, nullptr);
+    const Tensor wide = gpu::device_zeros<double>({2, 4});
+    const std::string line =
+        "dtype = fp64: optimized_gpu moves rows in bf16 or fp32; naive_gpu has all types";
+    EXPECT_EQ(refusal([&] { optimized::permute(wide, map, nullptr); }), line);
+    EXPECT_EQ(refusal([&] { optimized::combine(wide, map, {}, nullptr); }), line);
+    gpu::synchronize();
+}
+
+#ifndef __CUDACC__  // on a GPU it would end the program
+TEST(OptimizedPermutation, StopsAtAnExpertThatDoesNotExist) {
+    gpu::register_device_memory();
+    const Tensor ids = on_device(Ints{0, 2}, {2, 1});
+    try {
+        const RowMap map = optimized::make_row_map(ids, 2, 1, nullptr);
+        gpu::synchronize();
+        ADD_FAILURE() << "taken";
+    } catch (const gpu::DeviceError& error) {
+        EXPECT_NE(std::string(error.what()).find("__trap()"), std::string::npos);
+    }
+    cudaGetLastError();
+}
+#endif
+
+}  // namespace
+}  // namespace moe::test
