@@ -176,6 +176,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < kMaxRows; ++k) row[k] = __shfl_sync(kAllLanes, own_row, k);
 
     const std::int64_t start = std::int64_t(token) * width;
+#pragma unroll 1
     for (int step = 0; step < kSteps; ++step) {
         const int column = first_column() + step * kLanes;
         const bool is_inside = column < width;
@@ -187,8 +188,9 @@ __global__ void __launch_bounds__(kThreads)
         // TUTORIAL: a load takes hundreds of cycles, and a warp goes on until it needs
         // the value. With all loads before the first addition the waits overlap; they fit
         // because kMaxRows is known here, so that the array is registers. Left alone, the
-        // compiler saves registers and waits for each; it moves no load over a barrier.
-        __syncwarp();
+        // compiler saves registers and waits for one load after another; past a question
+        // to the whole warp it moves nothing.
+        if (!__any_sync(kAllLanes, is_inside)) return;
 
         float sum[kElements] = {};
         for (int k = 0; k < kMaxRows; ++k)  // the zeros of absent rows change nothing

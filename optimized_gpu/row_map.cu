@@ -24,10 +24,10 @@ struct Chunks {
     Chunks(int num_tokens, int topk) {
         // Whole steps: a warp takes as many tokens at once as have room in its lanes.
         const int step = kWarps * (kLanes / topk);
-        const int wanted = (num_tokens + kMaxChunks - 1) / kMaxChunks;
+        const int wanted = num_tokens / kMaxChunks + (num_tokens % kMaxChunks > 0);
         tokens = std::max(1, (wanted + step - 1) / step) * step;
         tokens_per_warp = tokens / kWarps;
-        count = (num_tokens + tokens - 1) / tokens;
+        count = num_tokens / tokens + (num_tokens % tokens > 0);
     }
 };
 

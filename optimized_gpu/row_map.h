@@ -39,7 +39,7 @@ struct RowMap {
 /// Three kernels and a memset. The result is the same in every run.
 /// InputError, before anything is launched, beyond the limits above and for a padding
 /// that nothing asks for. An id that names no expert stops the kernel.
-/// @param ids      (T, K) i32 on the device: experts, in any order; -1: none
+/// @param ids      (T, K) i32 on the device: experts, in any order; negative: none
 /// @param padding  1, 16 or 32
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding, cudaStream_t stream);
 

@@ -1,160 +1,16 @@
-// permutation_test.cu: the row map and what moves by it, against plain loops.
+// permutation_test.cu: rows copied into expert order and summed back, against plain
+// loops.
 
 #include "optimized_gpu/permutation.h"
 
-#include <algorithm>
 #include <cmath>
-#include <functional>
 
-#include "core/rng.h"
-#include "core/transfer.h"
-#include "gpu/launch.h"
-#include "gpu/stream.h"
-#include "gpu/tensor.h"
 #include "tests/conformance/modes.h"
+#include "tests/optimized/permutation_support.h"
 
 namespace moe::test {
 namespace {
 
-using optimized::RowMap;
-using Ints = std::vector<int>;
-
-/// Sizes of one map, and who chooses what.
-struct Case {
-    int T, E, K, padding;
-    std::string choices = "some";  ///< see ids_of()
-
-    std::string text() const {
-        return fmt::format("T={} E={} K={} padding={} {}", T, E, K, padding, choices);
-    }
-};
-
-/// (T, K) experts. "some": different ones in random order, of which one in eight is
-/// dropped and expert 1 never is chosen; "first": expert 0 by all, besides others;
-/// "twice": all choices of a token are the same; "none": all are dropped.
-Ints ids_of(const Case& c) {
-    const Rng rng(7, std::uint64_t(c.T * 1000 + c.E));
-    Ints ids;
-    for (int t = 0; t < c.T; ++t) {
-        Ints experts(c.E);
-        for (int e = 0; e < c.E; ++e) experts[e] = e;
-        for (int k = 0; k < c.K; ++k) {
-            const std::uint64_t at = std::uint64_t(t) * 64 + k;
-            std::swap(experts[k], experts[k + rng.below(at, unsigned(c.E - k))]);
-            int e = experts[k];
-            if (c.choices == "some" && (e == 1 || rng.below(at + 32, 8) == 0)) e = -1;
-            if (c.choices == "twice") e = experts[0];
-            if (c.choices == "none") e = -1;
-            ids.push_back(e);
-        }
-        if (c.choices == "first") {
-            const auto zero = std::find(ids.end() - c.K, ids.end(), 0);
-            if (zero == ids.end()) ids.back() = 0;
-        }
-    }
-    return ids;
-}
-
-/// The map by plain loops.
-struct PlainMap {
-    Ints row_token, row_slot, token_rows, offsets = {0}, tokens_per_expert;
-
-    PlainMap(const Case& c, const Ints& ids) : token_rows(c.T * c.K, -1) {
-        Ints rows_of_token(c.T);
-        for (int e = 0; e < c.E; ++e) {
-            for (int slot = 0; slot < c.T * c.K; ++slot) {
-                if (ids[slot] != e) continue;
-                const int t = slot / c.K;
-                token_rows[t * c.K + rows_of_token[t]++] = int(row_token.size());
-                row_token.push_back(t);
-                row_slot.push_back(slot);
-            }
-            tokens_per_expert.push_back(int(row_token.size()) - offsets.back());
-            while (row_token.size() % c.padding != 0) {
-                row_token.push_back(-1);
-                row_slot.push_back(-1);
-            }
-            offsets.push_back(int(row_token.size()));
-        }
-    }
-    std::size_t num_rows() const { return row_token.size(); }
-};
-
-template <typename T>
-Tensor on_device(const std::vector<T>& values, const Shape& shape,
-                 DType dtype = DType::f32) {
-    return transfer(Tensor::from(shape, values), {MemorySpace::device, dtype});
-}
-
-/// The first `count` elements, or all.
-template <typename T>
-std::vector<T> host(const Tensor& tensor, std::size_t count = std::size_t(-1)) {
-    const Tensor copy = transfer(tensor, {MemorySpace::host, tensor.dtype()});
-    const T* const values = copy.data<T>();
-    return {values, values + std::min(count, std::size_t(copy.numel()))};
-}
-
-/// Calls `body` with a map of each case, made in a stream of its own.
-using Body = std::function<void(const Case&, const Ints&, const RowMap&, cudaStream_t)>;
-void with_maps(const std::vector<Case>& cases, const Body& body) {
-    for (const Case& c : cases) {
-        SCOPED_TRACE(c.text());
-        const gpu::Stream stream;
-        const Ints ids = ids_of(c);
-        const RowMap map = optimized::make_row_map(on_device(ids, {c.T, c.K}), c.E,
-                                                   c.padding, stream.get());
-        body(c, ids, map, stream.get());
-        gpu::check(cudaStreamSynchronize(stream.get()), "stream");
-    }
-}
-
-std::vector<Case> all_cases() {
-    std::vector<Case> cases;
-    for (int T : {0, 1, 257})
-        for (auto [E, K] : std::vector<std::pair<int, int>>{
-                 {1, 1}, {3, 1}, {3, 3}, {255, 3}, {896, 12}, {32, 32}, {1024, 17}})
-            for (int padding : {1, 16, 32}) cases.push_back({T, E, K, padding});
-    for (const char* choices : {"first", "twice", "none"})
-        for (int padding : {1, 32}) {
-            cases.push_back({300, 40, 1, padding, choices});
-            cases.push_back({75, 5, 4, padding, choices});
-        }
-    return cases;
-}
-
-void expect_plain(const Case& c, const Ints& ids, const RowMap& map,
-                  cudaStream_t stream) {
-    gpu::check(cudaStreamSynchronize(stream), "stream");
-    const PlainMap plain(c, ids);
-    ASSERT_LE(plain.num_rows(), std::size_t(map.capacity));
-    ASSERT_EQ(host<int>(map.offsets), plain.offsets);
-    EXPECT_EQ(host<int>(map.tokens_per_expert), plain.tokens_per_expert);
-    EXPECT_EQ(host<int>(map.row_token, plain.num_rows()), plain.row_token);
-    EXPECT_EQ(host<int>(map.row_slot, plain.num_rows()), plain.row_slot);
-    EXPECT_EQ(host<int>(map.token_rows), plain.token_rows);
-    EXPECT_EQ(map.token_rows.shape(), (Shape{c.T, c.K}));
-}
-
-TEST(OptimizedPermutation, OrdersRowsAsPlainLoopsDo) {
-    gpu::register_device_memory();
-    with_maps(all_cases(), expect_plain);
-    in_every_mode([] {
-        with_maps({{257, 3, 3, 16}, {75, 40, 17, 1}, {75, 5, 4, 32, "twice"}},
-                  expect_plain);
-    });
-}
-
-// Several steps of each warp
-TEST(OptimizedPermutation, CountsInManyChunks) {
-    gpu::register_device_memory();
-    with_maps({{12000, 9, 8, 16}},
-              [](const Case& c, const Ints& ids, const RowMap& map, cudaStream_t stream) {
-                  expect_plain(c, ids, map, stream);
-                  EXPECT_EQ(map.chunk_rows.dim(0), 188);  // of 64 tokens; 256 at most
-              });
-}
-
-// ------------------------------------------------------------------------ moving rows
 std::vector<float> random_values(std::int64_t count, std::uint64_t seed) {
     std::vector<float> values(count);
     const Rng rng(seed);
@@ -330,33 +186,8 @@ TEST(OptimizedPermutation, NeedsNoHost) {
     gpu::synchronize();
 }
 
-std::string refusal(const std::function<void()>& action) {
-    const auto before = gpu::counters().launches;
-    try {
-        action();
-    } catch (const InputError& error) {
-        EXPECT_EQ(gpu::counters().launches, before);
-        return error.what();
-    }
-    return "taken";
-}
-
-TEST(OptimizedPermutation, RefusesWhatItsKernelsDoNotHold) {
+TEST(OptimizedPermutation, RefusesOtherTypes) {
     gpu::register_device_memory();
-    const auto map_of = [](std::int64_t K, int E, int padding) {
-        return refusal([&] {
-            const Tensor ids = gpu::device_empty<int>({2, K});
-            optimized::make_row_map(ids, E, padding, nullptr);
-        });
-    };
-    EXPECT_EQ(map_of(33, 64, 1),
-              "moe_router_topk = 33: optimized_gpu takes 1 to 32 experts per token; "
-              "naive_gpu takes any number");
-    EXPECT_EQ(map_of(2, 1025, 1),
-              "num_moe_experts = 1025: optimized_gpu takes 1 to 1024 experts; "
-              "naive_gpu takes any number");
-    EXPECT_EQ(map_of(2, 4, 8), "padding = 8: 1, 16 or 32 rows");
-
     const Tensor ids = on_device(Ints{0, 1}, {2, 1});
     const RowMap map = optimized::make_row_map(ids, 2, 1, nullptr);
     const Tensor wide = gpu::device_zeros<double>({2, 4});
@@ -366,21 +197,6 @@ TEST(OptimizedPermutation, RefusesWhatItsKernelsDoNotHold) {
     EXPECT_EQ(refusal([&] { optimized::combine(wide, map, {}, nullptr); }), line);
     gpu::synchronize();
 }
-
-#ifndef __CUDACC__  // on a GPU it would end the program
-TEST(OptimizedPermutation, StopsAtAnExpertThatDoesNotExist) {
-    gpu::register_device_memory();
-    const Tensor ids = on_device(Ints{0, 2}, {2, 1});
-    try {
-        const RowMap map = optimized::make_row_map(ids, 2, 1, nullptr);
-        gpu::synchronize();
-        ADD_FAILURE() << "taken";
-    } catch (const gpu::DeviceError& error) {
-        EXPECT_NE(std::string(error.what()).find("__trap()"), std::string::npos);
-    }
-    cudaGetLastError();
-}
-#endif
 
 }  // namespace
 }  // namespace moe::test
