@@ -1,0 +1,89 @@
+// grouped_gemm_test.cu: what the products of groups of rows do to memory.
+
+#include <numeric>
+
+#include "core/transfer.h"
+#include "gpu/tensor.h"
+#include "optimized_gpu/grouped_gemm/grouped_gemm.h"
+#include "tests/observe/support.h"
+
+namespace moe::test {
+namespace {
+
+using optimized::RowGroups;
+
+template <typename T>
+Tensor on_device(const Shape& shape, const std::vector<T>& values, DType dtype) {
+    return transfer(Tensor::from(shape, values), {MemorySpace::device, dtype});
+}
+
+Tensor bf16_ones(const Shape& shape) {
+    std::int64_t count = 1;
+    for (const std::int64_t length : shape) count *= length;
+    return on_device(shape, std::vector<float>(std::size_t(count), 1.0f), DType::bf16);
+}
+
+struct OnDevice {
+    OnDevice() { gpu::register_device_memory(); }
+};
+/// Three groups, one empty and one of more than a tile.
+struct Operands : OnDevice {
+    static constexpr std::int64_t kOut = 144, kIn = 208, kRows = 170;
+    Tensor x = bf16_ones({kRows, kIn}), dy = bf16_ones({kRows, kOut}),
+           weight = bf16_ones({3, kOut, kIn});
+    RowGroups groups{on_device<std::int32_t>({4}, {0, 131, 131, kRows}, DType::i32)};
+};
+
+template <typename Work>
+Report report_of(Work work, bool races = false) {
+    cuda_on_cpu::observe::start({.races = races});
+    work();
+    gpu::synchronize();
+    cuda_on_cpu::observe::stop();
+    return cuda_on_cpu::observe::report();
+}
+
+/// Each sector of the result is written once, no bank is asked twice, and nothing is read
+/// that need not be.
+void expect_ideal(const Report& report, std::uint64_t read, std::uint64_t written) {
+    ASSERT_EQ(report.launches.size(), 1);
+    const Counters& c = report.launches[0].counters;
+    EXPECT_EQ(32 * c.stores.sectors, written);
+    EXPECT_EQ(c.shared.wavefronts, c.shared.ideal_wavefronts);
+    EXPECT_EQ(c.shared.most_ways, 1);
+    EXPECT_EQ(report.host_waits, 1);                       // ours, at the end
+    EXPECT_EQ(c.compulsory_bytes(), read + written + 32);  // and a sector of offsets
+}
+
+TEST(ObserveGroupedGemm, NoBankIsAskedTwiceAndNoSectorInVain) {
+    const Operands o;
+    const std::uint64_t rows = o.kRows, out = o.kOut, in = o.kIn;
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+        const std::uint64_t element = dtype == DType::bf16 ? 2 : 4;
+        expect_ideal(
+            report_of([&] { linear_forward(o.x, o.weight, {}, {}, o.groups, dtype); }),
+            2 * rows * in + 2 * 2 * out * in, element * rows * out);
+        expect_ideal(
+            report_of([&] { linear_backward_weight(o.dy, o.x, {}, o.groups, dtype); }),
+            2 * rows * (in + out), element * 3 * out * in);
+    }
+    expect_ideal(report_of([&] { linear_backward_input(o.dy, o.weight, o.groups); }),
+                 2 * rows * out + 2 * 2 * out * in, 2 * rows * in);
+}
+
+TEST(ObserveGroupedGemm, NothingRaces) {
+    const Operands o;
+    const Tensor ids = on_device<std::int32_t>(
+        {o.kRows}, std::vector<std::int32_t>(o.kRows, 5), DType::i32);
+    const Report report = report_of(
+        [&] {
+            linear_forward(o.x, o.weight, {}, ids, o.groups, DType::bf16);
+            linear_backward_input(o.dy, o.weight, o.groups);
+            linear_backward_weight(o.dy, o.x, {}, o.groups, DType::bf16);
+        },
+        true);
+    EXPECT_EQ(findings_of(report), "");
+}
+
+}  // namespace
+}  // namespace moe::test
