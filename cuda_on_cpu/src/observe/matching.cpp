@@ -68,6 +68,12 @@ void match_in_step(Rests& rests, unsigned& mask, WarpCounter& counter) {
     }
 }
 
+/// What tells instructions apart: one place may read and write, as cp.async does, and a
+/// lane may leave out one of the two.
+std::uint64_t of(const Record& record) {
+    return record.pc ^ record.place >> 48 << 47;  // addresses of code end below
+}
+
 /// The n-th execution of each instruction by each lane.
 void match_by_number(const Rests& rests, unsigned mask, WarpCounter& counter) {
     std::vector<Instruction> instructions;
@@ -77,8 +83,8 @@ void match_by_number(const Rests& rests, unsigned mask, WarpCounter& counter) {
         const int lane = std::countr_zero(lanes);
         std::unordered_map<std::uint64_t, std::uint32_t> count;
         for (const Record* at = rests[lane].at; at != rests[lane].end; ++at) {
-            const std::uint32_t n = count[at->pc]++;
-            auto& those = executions[at->pc];
+            const std::uint32_t n = count[of(*at)]++;
+            auto& those = executions[of(*at)];
             if (n == those.size()) {
                 those.push_back(std::uint32_t(instructions.size()));
                 instructions.emplace_back();
