@@ -151,6 +151,16 @@ TEST_F(ObservePermutation, MovesWholeVectors) {
     }
 }
 
+// 65 pairs of bf16 in a row: 32, 32 and 1, and each row begins at a pair
+TEST_F(ObservePermutation, MovesPairsWhereVectorsDoNotFit) {
+    const Tensor x = bf16_zeros(kTokens, 130);
+    const Report report = report_of([&] {
+        optimized::combine(optimized::permute(x, map_, nullptr), map_, x, nullptr);
+    });
+    for (const char* line : {"slice[step] = from[column]", "added = addend["})
+        EXPECT_EQ(at(report, "permutation.cu", line).loads.requests, 3u * kTokens);
+}
+
 TEST_F(ObservePermutation, CountsWithoutWaitingOrWaste) {
     const Report report =
         report_of([&] { optimized::make_row_map(ids_, kExperts, 1, nullptr); });
@@ -180,6 +190,12 @@ TEST_F(ObservePermutation, HasNoRaces) {
                 }),
                 "");
         }
+}
+
+// So many tokens that a warp takes two steps
+TEST_F(ObservePermutation, StepsFollowEachOtherWithoutARace) {
+    const Tensor ids = some_ids(2056, 32, 33);
+    EXPECT_EQ(races_of([&] { optimized::make_row_map(ids, 33, 1, nullptr); }), "");
 }
 
 }  // namespace
