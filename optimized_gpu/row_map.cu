@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads)
     const int end = int(min(first + choices, std::int64_t(num_choices)));
     for (int i = int(first) + t; i < end; i += kThreads) {
         const int e = ids[i];
-        if (e >= E) __trap();
+        if (e >= E) __trap();  // rather than a row that nobody asked for
         // TUTORIAL: sums of whole numbers do not depend on the order of the atomics.
         if (e >= 0) atomicAdd(&s.counts[e], 1);
     }
@@ -61,6 +61,9 @@ __global__ void __launch_bounds__(kThreads)
 __device__ int padded(int count, int padding) {
     return (count + padding - 1) / padding * padding;
 }
+
+/// The most chunks that a warp adds up.
+constexpr int kMaxShare = kMaxChunks / kWarps;
 
 struct ScanSums {
     int before[kWarps];          ///< parts of the rows of all experts before the block's
@@ -87,11 +90,15 @@ __global__ void __launch_bounds__(kThreads)
     before = warp_sum(before);
     if (lane == 0) s.before[warp] = before;
 
+    // All loads before the first store, which might be to the same place for all that the
+    // compiler knows.
     const int share = (num_chunks + kWarps - 1) / kWarps;
-    const int begin = warp * share, end = min(begin + share, num_chunks);
-    int choices = 0;
-    if (is_expert)
-        for (int c = begin; c < end; ++c) choices += chunk_rows[c * E + e];
+    const int begin = warp * share, end = is_expert ? min(begin + share, num_chunks) : 0;
+    int counts[kMaxShare], choices = 0;
+    for (int i = 0; i < kMaxShare; ++i) {
+        counts[i] = begin + i < end ? chunk_rows[(begin + i) * E + e] : 0;
+        choices += counts[i];
+    }
     s.pieces[warp][lane] = choices;
     __syncthreads();
 
@@ -105,12 +112,10 @@ __global__ void __launch_bounds__(kThreads)
         if (e == E - 1) offsets[E] = row + rows;
     }
     for (int w = 0; w < warp; ++w) row += s.pieces[w][lane];
-    if (is_expert)
-        for (int c = begin; c < end; ++c) {
-            const int count = chunk_rows[c * E + e];
-            chunk_rows[c * E + e] = row;
-            row += count;
-        }
+    for (int i = 0; i < kMaxShare; ++i) {
+        if (begin + i < end) chunk_rows[(begin + i) * E + e] = row;
+        row += counts[i];
+    }
 
     __syncthreads();
     for (int i = warp; i < kLanes; i += kWarps) {  // at most 31 padding rows
