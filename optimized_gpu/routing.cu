@@ -3,47 +3,15 @@
 
 #include "optimized_gpu/routing.h"
 
-#include <algorithm>
-#include <limits>
-
-#include "core/transfer.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
+#include "optimized_gpu/routing_sums.h"
+#include "optimized_gpu/scores.h"
 
 namespace moe::optimized {
 namespace {
 
-constexpr int kWarps = 8, kThreads = kWarps * kWarpSize;
-
-/// Which tokens a block routes: `rounds` times one for each of its warps, all of
-/// population blockIdx.y.
-struct TokenRange {
-    std::int64_t num_tokens;
-    int populations, rounds;
-
-    __host__ __device__ std::int64_t per_population() const {
-        return num_tokens / populations;
-    }
-    std::int64_t num_blocks() const {
-        const int per_block = rounds * kWarps;
-        return (per_population() + per_block - 1) / per_block;
-    }
-    /// The warp's token of a round; num_tokens past the end.
-    __device__ std::int64_t token(int round, int warp) const {
-        const std::int64_t s =
-            (std::int64_t(blockIdx.x) * rounds + round) * kWarps + warp;
-        return s < per_population() ? s * populations + blockIdx.y : num_tokens;
-    }
-};
-
-/// The least work per block that still leaves no multiprocessor idle, from T alone: how
-/// many blocks there are decides in which order scores are summed, and every GPU shall
-/// get the same bits.
-TokenRange make_token_range(std::int64_t num_tokens, std::int64_t populations) {
-    constexpr std::int64_t kBusyWarps = 8192;  // 62 for each of 132 multiprocessors
-    const auto rounds = std::clamp<std::int64_t>(num_tokens / kBusyWarps, 1, 16);
-    return {num_tokens, int(populations), int(rounds)};
-}
+constexpr int kWarps = kRoutingWarps, kThreads = kWarps * kWarpSize;
 
 struct RoutePointers {
     const float* logits;
@@ -88,8 +56,9 @@ struct ChosenExpert {
     float weight;
 };
 
-/// The weight of the chosen, from its logit (softmax after top-k) or score, 0 in lanes
-/// past K.
+/// The weight of the chosen before scaling, from its logit (softmax after top-k) or
+/// score.
+/// @param value  0 in lanes past K
 __device__ float weight_of(float value, const RoutingRule& rule, int lane) {
     if (rule.is_post_softmax()) {
         const float largest = __shfl_sync(kWholeWarp, value, 0);
@@ -228,9 +197,8 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(N))
         if (!all_finite(x, E, lane) && lane == 0)
             atomicMax(to.non_finite, int(range.num_tokens - t));
 
-        const bool softmax = rule.function == ScoreFunction::softmax;
         SoftmaxSums softmax_of_row = {};
-        if (kLosses || (softmax && rule.pre_softmax)) softmax_of_row = softmax_sums(x);
+        if (kLosses || rule.is_pre_softmax()) softmax_of_row = softmax_sums(x);
         if (kLosses || !rule.is_post_softmax())
             compute_scores(s, rule.function, x, softmax_of_row);
 
@@ -260,113 +228,7 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(N))
 }
 //! [route_kernel]
 
-struct SumPointers {
-    const float *partial_scores, *partial_squares;
-    double *score_sums, *square_sums;
-};
-
-constexpr int kSegments = 32;
-
-struct SumSmem {
-    double segments[kSegments][kWarpSize + 1];
-};
-
-/// Σ of what the blocks of population blockIdx.y left behind. A block sums 32 columns,
-/// experts and after them the squares; thread (c, i) the i-th segment of column c.
-__global__ void __launch_bounds__(kWarpSize* kSegments)
-    sum_partials_kernel(SumPointers of, int num_blocks, int E) {
-    const int column = int(blockIdx.x) * kWarpSize + int(threadIdx.x);
-    const int segment = int(threadIdx.y);
-    const std::int64_t population = blockIdx.y, first = population * num_blocks;
-    auto& smem = gpu::shared_memory<SumSmem>();
-    const int length = (num_blocks + kSegments - 1) / kSegments;
-    const int end = min((segment + 1) * length, num_blocks);
-    double sum = 0.0;
-    for (int block = segment * length; block < end; ++block)
-        if (column < E)
-            sum += double(of.partial_scores[(first + block) * E + column]);
-        else if (column == E)
-            sum += double(of.partial_squares[first + block]);
-    smem.segments[segment][threadIdx.x] = sum;
-    __syncthreads();
-    if (segment != 0 || column > E) return;
-    for (int i = 1; i < kSegments; ++i) sum += smem.segments[i][threadIdx.x];
-    if (column < E)
-        of.score_sums[population * E + column] = sum;
-    else
-        of.square_sums[population] = sum;
-}
-
-/// `count` of the i32 sums that one memset clears.
-Tensor part_of(const Tensor& counters, std::int64_t first, Shape shape) {
-    int* data = gpu::device_data<int>(const_cast<Tensor&>(counters)) + first;
-    return Tensor::borrow({data, DType::i32, std::move(shape), MemorySpace::device});
-}
-
 }  // namespace
-
-RoutingRule make_routing_rule(const MoEConfig& config) {
-    if (config.is_sinkhorn())
-        reject("moe_router_load_balancing_type", "sinkhorn",
-               "optimized_gpu has none; naive_gpu has");
-    if (config.moe_router_dtype == "fp64")
-        reject("moe_router_dtype", "fp64",
-               "optimized_gpu routes in fp32; naive_gpu routes in fp64");
-    if (config.num_experts() > kMostExperts)
-        reject("num_moe_experts", config.num_experts(),
-               fmt::format("at most {} in optimized_gpu; naive_gpu takes more",
-                           kMostExperts));
-    if (config.moe_router_topk > kMostChoices)
-        reject("moe_router_topk", config.moe_router_topk,
-               fmt::format("at most {} in optimized_gpu; naive_gpu takes more",
-                           kMostChoices));
-    const std::string& name = config.moe_router_score_function;
-    RoutingRule rule;
-    rule.num_experts = int(config.num_experts());
-    rule.topk = int(config.moe_router_topk);
-    rule.function = name == "softmax"   ? ScoreFunction::softmax
-                    : name == "sigmoid" ? ScoreFunction::sigmoid
-                                        : ScoreFunction::sqrtsoftplus;
-    MOE_CHECK(rule.function != ScoreFunction::sqrtsoftplus || name == "sqrtsoftplus");
-    rule.pre_softmax = config.moe_router_pre_softmax;
-    if (config.moe_router_group_topk) {
-        rule.num_groups = int(*config.moe_router_num_groups);
-        rule.group_topk = int(*config.moe_router_group_topk);
-    }
-    const double factor = config.moe_router_topk_scaling_factor.value_or(0.0);
-    if (factor != 0.0) rule.scaling_factor = static_cast<float>(factor);
-    return rule;
-}
-
-std::int64_t count_populations(const MoEConfig& config, std::int64_t micro_batch) {
-    if (config.aux_loss_coeff("seq_aux_loss") > 0.0)
-        return std::max<std::int64_t>(micro_batch, 1);
-    return config.moe_z_loss_coeff || config.aux_loss_coeff("aux_loss") > 0.0 ||
-           config.aux_loss_coeff("global_aux_loss") > 0.0;
-}
-
-RoutedTokens make_routed_tokens(const RoutingRule& rule, std::int64_t num_tokens,
-                                std::int64_t populations) {
-    const std::int64_t T = num_tokens, E = rule.num_experts, P = populations;
-    MOE_CHECK(T <= std::numeric_limits<int>::max());
-    RoutedTokens routed;
-    routed.weights = gpu::device_empty<float>({T, rule.topk});
-    routed.ids = gpu::device_empty<int>({T, rule.topk});
-    routed.counters = gpu::device_empty<int>({E + 2 + P * E});
-    routed.tokens_per_expert = part_of(routed.counters, 0, {E});
-    routed.non_finite = part_of(routed.counters, E, {1});
-    if (P == 0) return routed;
-    MOE_CHECK_EQ(T % P, 0);
-    const std::int64_t blocks = P * make_token_range(T, P).num_blocks();
-    LossStatistics& losses = routed.losses;
-    losses.num_valid = part_of(routed.counters, E + 1, {1});
-    losses.assignments = part_of(routed.counters, E + 2, {P, E});
-    losses.score_sums = gpu::device_empty<double>({P, E});
-    losses.square_sums = gpu::device_empty<double>({P});
-    losses.partial_scores = gpu::device_empty<float>({blocks, E});
-    losses.partial_squares = gpu::device_empty<float>({blocks});
-    return routed;
-}
 
 //! [route]
 void route(RoutedTokens& routed, const RoutingOperands& operands, const RoutingRule& rule,
@@ -377,6 +239,9 @@ void route(RoutedTokens& routed, const RoutingOperands& operands, const RoutingR
     const std::int64_t P = has_losses ? losses.score_sums.dim(0) : 1;
     MOE_CHECK_EQ(operands.logits.dim(1), E);
     MOE_CHECK_EQ(routed.ids.dim(0), T);
+    MOE_CHECK_EQ(routed.ids.dim(1), rule.topk);
+    MOE_CHECK(!operands.expert_bias.defined() || operands.expert_bias.numel() == E);
+    MOE_CHECK(!operands.padding_mask.defined() || operands.padding_mask.numel() == T);
     Tensor local_tokens = operands.local_tokens_per_expert;
     const RoutePointers to = {
         gpu::device_data<float>(operands.logits),
@@ -410,32 +275,8 @@ void route(RoutedTokens& routed, const RoutingOperands& operands, const RoutingR
         else
             start(route_kernel<N, false>, sizeof(RouteSmem<N, false>));
     });
-    if (!has_losses) return;
-    const SumPointers sums = {
-        to.partial_scores,
-        to.partial_squares,
-        gpu::device_data<double>(losses.score_sums),
-        gpu::device_data<double>(losses.square_sums),
-    };
-    const unsigned columns = unsigned((E + 1 + kWarpSize - 1) / kWarpSize);
-    gpu::launch(
-        "sum_partials_kernel", sum_partials_kernel,
-        {dim3(columns, unsigned(P)), dim3(kWarpSize, kSegments), sizeof(SumSmem), stream},
-        sums, int(blocks), int(E));
+    if (has_losses) sum_partials(losses, blocks, stream);
 }
 //! [route]
-
-void require_finite(const RoutedTokens& routed, const Tensor& logits) {
-    const std::int64_t T = logits.dim(0), E = logits.dim(1);
-    const int from_end =
-        *transfer(routed.non_finite, {MemorySpace::host, DType::i32}).data<int>();
-    if (from_end == 0) return;
-    const std::int64_t t = T - from_end;
-    const std::vector<double> x = to_doubles(logits);
-    for (std::int64_t e = 0; e < E; ++e)
-        if (!std::isfinite(x[t * E + e]))
-            reject(fmt::format("logits[token {}, expert {}]", t, e), x[t * E + e],
-                   "every router logit must be finite in fp32, as scores are");
-}
 
 }  // namespace moe::optimized

@@ -11,43 +11,10 @@
 
 #include <cstdint>
 
-#include "core/config.h"
 #include "core/tensor.h"
-#include "optimized_gpu/scores.h"
+#include "optimized_gpu/routing_rule.h"
 
 namespace moe::optimized {
-
-inline constexpr std::int64_t kMostExperts = kMostSlots * kWarpSize;  ///< E
-inline constexpr std::int64_t kMostChoices = kWarpSize;               ///< K: one per lane
-
-/// How experts are chosen and weighted: the fields of MoEConfig that kernels need, which
-/// take it by value.
-struct RoutingRule {
-    int num_experts = 0;  ///< E
-    int topk = 0;         ///< K
-    ScoreFunction function = ScoreFunction::softmax;
-    bool pre_softmax = false;
-    int num_groups = 0;  ///< 0: every expert may be chosen
-    int group_topk = 0;
-    float scaling_factor = 1.0f;
-
-    /// Softmax after top-k: the logits choose, and only the chosen share the softmax.
-    __host__ __device__ bool is_post_softmax() const {
-        return function == ScoreFunction::softmax && !pre_softmax;
-    }
-    /// Softmax before top-k stays as it is, and so does a single score.
-    __host__ __device__ bool normalizes() const {
-        return function != ScoreFunction::softmax && topk > 1;
-    }
-};
-
-/// The rule of a finalized config. InputError for what these kernels do not do: sinkhorn,
-/// fp64, K > 32, E > 1024; naive_gpu does.
-RoutingRule make_routing_rule(const MoEConfig& config);
-
-/// How many populations the statistics of the losses are kept for: 0 without a loss; B,
-/// the sequences of the micro-batch, with a seq_aux_loss; else 1.
-std::int64_t count_populations(const MoEConfig& config, std::int64_t micro_batch);
 
 /// What the auxiliary losses sum up over valid tokens, on the device. Token t belongs to
 /// population t mod P: tokens are numbered t = s B + b, see naive::TokenGrid.

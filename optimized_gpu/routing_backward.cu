@@ -3,6 +3,7 @@
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/routing.h"
+#include "optimized_gpu/scores.h"
 
 namespace moe::optimized {
 namespace {
@@ -22,8 +23,8 @@ struct BackwardPointers {
     }
 };
 
-/// A chosen expert, its logit x and score s, and the gradient g by its weight; lane k has
-/// the k-th, and lanes past K one without score or gradient.
+/// A chosen expert, its logit x, and the gradient g by its weight before scaling; lane k
+/// has the k-th, and lanes past K have no gradient.
 struct ChosenGradient {
     int id;
     float x, g;
@@ -68,7 +69,7 @@ __device__ void routing_backward(float (&dx)[N], const float (&x)[N],
                                  const ChosenGradient& chosen, const RoutingRule& rule,
                                  int lane) {
     float dx_chosen;
-    if (rule.function == ScoreFunction::softmax && rule.pre_softmax) {
+    if (rule.is_pre_softmax()) {
         // dx_e = s_e (g_e - Σ_j g_j s_j), g 0 where not chosen
         const float s = lane < rule.topk ? softmax_of_row.softmax(chosen.x) : 0.0f;
         const float mean = warp_sum(chosen.g * s);
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
     float x[N] = {}, dx[N];
     SoftmaxSums softmax_of_row = {};
     // Otherwise the chosen logits are all that is read
-    if (kLosses || (rule.function == ScoreFunction::softmax && rule.pre_softmax)) {
+    if (kLosses || rule.is_pre_softmax()) {
         load_row(x, to.logits + t * E, E, lane);
         softmax_of_row = softmax_sums(x);
     }
@@ -160,6 +161,8 @@ void route_backward(Tensor& dlogits, const RoutingGradientOperands& operands,
     const std::int64_t P = losses.dscores.defined() ? losses.dscores.dim(0) : 1;
     MOE_CHECK_EQ(operands.logits.dim(1), E);
     MOE_CHECK_EQ(dlogits.numel(), T * E);
+    MOE_CHECK_EQ(operands.ids.numel(), T * rule.topk);
+    MOE_CHECK_EQ(operands.dweights.numel(), T * rule.topk);
     const BackwardPointers to = {
         gpu::device_data<float>(dlogits),
         gpu::device_data<float>(operands.dweights),

@@ -4,12 +4,10 @@
 /// compute_routing_scores_for_aux_loss.
 #pragma once
 
+#include "optimized_gpu/routing_rule.h"
 #include "optimized_gpu/warp_row.h"
 
 namespace moe::optimized {
-
-/// moe_router_score_function.
-enum class ScoreFunction { softmax, sigmoid, sqrtsoftplus };
 
 inline constexpr float kNormalizeEpsilon = 1e-20f;
 

@@ -182,6 +182,7 @@ TEST(OptimizedRouting, SumsWhatTheLossesNeed) {
             check(all_features(18, 40, 8, 8, 4), P, mask);
         }
     check(all_features(9, 256, 8, 8, 4), 3, true);
+    check(all_features(256, 2, 1, 0, 0), 1, true);  // 32 blocks
     check(all_features(4, 1024, 8, 0, 0), 1, true);
 }
 

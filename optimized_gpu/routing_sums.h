@@ -1,0 +1,46 @@
+/// @file
+/// How routing shares its tokens out to blocks, and how their sums come together in one
+/// order, so that the losses are the same bits every time.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "optimized_gpu/routing.h"
+
+namespace moe::optimized {
+
+inline constexpr int kRoutingWarps = 8;  ///< of a block
+
+/// Which tokens a block routes: `rounds` times one for each of its warps, all of
+/// population blockIdx.y.
+struct TokenRange {
+    std::int64_t num_tokens;
+    int populations, rounds;
+
+    __host__ __device__ std::int64_t per_population() const {
+        return num_tokens / populations;
+    }
+    std::int64_t num_blocks() const {
+        const int per_block = rounds * kRoutingWarps;
+        return (per_population() + per_block - 1) / per_block;
+    }
+    /// The warp's token of a round; num_tokens past the end.
+    __device__ std::int64_t token(int round, int warp) const {
+        const std::int64_t s =
+            (std::int64_t(blockIdx.x) * rounds + round) * kRoutingWarps + warp;
+        return s < per_population() ? s * populations + blockIdx.y : num_tokens;
+    }
+};
+
+/// The least work per block that still leaves no multiprocessor idle, from T alone: how
+/// many blocks there are decides in which order scores are summed, and every GPU shall
+/// get the same bits.
+TokenRange make_token_range(std::int64_t num_tokens, std::int64_t populations);
+
+/// Fills score_sums and square_sums from what `num_blocks` blocks of each population left
+/// in partial_scores and partial_squares.
+void sum_partials(LossStatistics& losses, std::int64_t num_blocks, cudaStream_t stream);
+
+}  // namespace moe::optimized
