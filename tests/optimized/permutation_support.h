@@ -22,7 +22,7 @@ using optimized::RowMap;
 using Ints = std::vector<int>;
 
 /// Sizes of one map, and who chooses what.
-struct Case {
+struct PermutationCase {
     int T, E, K, padding;
     std::string choices = "some";  ///< see ids_of()
 
@@ -34,7 +34,7 @@ struct Case {
 /// (T, K) experts. "some": different ones in random order, of which one in eight is
 /// dropped and expert 1 never is chosen; "first": expert 0 by all, besides others;
 /// "twice": all choices of a token are the same; "none": all are dropped.
-inline Ints ids_of(const Case& c) {
+inline Ints ids_of(const PermutationCase& c) {
     const Rng rng(7, std::uint64_t(c.T * 1000 + c.E));
     Ints ids;
     for (int t = 0; t < c.T; ++t) {
@@ -61,7 +61,7 @@ inline Ints ids_of(const Case& c) {
 struct PlainMap {
     Ints row_token, row_slot, token_rows, offsets = {0}, tokens_per_expert;
 
-    PlainMap(const Case& c, const Ints& ids) : token_rows(c.T * c.K, -1) {
+    PlainMap(const PermutationCase& c, const Ints& ids) : token_rows(c.T * c.K, -1) {
         Ints rows_of_token(c.T);
         for (int e = 0; e < c.E; ++e) {
             for (int slot = 0; slot < c.T * c.K; ++slot) {
@@ -97,9 +97,10 @@ std::vector<T> host(const Tensor& tensor, std::size_t count = std::size_t(-1)) {
 }
 
 /// Calls `body` with a map of each case, made in a stream of its own.
-using Body = std::function<void(const Case&, const Ints&, const RowMap&, cudaStream_t)>;
-inline void with_maps(const std::vector<Case>& cases, const Body& body) {
-    for (const Case& c : cases) {
+using Body =
+    std::function<void(const PermutationCase&, const Ints&, const RowMap&, cudaStream_t)>;
+inline void with_maps(const std::vector<PermutationCase>& cases, const Body& body) {
+    for (const PermutationCase& c : cases) {
         SCOPED_TRACE(c.text());
         const gpu::Stream stream;
         const Ints ids = ids_of(c);

@@ -51,7 +51,7 @@ std::vector<int> widths_of(const RowMap& map) {
     return {1, 7, 8, 72, 130, 520, 1032};
 }
 
-std::vector<Case> moving_cases() {
+std::vector<PermutationCase> moving_cases() {
     return {{0, 3, 2, 16},           {2, 2, 1, 16},           {1, 1, 1, 1},
             {19, 3, 1, 16},          {19, 5, 5, 32},          {33, 7, 4, 1},
             {12, 60, 9, 16},         {9, 32, 32, 1},          {10, 40, 17, 1},
@@ -61,7 +61,7 @@ std::vector<Case> moving_cases() {
 
 TEST(OptimizedPermutation, CopiesTokensToTheirRows) {
     gpu::register_device_memory();
-    const auto body = [](const Case& c, const Ints& ids, const RowMap& map,
+    const auto body = [](const PermutationCase& c, const Ints& ids, const RowMap& map,
                          cudaStream_t stream) {
         const PlainMap plain(c, ids);
         for (const DType dtype : {DType::bf16, DType::f32})
@@ -90,7 +90,7 @@ TEST(OptimizedPermutation, CopiesTokensToTheirRows) {
 
 TEST(OptimizedPermutation, SumsTheRowsOfTokens) {
     gpu::register_device_memory();
-    const auto body = [](const Case& c, const Ints& ids, const RowMap& map,
+    const auto body = [](const PermutationCase& c, const Ints& ids, const RowMap& map,
                          cudaStream_t stream) {
         const PlainMap plain(c, ids);
         for (const DType dtype : {DType::bf16, DType::f32})
@@ -125,8 +125,8 @@ TEST(OptimizedPermutation, SumsTheRowsOfTokens) {
 
 TEST(OptimizedPermutation, BackwardsAreEachOther) {
     gpu::register_device_memory();
-    with_maps({{33, 7, 4, 16}}, [](const Case& c, const Ints&, const RowMap& map,
-                                   cudaStream_t stream) {
+    with_maps({{33, 7, 4, 16}}, [](const PermutationCase& c, const Ints&,
+                                   const RowMap& map, cudaStream_t stream) {
         const Tensor x = on_device(random_values(c.T * 24, 4), {c.T, 24}, DType::bf16);
         const Tensor rows = optimized::permute(x, map, stream);
         const Tensor drows = optimized::combine_backward(x, map, stream);
@@ -141,8 +141,8 @@ TEST(OptimizedPermutation, BackwardsAreEachOther) {
 TEST(OptimizedPermutation, MovesProbabilitiesThereAndBack) {
     gpu::register_device_memory();
     in_every_mode([] {
-        with_maps(moving_cases(), [](const Case& c, const Ints& ids, const RowMap& map,
-                                     cudaStream_t stream) {
+        with_maps(moving_cases(), [](const PermutationCase& c, const Ints& ids,
+                                     const RowMap& map, cudaStream_t stream) {
             const PlainMap plain(c, ids);
             const auto weights = random_values(c.T * c.K, 5);
             auto gradients = random_values(map.capacity, 6);
@@ -174,7 +174,7 @@ TEST(OptimizedPermutation, MovesProbabilitiesThereAndBack) {
 
 TEST(OptimizedPermutation, NeedsNoHost) {
     gpu::register_device_memory();
-    const Case c{257, 40, 3, 16};
+    const PermutationCase c{257, 40, 3, 16};
     const Tensor ids = on_device(ids_of(c), {c.T, c.K});
     const Tensor x = gpu::device_zeros<float>({257, 12});
     const Tensor weights = gpu::device_zeros<float>({257, 3});
@@ -201,7 +201,7 @@ TEST(OptimizedPermutation, NeedsNoHost) {
 // Work that landed in the default stream would come after all that needs it.
 TEST(OptimizedPermutation, StaysInItsStream) {
     gpu::register_device_memory();
-    const Case c{33, 7, 4, 16};
+    const PermutationCase c{33, 7, 4, 16};
     const Ints ids = ids_of(c);
     const std::vector<float> weights = random_values(c.T * c.K, 1);
     const Tensor device_ids = on_device(ids, {c.T, c.K});

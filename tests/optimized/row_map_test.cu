@@ -8,8 +8,8 @@
 namespace moe::test {
 namespace {
 
-std::vector<Case> all_cases() {
-    std::vector<Case> cases;
+std::vector<PermutationCase> all_cases() {
+    std::vector<PermutationCase> cases;
     for (int T : {0, 1, 257})
         for (auto [E, K] : std::vector<std::pair<int, int>>{
                  {1, 1}, {3, 1}, {3, 3}, {255, 3}, {896, 12}, {32, 32}, {1024, 17}})
@@ -22,7 +22,7 @@ std::vector<Case> all_cases() {
     return cases;
 }
 
-void expect_plain(const Case& c, const Ints& ids, const RowMap& map,
+void expect_plain(const PermutationCase& c, const Ints& ids, const RowMap& map,
                   cudaStream_t stream) {
     gpu::check(cudaStreamSynchronize(stream), "stream");
     const PlainMap plain(c, ids);
@@ -47,11 +47,11 @@ TEST(OptimizedRowMap, OrdersRowsAsPlainLoopsDo) {
 // As many chunks as there may be, and several steps of each warp
 TEST(OptimizedRowMap, CountsInManyChunks) {
     gpu::register_device_memory();
-    with_maps({{16384, 9, 8, 16}},
-              [](const Case& c, const Ints& ids, const RowMap& map, cudaStream_t stream) {
-                  expect_plain(c, ids, map, stream);
-                  EXPECT_EQ(map.chunk_rows.dim(0), 256);  // of 64 tokens: the most
-              });
+    with_maps({{16384, 9, 8, 16}}, [](const PermutationCase& c, const Ints& ids,
+                                      const RowMap& map, cudaStream_t stream) {
+        expect_plain(c, ids, map, stream);
+        EXPECT_EQ(map.chunk_rows.dim(0), 256);  // of 64 tokens: the most
+    });
 }
 
 TEST(OptimizedRowMap, RefusesWhatItsKernelsDoNotHold) {
