@@ -11,8 +11,6 @@
 namespace moe::optimized {
 namespace {
 
-constexpr int kWarps = kRoutingWarps, kThreads = kWarps * kWarpSize;
-
 struct RoutePointers {
     const float* logits;
     const float* expert_bias;          // or null
@@ -34,7 +32,7 @@ struct RoutePointers {
 /// then add one number per expert make a few global atomics out of many.
 template <int N, bool kLosses>
 struct RouteSmem {
-    static constexpr int kExperts = N * kWarpSize;
+    static constexpr int kExperts = N * kLanes;
     int tokens[kExperts], valid_tokens[kExperts];
     int assignments[kLosses ? kExperts : 1];
     float scores[kLosses ? kWarps : 1][kLosses ? kExperts : 1];
@@ -61,7 +59,7 @@ struct ChosenExpert {
 /// @param value  0 in lanes past K
 __device__ float weight_of(float value, const RoutingRule& rule, int lane) {
     if (rule.is_post_softmax()) {
-        const float largest = __shfl_sync(kWholeWarp, value, 0);
+        const float largest = __shfl_sync(kAllLanes, value, 0);
         const float e = lane < rule.topk ? expf(value - largest) : 0.0f;
         return e / warp_sum(e);
     }
@@ -81,7 +79,7 @@ __device__ ChosenExpert route_token(const float (&x)[N], const float (&s)[N],
     unsigned keys[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        const int e = j * kWarpSize + lane;
+        const int e = j * kLanes + lane;
         const float bias = has_bias && e < E ? expert_bias[e] : 0.0f;  // bias
         keys[j] = key_of(post_softmax ? x[j] : s[j] + bias);
     }
@@ -130,8 +128,8 @@ __device__ bool all_finite(const float (&x)[N], int E, int lane) {
     bool finite = true;
 #pragma unroll
     for (int j = 0; j < N; ++j)
-        finite = finite && (j * kWarpSize + lane >= E || isfinite(x[j]));
-    return __all_sync(kWholeWarp, finite);
+        finite = finite && (j * kLanes + lane >= E || isfinite(x[j]));
+    return __all_sync(kAllLanes, finite);
 }
 
 /// The block's counts and sums, from shared to global memory.
@@ -179,8 +177,8 @@ constexpr int blocks_at_a_time(int slots) {
 template <int N, bool kLosses>
 __global__ void __launch_bounds__(kThreads, blocks_at_a_time(N))
     route_kernel(RoutePointers to, RoutingRule rule, TokenRange range) {
-    const int E = rule.num_experts, K = rule.topk, lane = lane_of_thread();
-    const int warp = int(threadIdx.x) / kWarpSize;
+    const int E = rule.num_experts, K = rule.topk, lane = lane_index();
+    const int warp = int(threadIdx.x) / kLanes;
     auto& smem = gpu::shared_memory<RouteSmem<N, kLosses>>();
     for (int e = int(threadIdx.x); e < E; e += kThreads) {
         smem.tokens[e] = smem.valid_tokens[e] = 0;

@@ -8,8 +8,6 @@
 namespace moe::optimized {
 namespace {
 
-constexpr int kWarps = 8;
-
 struct BackwardPointers {
     float* dlogits;
     const float *dweights, *logits;
@@ -82,8 +80,8 @@ __device__ void routing_backward(float (&dx)[N], const float (&x)[N],
         for (int j = 0; j < N; ++j) dx[j] = 0.0f;
     }
     for (int k = 0; k < rule.topk; ++k)
-        set_value(dx, __shfl_sync(kWholeWarp, chosen.id, k),
-                  __shfl_sync(kWholeWarp, dx_chosen, k), lane);
+        set_value(dx, __shfl_sync(kAllLanes, chosen.id, k),
+                  __shfl_sync(kAllLanes, dx_chosen, k), lane);
 }
 
 /// ⑯ for one valid token, x its logits: adds to dx. @param dscores  (E) or null
@@ -104,7 +102,7 @@ __device__ void losses_backward(float (&dx)[N], const float (&x)[N],
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        const int e = j * kWarpSize + lane;
+        const int e = j * kLanes + lane;
         ds[j] = e < rule.num_experts ? scale * dscores[e] : 0.0f;
         sum += ds[j] * s[j];
     }
@@ -120,11 +118,11 @@ __device__ void losses_backward(float (&dx)[N], const float (&x)[N],
 //! [route_backward_kernel]
 /// One warp per token. With kLosses tokens t = s P + b belong to population b.
 template <int N, bool kLosses>
-__global__ void __launch_bounds__(kWarps* kWarpSize)
+__global__ void __launch_bounds__(kThreads)
     route_backward_kernel(BackwardPointers to, RoutingRule rule, std::int64_t num_tokens,
                           int populations) {
-    const int E = rule.num_experts, lane = lane_of_thread();
-    const int warp = int(threadIdx.x) / kWarpSize;
+    const int E = rule.num_experts, lane = lane_index();
+    const int warp = int(threadIdx.x) / kLanes;
     const std::int64_t t = std::int64_t(blockIdx.x) * kWarps + warp;
     if (t >= num_tokens) return;
 
@@ -179,8 +177,7 @@ void route_backward(Tensor& dlogits, const RoutingGradientOperands& operands,
         const auto kernel =
             has_losses ? route_backward_kernel<N, true> : route_backward_kernel<N, false>;
         gpu::launch("route_backward_kernel", kernel,
-                    {dim3(blocks), dim3(kWarps * kWarpSize), 0, stream}, to, rule, T,
-                    int(P));
+                    {dim3(blocks), dim3(kThreads), 0, stream}, to, rule, T, int(P));
     });
 }
 //! [route_backward]

@@ -26,14 +26,14 @@ struct SumPointers {
 constexpr int kSegments = 32;
 
 struct SumSmem {
-    double segments[kSegments][kWarpSize + 1];
+    double segments[kSegments][kLanes + 1];
 };
 
 /// Σ of what the blocks of population blockIdx.y left behind. A block sums 32 columns,
 /// experts and after them the squares; thread (c, i) the i-th segment of column c.
-__global__ void __launch_bounds__(kWarpSize* kSegments)
+__global__ void __launch_bounds__(kLanes* kSegments)
     sum_partials_kernel(SumPointers of, int num_blocks, int E) {
-    const int column = int(blockIdx.x) * kWarpSize + int(threadIdx.x);
+    const int column = int(blockIdx.x) * kLanes + int(threadIdx.x);
     const int segment = int(threadIdx.y);
     const std::int64_t population = blockIdx.y, first = population * num_blocks;
     auto& smem = gpu::shared_memory<SumSmem>();
@@ -65,10 +65,10 @@ void sum_partials(LossStatistics& losses, std::int64_t num_blocks, cudaStream_t 
         gpu::device_data<double>(losses.score_sums),
         gpu::device_data<double>(losses.square_sums),
     };
-    const unsigned columns = unsigned((E + 1 + kWarpSize - 1) / kWarpSize);
+    const unsigned columns = unsigned((E + 1 + kLanes - 1) / kLanes);
     gpu::launch(
         "sum_partials_kernel", sum_partials_kernel,
-        {dim3(columns, unsigned(P)), dim3(kWarpSize, kSegments), sizeof(SumSmem), stream},
+        {dim3(columns, unsigned(P)), dim3(kLanes, kSegments), sizeof(SumSmem), stream},
         pointers, int(num_blocks), int(E));
 }
 

@@ -8,10 +8,9 @@
 #include <cstdint>
 
 #include "optimized_gpu/routing.h"
+#include "optimized_gpu/warp.h"
 
 namespace moe::optimized {
-
-inline constexpr int kRoutingWarps = 8;  ///< of a block
 
 /// Which tokens a block routes: `rounds` times one for each of its warps, all of
 /// population blockIdx.y.
@@ -23,13 +22,13 @@ struct TokenRange {
         return num_tokens / populations;
     }
     std::int64_t num_blocks() const {
-        const int per_block = rounds * kRoutingWarps;
+        const int per_block = rounds * kWarps;
         return (per_population() + per_block - 1) / per_block;
     }
     /// The warp's token of a round; num_tokens past the end.
     __device__ std::int64_t token(int round, int warp) const {
         const std::int64_t s =
-            (std::int64_t(blockIdx.x) * rounds + round) * kRoutingWarps + warp;
+            (std::int64_t(blockIdx.x) * rounds + round) * kWarps + warp;
         return s < per_population() ? s * populations + blockIdx.y : num_tokens;
     }
 };

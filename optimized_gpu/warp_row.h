@@ -15,17 +15,16 @@
 #include <type_traits>
 
 #include "core/error.h"
+#include "optimized_gpu/warp.h"
 
 namespace moe::optimized {
 
-inline constexpr unsigned kWholeWarp = 0xffffffffu;
-inline constexpr int kWarpSize = 32;
 inline constexpr int kMostSlots = 32;  ///< of a lane; a row has 32 of each
 
 /// Calls body(N) with the least N that holds a row of `width`, as a constant.
 template <typename Body>
 void with_slots(std::int64_t width, Body body) {
-    const auto fits = [&](int slots) { return width <= slots * kWarpSize; };
+    const auto fits = [&](int slots) { return width <= slots * kLanes; };
     if (fits(1)) return body(std::integral_constant<int, 1>());
     if (fits(2)) return body(std::integral_constant<int, 2>());
     if (fits(4)) return body(std::integral_constant<int, 4>());
@@ -35,13 +34,9 @@ void with_slots(std::int64_t width, Body body) {
     body(std::integral_constant<int, kMostSlots>());
 }
 
-__device__ inline int lane_of_thread() {
-    return int(threadIdx.x) % kWarpSize;
-}
-
 /// The lane's slots whose values come before value `end`, as bits.
 __device__ inline unsigned slots_below(int end, int lane) {
-    const int count = (end + kWarpSize - 1 - lane) / kWarpSize;
+    const int count = (end + kLanes - 1 - lane) / kLanes;
     return count >= kMostSlots ? ~0u : (1u << count) - 1u;
 }
 
@@ -52,19 +47,19 @@ __device__ inline unsigned slots_between(int begin, int end, int lane) {
 
 /// The bit of value `index`; none in the other lanes.
 __device__ inline unsigned slot_of(int index, int lane) {
-    return index % kWarpSize == lane ? 1u << (index / kWarpSize) : 0u;
+    return index % kLanes == lane ? 1u << (index / kLanes) : 0u;
 }
 
 /// Σ over the lanes, in one order: every lane gets the same bits.
 __device__ inline float warp_sum(float value) {
-    for (int step = kWarpSize / 2; step > 0; step /= 2)
-        value += __shfl_xor_sync(kWholeWarp, value, step);
+    for (int step = kLanes / 2; step > 0; step /= 2)
+        value += __shfl_xor_sync(kAllLanes, value, step);
     return value;
 }
 
 __device__ inline float warp_max(float value) {
-    for (int step = kWarpSize / 2; step > 0; step /= 2)
-        value = fmaxf(value, __shfl_xor_sync(kWholeWarp, value, step));
+    for (int step = kLanes / 2; step > 0; step /= 2)
+        value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
     return value;
 }
 
@@ -73,7 +68,7 @@ template <int N>
 __device__ void load_row(float (&row)[N], const float* source, int width, int lane) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        const int e = j * kWarpSize + lane;
+        const int e = j * kLanes + lane;
         row[j] = e < width ? source[e] : -INFINITY;  // load_row
     }
 }
@@ -82,7 +77,7 @@ template <int N>
 __device__ void store_row(float* target, const float (&row)[N], int width, int lane) {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        const int e = j * kWarpSize + lane;
+        const int e = j * kLanes + lane;
         if (e < width) target[e] = row[j];  // store_row
     }
 }
@@ -92,7 +87,7 @@ template <int N>
 __device__ void set_value(float (&row)[N], int index, float value, int lane) {
 #pragma unroll
     for (int j = 0; j < N; ++j)
-        if (j * kWarpSize + lane == index) row[j] = value;
+        if (j * kLanes + lane == index) row[j] = value;
 }
 
 /// An unsigned number for every float, in the same order: a > b exactly when its key is
@@ -127,18 +122,18 @@ struct Choice {
 template <int N>
 __device__ Choice largest(const unsigned (&keys)[N], unsigned open, int lane) {
     unsigned key = 0;
-    int index = kMostSlots * kWarpSize;
+    int index = kMostSlots * kLanes;
 #pragma unroll
     for (int j = 0; j < N; ++j)
         if ((open >> j & 1u) != 0 && keys[j] > key) {
             key = keys[j];
-            index = j * kWarpSize + lane;
+            index = j * kLanes + lane;
         }
     // TUTORIAL: one instruction finds the warp's largest key, a second one the first
     // place that has it; a butterfly of pairs (key, place) takes ten shuffles.
-    const unsigned best = __reduce_max_sync(kWholeWarp, key);
-    const int place = key == best ? index : kMostSlots * kWarpSize;
-    return {__reduce_min_sync(kWholeWarp, place), best};
+    const unsigned best = __reduce_max_sync(kAllLanes, key);
+    const int place = key == best ? index : kMostSlots * kLanes;
+    return {__reduce_min_sync(kAllLanes, place), best};
 }
 
 /// The K ≤ 32 largest of the open values, equal ones in their order: lane k gets the
@@ -173,7 +168,7 @@ __device__ unsigned open_groups(const unsigned (&keys)[N], int width, int num_gr
         }
 #pragma unroll
         for (int j = 0; j < N; ++j)
-            if (j * kWarpSize + lane == g) group_keys[j] = key_of(score);
+            if (j * kLanes + lane == g) group_keys[j] = key_of(score);
     }
 
     unsigned open = 0, left = slots_below(num_groups, lane);

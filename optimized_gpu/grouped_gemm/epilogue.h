@@ -68,25 +68,37 @@ __device__ inline void store_tile(MmaSyncSmem&, const Sums& sums,
 
 // TUTORIAL: in bf16 those eight columns are half a sector. So the tile is put together in
 // shared memory, swizzled as operands are, and leaves it 16 bytes at a time.
-__device__ inline void store_tile(MmaSyncSmem& s, const Sums& sums,
-                                  const Target<__nv_bfloat16>& to) {
-    constexpr int kChunks = kLines / kChunk;  // of a row
-    __nv_bfloat16* const staged = s.a[0];     // and s.a[1]: kLines x kLines
+/// The block's tile in shared memory, see chunk_at(). All threads; ends with a barrier.
+/// @tparam kBlocks  of 8 columns, each warp's first: 4 is all, and the tile kLines wide;
+/// 2
+///                  is half of it
+template <int kBlocks = kColumnBlocks>
+__device__ __nv_bfloat16* stage_tile(MmaSyncSmem& s, const Sums& sums) {
+    static_assert(kBlocks == 4 || kBlocks == 2);
+    constexpr Along kWide = kBlocks == 4 ? Along::lines : Along::depth;
+    __nv_bfloat16* const staged = s.a[0];  // and s.a[1]
     static_assert(kStages * kDepth >= kLines, "the tile fits over A's stages");
     const int lane = int(threadIdx.x) % 32;
 #pragma unroll
     for (int i = 0; i < kRowBlocks; ++i)
 #pragma unroll
-        for (int j = 0; j < kColumnBlocks; ++j)
+        for (int j = 0; j < kBlocks; ++j)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = warp_row() + 16 * i + lane / 4 + half * 8;
-                const int chunk = warp_column() / kChunk + j;
-                *reinterpret_cast<__nv_bfloat162*>(
-                    staged + chunk_at<Along::lines>(row, chunk) + lane % 4 * 2) =
+                const int chunk = warp_column() / kWarpColumns * kBlocks + j;
+                *reinterpret_cast<__nv_bfloat162*>(staged + chunk_at<kWide>(row, chunk) +
+                                                   lane % 4 * 2) =
                     __floats2bfloat162_rn(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
             }
     __syncthreads();
+    return staged;
+}
+
+__device__ inline void store_tile(MmaSyncSmem& s, const Sums& sums,
+                                  const Target<__nv_bfloat16>& to) {
+    constexpr int kChunks = kLines / kChunk;  // of a row
+    const __nv_bfloat16* const staged = stage_tile(s, sums);
     const bool whole = to.width % kChunk == 0;
     for (int i = int(threadIdx.x); i < kLines * kChunks; i += kThreads) {
         const int row = i / kChunks, chunk = i % kChunks, column = chunk * kChunk;

@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "core/tensor.h"
+#include "optimized_gpu/activation.h"
 
 namespace moe::optimized {
 
@@ -38,6 +39,24 @@ struct Bias {
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const Bias& bias,
                       const Tensor& row_ids, const RowGroups& groups, DType dtype,
                       cudaStream_t stream = nullptr);
+
+/// What the up-projection makes.
+struct UpProjection {
+    Tensor h;  ///< (R, 2F or F) bf16 or f32, before the activation, for the backward
+    Tensor a;  ///< (R, F) bf16, weighted by row_probs
+};
+
+/// ⑥–⑧: h_r = W_g x_r + b_g, a_r = act(h_r) p_r, in one kernel: the activation is taken
+/// of the sums in their registers, before h is rounded.
+/// @param weight     (G, 2F or F, in): all gates first, as checkpoints have them
+/// @param bias       (G, 2F or F) bf16 or undefined
+/// @param row_probs  (R) f32, undefined means 1
+/// @param dtype      of h
+UpProjection linear_forward_activation(const Tensor& x, const Tensor& weight,
+                                       const Tensor& bias, const Tensor& row_probs,
+                                       const Tensor& row_ids, const RowGroups& groups,
+                                       const ExpertActivation& activation, DType dtype,
+                                       cudaStream_t stream = nullptr);
 
 /// dx_r = W_gᵀ dy_r.
 /// @param dy  (R, out) bf16 @return (R, in) bf16

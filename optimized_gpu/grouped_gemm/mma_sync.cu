@@ -1,12 +1,11 @@
 // mma_sync.cu: the products of grouped_gemm.h on the first rung, 1_mma_sync.
 
-#include <algorithm>
-
 #include "core/error.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/grouped_gemm/epilogue.h"
 #include "optimized_gpu/grouped_gemm/grouped_gemm.h"
+#include "optimized_gpu/grouped_gemm/launch.h"
 #include "optimized_gpu/grouped_gemm/schedule.h"
 
 namespace moe::optimized {
@@ -77,27 +76,6 @@ __global__ void __launch_bounds__(kThreads)
     multiply<Along::lines, Along::lines, Vector>(sums, s, dy, row, x, column, rows);
     const std::int64_t target = (std::int64_t(group) * p.out + row) * p.in + column;
     store_tile(s, sums, Target<Y>{p.dweight + target, p.in, p.out - row, p.in - column});
-}
-
-unsigned tiles_of(std::int64_t length) {
-    return unsigned((length + kLines - 1) / kLines);
-}
-
-/// As many tiles as rows can need, wherever groups begin.
-unsigned most_row_tiles(std::int64_t rows, std::int64_t groups) {
-    return unsigned(rows / kLines + std::min(rows, groups));
-}
-
-/// Calls run(std::integral_constant) with the most elements that one copy may move.
-template <typename Run>
-void with_vector(std::int64_t one_width, std::int64_t other_width, Run run) {
-    const std::int64_t both = one_width | other_width;
-    if (both % 8 == 0)
-        run(std::integral_constant<int, 8>());
-    else if (both % 2 == 0)
-        run(std::integral_constant<int, 2>());
-    else
-        run(std::integral_constant<int, 1>());
 }
 
 template <Along kWeight, typename Y>

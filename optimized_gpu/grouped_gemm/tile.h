@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "gpu/ptx.h"
+#include "optimized_gpu/warp.h"
 
 namespace moe::optimized {
 
@@ -15,8 +16,7 @@ namespace ptx = gpu::ptx;
 
 inline constexpr int kLines = 128;  ///< of a tile: rows, or columns, of the result
 inline constexpr int kDepth = 64;   ///< of a tile: what is summed over
-inline constexpr int kThreads = 256;
-inline constexpr int kChunk = 8;  ///< elements in 16 bytes, what one copy moves
+inline constexpr int kChunk = 8;    ///< elements in 16 bytes, what one copy moves
 
 /// A matrix in global memory, of which blocks take tiles. The result's rows (or columns)
 /// are its lines; they are its rows in memory, or its columns.
@@ -24,7 +24,21 @@ struct Operand {
     const __nv_bfloat16* data;
     const int* row_ids;  ///< row r lies at row_ids[r], or null: at r
     int rows, width;     ///< what lies beyond counts as zero
+    /// F, for the weights of a gated unit (2F, width): lines are then 16 of the gate, 16
+    /// of what it gates, and so on, see row_of(). 0: lines are rows.
+    int half = 0;
 };
+
+// TUTORIAL: act(gate) * up wants both factors in one thread, but checkpoints hold all
+// gates first. A warp's 32 columns of the result are 16 gates and the 16 that they gate,
+// because the tile is filled in that order: no weight is moved in memory, and no lane
+// asks another.
+/// The row in memory of line `line`, or -1: there is none.
+__device__ inline int row_of(const Operand& from, int line) {
+    if (from.half == 0) return line < from.rows ? line : -1;
+    const int f = line / 32 * 16 + line % 16;
+    return f >= from.half ? -1 : line / 16 % 2 == 0 ? f : from.half + f;
+}
 
 /// Which way an operand lies in memory.
 enum class Along {
@@ -70,8 +84,9 @@ __device__ void load_tile(__nv_bfloat16* tile, const Operand& from, int first_li
     const int first_column = kAlong == Along::depth ? first_depth : first_line;
     for (int i = int(threadIdx.x); i < kLines * kDepth / kChunk; i += kThreads) {
         const int row = i / kChunks, chunk = i % kChunks;
-        const int source_row = first_row + row, column = first_column + chunk * kChunk;
-        const bool inside = source_row < from.rows && column < from.width;
+        const int source_row = row_of(from, first_row + row);
+        const int column = first_column + chunk * kChunk;
+        const bool inside = source_row >= 0 && column < from.width;
         std::int64_t at = 0;
         if (inside) {
             const int id =

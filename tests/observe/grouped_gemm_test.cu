@@ -71,6 +71,26 @@ TEST(ObserveGroupedGemm, NoBankIsAskedTwiceAndNoSectorInVain) {
                  2 * rows * out + 2 * 2 * out * in, 2 * rows * in);
 }
 
+TEST(ObserveGroupedGemm, TheActivationCostsTheWritingOfItsResults) {
+    const Operands o;
+    const std::uint64_t rows = o.kRows, F = 80, in = o.kIn;
+    const Tensor weight = bf16_ones({3, 160, o.kIn});
+    const Tensor probs =
+        on_device<float>({o.kRows}, std::vector<float>(rows, 0.5f), DType::f32);
+    expect_ideal(report_of([&] {
+                     linear_forward_activation(o.x, weight, {}, {}, {}, o.groups, {},
+                                               DType::bf16);
+                 }),
+                 2 * rows * in + 2 * 2 * 2 * F * in, 2 * rows * 3 * F);
+    EXPECT_EQ(findings_of(report_of(
+                  [&] {
+                      linear_forward_activation(o.x, weight, {}, probs, {}, o.groups, {},
+                                                DType::bf16);
+                  },
+                  true)),
+              "");
+}
+
 TEST(ObserveGroupedGemm, NothingRaces) {
     const Operands o;
     const Tensor ids = on_device<std::int32_t>(

@@ -147,6 +147,78 @@ TEST(OptimizedGroupedGemm, ForwardGathersRowsAndAddsAScaledBias) {
     }
 }
 
+double activation_of(const optimized::ExpertActivation& activation, double gate) {
+    using optimized::ActivationFunction;
+    switch (activation.function) {
+        case ActivationFunction::silu: return gate / (1.0 + std::exp(-gate));
+        case ActivationFunction::quick_gelu:
+            return gate / (1.0 + std::exp(-1.702 * gate));
+        case ActivationFunction::gelu:
+            return 0.5 * gate * std::erfc(-gate / std::sqrt(2.0));
+        case ActivationFunction::squared_relu: return gate > 0.0 ? gate * gate : 0.0;
+    }
+    return NAN;
+}
+
+/// h exactly, and a = act(h) p in fp64, of a problem whose weights have `out` rows.
+void expect_up_projection(const Problem& p, const optimized::ExpertActivation& activation,
+                          DType dtype, bool bare) {
+    const std::int64_t F = activation.gated ? p.out / 2 : p.out;
+    const Matrix tokens(50, p.in, 3), w = p.weight(), bias(p.num_groups(), p.out, 4),
+                                      probs(1, p.rows(), 2);
+    std::vector<std::int32_t> ids;
+    for (std::int64_t r = 0; r < p.rows(); ++r) ids.push_back(int(r * 17 % 50));
+    const auto made = linear_forward_activation(
+        tokens.on_device(), p.device_weight(), bare ? Tensor() : bias.on_device(),
+        bare ? Tensor() : probs.on_device(DType::f32, {p.rows()}), i32_on_device(ids),
+        p.groups(), activation, dtype);
+    const std::vector<float> h = on_host(made.h), a = on_host(made.a);
+    ASSERT_EQ(std::int64_t(h.size()), p.rows() * p.out);
+    ASSERT_EQ(std::int64_t(a.size()), p.rows() * F);
+    const double c = activation.clamp;
+    p.for_each_row([&](std::int64_t g, std::int64_t r) {
+        std::vector<float> row(p.out);
+        for (std::int64_t o = 0; o < p.out; ++o) {
+            row[o] = bare ? 0.0f : bias.at(g, o);
+            for (std::int64_t i = 0; i < p.in; ++i)
+                row[o] += tokens.at(ids[r], i) * w.at(g * p.out + o, i);
+            ASSERT_EQ(h[r * p.out + o], rounded(row[o], dtype)) << r << ", " << o;
+        }
+        for (std::int64_t f = 0; f < F; ++f) {
+            double want =
+                activation.gated
+                    ? activation_of(activation, std::min<double>(row[f], c)) *
+                          (std::clamp<double>(row[F + f], -c, c) + activation.offset)
+                    : activation_of(activation, row[f]);
+            want *= bare ? 1.0 : probs.values[r];
+            ASSERT_NEAR(a[r * F + f], want, std::abs(want) / 200.0 + 1e-6)
+                << r << ", " << f;
+        }
+    });
+}
+
+TEST(OptimizedGroupedGemm, UpProjectionTakesTheActivationOfItsSums) {
+    gpu::register_device_memory();
+    using optimized::ActivationFunction;
+    const std::vector<Problem> shapes = {
+        {{3, 0, 130}, 160, 72, 0},  // F = 80: a tile and more
+        {{5}, 200, 16, 0},          // F = 100: no multiple of 8
+        {{2, 4}, 26, 9, 0}};        // F = 13
+    for (const Problem& p : shapes)
+        for (const bool gated : {true, false})
+            for (const DType dtype : {DType::bf16, DType::f32}) {
+                SCOPED_TRACE(fmt::format("{} x {}, gated {}, {}", p.out, p.in, gated,
+                                         to_string(dtype)));
+                expect_up_projection(p, {ActivationFunction::silu, gated}, dtype, false);
+            }
+    for (const auto function : {ActivationFunction::gelu, ActivationFunction::quick_gelu,
+                                ActivationFunction::squared_relu})
+        expect_up_projection(shapes[2], {function, function != ActivationFunction::gelu},
+                             DType::bf16, true);
+    expect_up_projection(shapes[2], {ActivationFunction::quick_gelu, true, 1.0f, 3.0f},
+                         DType::f32, false);
+}
+
 TEST(OptimizedGroupedGemm, BackwardInput) {
     gpu::register_device_memory();
     for (const Problem& p : problems()) {

@@ -1,0 +1,91 @@
+/// @file
+/// Activation functions of the experts, with their slopes, one element at a time: what
+/// epilogues of products call while the sums are in registers.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "core/config.h"
+#include "core/error.h"
+
+namespace moe::optimized {
+
+/// act(x) and act'(x).
+struct ValueAndSlope {
+    float value, slope;
+};
+
+/// x σ(steepness x): SiLU with 1, quick GELU with 1.702. Source:
+/// fusions/fused_bias_geglu.py, quick_gelu.
+__device__ inline ValueAndSlope silu(float x, float steepness) {
+    const float s = 1.0f / (1.0f + expf(-steepness * x));
+    return {x * s, s * (1.0f + steepness * x * (1.0f - s))};
+}
+
+/// x Φ(x), Φ the normal distribution function: the exact form, not the tanh fit.
+__device__ inline ValueAndSlope gelu(float x) {
+    constexpr float kInverseSqrt2 = 0.707106781186547524f;
+    constexpr float kPdfOfZero = 0.398942280401432678f;  // 1 / √(2π)
+    const float cdf = 0.5f * erfcf(-x * kInverseSqrt2);
+    return {x * cdf, cdf + x * kPdfOfZero * expf(-0.5f * x * x)};
+}
+
+/// max(x, 0)². Source: megatron/core/activations.py, squared_relu.
+__device__ inline ValueAndSlope squared_relu(float x) {
+    const float positive = x < 0.0f ? 0.0f : x;
+    return {positive * positive, 2.0f * positive};
+}
+
+/// activation_func.
+enum class ActivationFunction { silu, gelu, quick_gelu, squared_relu };
+
+/// The non-linear part of an expert's MLP for one element of a, see naive_gpu's for the
+/// formulas. Kernels take it by value. Source: mlp.py, MLP.forward;
+/// fusions/fused_bias_swiglu.py.
+struct ExpertActivation {
+    ActivationFunction function = ActivationFunction::silu;
+    bool gated = true;
+    float offset = 0.0f, clamp = std::numeric_limits<float>::infinity();
+
+    __device__ ValueAndSlope act(float x) const {
+        switch (function) {
+            case ActivationFunction::silu: return silu(x, 1.0f);
+            case ActivationFunction::quick_gelu: return silu(x, 1.702f);
+            case ActivationFunction::gelu: return gelu(x);
+            case ActivationFunction::squared_relu: return squared_relu(x);
+        }
+        return {};
+    }
+
+    // Comparisons, unlike fminf() and fmaxf(), let a NaN through.
+    /// act(min(gate, c)) (clamp(up, -c, c) + o).
+    __device__ float forward(float gate, float up) const {
+        const float low = up > clamp ? clamp : up;
+        const float other = (low < -clamp ? -clamp : low) + offset;
+        return act(gate > clamp ? clamp : gate).value * other;
+    }
+    /// act(h), not gated.
+    __device__ float forward(float h) const { return act(h).value; }
+};
+
+inline ExpertActivation make_activation(const MoEConfig& config) {
+    ExpertActivation result;
+    const std::string& name = config.activation_func;
+    result.function = name == "silu"         ? ActivationFunction::silu
+                      : name == "gelu"       ? ActivationFunction::gelu
+                      : name == "quick_gelu" ? ActivationFunction::quick_gelu
+                                             : ActivationFunction::squared_relu;
+    MOE_CHECK(result.function != ActivationFunction::squared_relu ||
+              name == "squared_relu");
+    result.gated = config.gated_linear_unit;
+    result.offset = float(config.glu_linear_offset);
+    if (config.activation_func_clamp_value)
+        result.clamp = float(*config.activation_func_clamp_value);
+    return result;
+}
+
+}  // namespace moe::optimized

@@ -1,0 +1,34 @@
+/// @file
+/// How products of groups are started: tiles, and copies as wide as rows allow.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "optimized_gpu/grouped_gemm/tile.h"
+
+namespace moe::optimized {
+
+inline unsigned tiles_of(std::int64_t length) {
+    return unsigned((length + kLines - 1) / kLines);
+}
+
+/// As many tiles as rows can need, wherever groups begin.
+inline unsigned most_row_tiles(std::int64_t rows, std::int64_t groups) {
+    return unsigned(rows / kLines + std::min(rows, groups));
+}
+
+/// Calls run(std::integral_constant) with the most elements that one copy may move.
+template <typename Run>
+void with_vector(std::int64_t one_width, std::int64_t other_width, Run run) {
+    const std::int64_t both = one_width | other_width;
+    if (both % 8 == 0)
+        run(std::integral_constant<int, 8>());
+    else if (both % 2 == 0)
+        run(std::integral_constant<int, 2>());
+    else
+        run(std::integral_constant<int, 1>());
+}
+
+}  // namespace moe::optimized
