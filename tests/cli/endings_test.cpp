@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <thread>
 
@@ -68,6 +69,27 @@ TEST_F(EndingsTest, LeavesNoFolderForFilesThatCannotAllBeWritten) {
     EXPECT_FALSE(fs::exists(path("new/below/good")));
     EXPECT_FALSE(fs::exists(path("new")));
     EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 2) << "and the text";
+}
+
+TEST_F(EndingsTest, WritesOverNothingButFilesAndNamesTheFlag) {
+    mkfifo(path("pipe").c_str(), 0600);
+    write_file("--first", {path("kept"), "before"});
+    fs::create_symlink(path("kept"), path("link"));
+    for (const char* other : {"pipe", "link"}) {
+        Outputs outputs;
+        outputs.add("--json", {path("kept"), "after"});
+        outputs.add("--svg", {path(other), "x"});
+        try {
+            outputs.write();
+            ADD_FAILURE() << other;
+        } catch (const InputError& error) {
+            EXPECT_EQ(error.what(), "--svg = " + path(other) +
+                                        ": must be a file to write: is no ordinary file");
+        }
+        EXPECT_EQ(read_file("kept", path("kept")), "before");
+    }
+    EXPECT_TRUE(fs::is_fifo(path("pipe")));
+    EXPECT_TRUE(fs::is_symlink(path("link")));
 }
 
 TEST_F(EndingsTest, WritesAllOrNothingAlsoWhenInterrupted) {
