@@ -14,18 +14,28 @@ struct Target {
     int rows, columns;
 };
 
-/// Calls visit(i, j, e, row, column) for each of the thread's sums.
+/// Calls visit(i, j, half, row, column) for each two neighbours among the thread's sums,
+/// [i][j][2 half] in this column and the next one in the next.
 template <typename Visit>
-__device__ void for_each_sum(Visit visit) {
-    const int lane = int(threadIdx.x) % 32;
+__device__ void for_each_pair(Visit visit) {
+    const int lane = int(threadIdx.x) % kLanes;
 #pragma unroll
     for (int i = 0; i < kRowBlocks; ++i)
 #pragma unroll
         for (int j = 0; j < kColumnBlocks; ++j)
 #pragma unroll
-            for (int e = 0; e < 4; ++e)
-                visit(i, j, e, warp_row() + 16 * i + lane / 4 + e / 2 * 8,
-                      warp_column() + 8 * j + lane % 4 * 2 + e % 2);
+            for (int half = 0; half < 2; ++half)
+                visit(i, j, half, warp_row() + 16 * i + lane / 4 + half * 8,
+                      warp_column() + 8 * j + lane % 4 * 2);
+}
+
+/// Calls visit(i, j, e, row, column) for each of the thread's sums.
+template <typename Visit>
+__device__ void for_each_sum(Visit visit) {
+    for_each_pair([&](int i, int j, int half, int row, int column) {
+        visit(i, j, 2 * half, row, column);
+        visit(i, j, 2 * half + 1, row, column + 1);
+    });
 }
 
 /// sums += row_scale_r bias_c, of rows and columns that are there.
@@ -45,25 +55,17 @@ __device__ inline void add_bias(Sums& sums, const __nv_bfloat16* bias,
 __device__ inline void store_tile(MmaSyncSmem&, const Sums& sums,
                                   const Target<float>& to) {
     const bool pairs = to.width % 2 == 0;
-    const int lane = int(threadIdx.x) % 32;
-#pragma unroll
-    for (int i = 0; i < kRowBlocks; ++i)
-#pragma unroll
-        for (int j = 0; j < kColumnBlocks; ++j)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = warp_row() + 16 * i + lane / 4 + half * 8;
-                const int column = warp_column() + 8 * j + lane % 4 * 2;
-                if (row >= to.rows || column >= to.columns) continue;
-                float* const target = to.data + row * to.width + column;
-                const float2 two = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
-                if (pairs) {
-                    *reinterpret_cast<float2*>(target) = two;
-                } else {
-                    target[0] = two.x;
-                    if (column + 1 < to.columns) target[1] = two.y;
-                }
-            }
+    for_each_pair([&](int i, int j, int half, int row, int column) {
+        if (row >= to.rows || column >= to.columns) return;
+        float* const target = to.data + row * to.width + column;
+        const float2 two = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+        if (pairs) {
+            *reinterpret_cast<float2*>(target) = two;
+        } else {
+            target[0] = two.x;
+            if (column + 1 < to.columns) target[1] = two.y;
+        }
+    });
 }
 
 // TUTORIAL: in bf16 those eight columns are half a sector. So the tile is put together in
@@ -78,19 +80,13 @@ __device__ __nv_bfloat16* stage_tile(MmaSyncSmem& s, const Sums& sums) {
     constexpr Along kWide = kBlocks == 4 ? Along::lines : Along::depth;
     __nv_bfloat16* const staged = s.a[0];  // and s.a[1]
     static_assert(kStages * kDepth >= kLines, "the tile fits over A's stages");
-    const int lane = int(threadIdx.x) % 32;
-#pragma unroll
-    for (int i = 0; i < kRowBlocks; ++i)
-#pragma unroll
-        for (int j = 0; j < kBlocks; ++j)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = warp_row() + 16 * i + lane / 4 + half * 8;
-                const int chunk = warp_column() / kWarpColumns * kBlocks + j;
-                *reinterpret_cast<__nv_bfloat162*>(staged + chunk_at<kWide>(row, chunk) +
-                                                   lane % 4 * 2) =
-                    __floats2bfloat162_rn(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
-            }
+    for_each_pair([&](int i, int j, int half, int row, int column) {
+        if (j >= kBlocks) return;
+        const int chunk = warp_column() / kWarpColumns * kBlocks + j;
+        *reinterpret_cast<__nv_bfloat162*>(staged + chunk_at<kWide>(row, chunk) +
+                                           column % kChunk) =
+            __floats2bfloat162_rn(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
+    });
     __syncthreads();
     return staged;
 }
