@@ -105,22 +105,28 @@ void expect_rows(const Problem& p, const Tensor& y, const Matrix& want, DType dt
     });
 }
 
+/// y_r = W_g x_r.
+Matrix plain_forward(const Problem& p, const Matrix& x) {
+    const Matrix w = p.weight();
+    Matrix y(x.rows, p.out);
+    p.for_each_row([&](std::int64_t g, std::int64_t r) {
+        for (std::int64_t o = 0; o < p.out; ++o)
+            for (std::int64_t i = 0; i < p.in; ++i)
+                y.at(r, o) += x.at(r, i) * w.at(g * p.out + o, i);
+    });
+    return y;
+}
+
 TEST(OptimizedGroupedGemm, Forward) {
     gpu::register_device_memory();
     for (const Problem& p : problems())
         for (const DType dtype : {DType::f32, DType::bf16}) {
             SCOPED_TRACE(fmt::format("{} groups, out {}, in {}, {}", p.num_groups(),
                                      p.out, p.in, to_string(dtype)));
-            const Matrix x = p.rows_of(p.in, 3), w = p.weight();
-            Matrix want(x.rows, p.out);
-            p.for_each_row([&](std::int64_t g, std::int64_t r) {
-                for (std::int64_t o = 0; o < p.out; ++o)
-                    for (std::int64_t i = 0; i < p.in; ++i)
-                        want.at(r, o) += x.at(r, i) * w.at(g * p.out + o, i);
-            });
+            const Matrix x = p.rows_of(p.in, 3);
             const Tensor y = linear_forward(x.on_device(), p.device_weight(), {}, {},
                                             p.groups(), dtype);
-            expect_rows(p, y, want, dtype);
+            expect_rows(p, y, plain_forward(p, x), dtype);
         }
 }
 
@@ -270,13 +276,7 @@ TEST(OptimizedGroupedGemm, BackwardWeightIsZeroForGroupsWithoutRows) {
 TEST(OptimizedGroupedGemm, InEveryOrderOfThreadsAndCopies) {
     gpu::register_device_memory();
     const Problem p = {{2, 130}, 40, 136};
-    const Matrix x = p.rows_of(p.in, 3), w = p.weight();
-    Matrix want(x.rows, p.out);
-    p.for_each_row([&](std::int64_t g, std::int64_t r) {
-        for (std::int64_t o = 0; o < p.out; ++o)
-            for (std::int64_t i = 0; i < p.in; ++i)
-                want.at(r, o) += x.at(r, i) * w.at(g * p.out + o, i);
-    });
+    const Matrix x = p.rows_of(p.in, 3), want = plain_forward(p, x);
     in_every_mode([&] {
         expect_rows(p,
                     linear_forward(x.on_device(), p.device_weight(), {}, {}, p.groups(),
