@@ -110,7 +110,8 @@ TEST(ProfileView, OccupancyIsTheScarcestResource) {
     EXPECT_EQ(is(32, 256, 0), "8 threads 1.00");
     EXPECT_EQ(is(32, 32, 0), "32 blocks 0.50");
     EXPECT_EQ(is(64, 256, 0), "4 registers 0.50");
-    EXPECT_EQ(is(65, 256, 0), "3 registers 0.38");  // 72 for each thread
+    EXPECT_EQ(is(65, 256, 0), "3 registers 0.38");
+    EXPECT_EQ(is(33, 256, 0), "6 registers 0.75");  // 40 for each thread: 7 would fit 33
     EXPECT_EQ(is(32, 128, 100 * 1024), "2 shared memory 0.12");
     LayerProfile made = made_up();
     made.steps[1].kernels[0].threads = 256;
