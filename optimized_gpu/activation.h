@@ -43,6 +43,12 @@ __device__ inline ValueAndSlope squared_relu(float x) {
 /// activation_func.
 enum class ActivationFunction { silu, gelu, quick_gelu, squared_relu };
 
+/// What the backward makes of one element of a.
+struct ActivationGradient {
+    float value;       ///< act(h), what a is without its weight
+    float dgate, dup;  ///< of both halves of h; not gated: dgate is all of it
+};
+
 /// The non-linear part of an expert's MLP for one element of a, see naive_gpu's for the
 /// formulas. Kernels take it by value. Source: mlp.py, MLP.forward;
 /// fusions/fused_bias_swiglu.py.
@@ -62,14 +68,37 @@ struct ExpertActivation {
     }
 
     // Comparisons, unlike fminf() and fmaxf(), let a NaN through.
-    /// act(min(gate, c)) (clamp(up, -c, c) + o).
-    __device__ float forward(float gate, float up) const {
+    /// act(min(gate, c)).
+    __device__ ValueAndSlope gate_half(float gate) const {
+        return act(gate > clamp ? clamp : gate);
+    }
+    /// clamp(up, -c, c) + o.
+    __device__ float up_half(float up) const {
         const float low = up > clamp ? clamp : up;
-        const float other = (low < -clamp ? -clamp : low) + offset;
-        return act(gate > clamp ? clamp : gate).value * other;
+        return (low < -clamp ? -clamp : low) + offset;
+    }
+
+    __device__ float forward(float gate, float up) const {
+        return gate_half(gate).value * up_half(up);
     }
     /// act(h), not gated.
     __device__ float forward(float h) const { return act(h).value; }
+
+    /// @param da  gradient of act(h)
+    __device__ ActivationGradient backward(float gate, float up, float da) const {
+        const auto [value, slope] = gate_half(gate);
+        const float other = up_half(up);
+        // A clamped half has no slope; on the bound itself it still has one.
+        const bool gate_moves = gate <= clamp;
+        const bool up_moves = up <= clamp && up >= -clamp;
+        return {value * other, gate_moves ? da * slope * other : 0.0f,
+                up_moves ? da * value : 0.0f};
+    }
+    /// Not gated.
+    __device__ ActivationGradient backward(float h, float da) const {
+        const auto [value, slope] = act(h);
+        return {value, da * slope, 0.0f};
+    }
 };
 
 inline ExpertActivation make_activation(const MoEConfig& config) {

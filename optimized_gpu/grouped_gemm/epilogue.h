@@ -91,11 +91,12 @@ __device__ __nv_bfloat16* stage_tile(MmaSyncSmem& s, const Sums& sums) {
     return staged;
 }
 
-__device__ inline void store_tile(MmaSyncSmem& s, const Sums& sums,
-                                  const Target<__nv_bfloat16>& to) {
+/// Writes a tile of kLines columns that lies in shared memory, eight columns at a time
+/// where rows allow it. All threads.
+__device__ inline void store_staged(const __nv_bfloat16* staged,
+                                    const Target<__nv_bfloat16>& to) {
     constexpr int kChunks = kLines / kChunk;  // of a row
-    const __nv_bfloat16* const staged = stage_tile(s, sums);
-    const bool whole = to.width % kChunk == 0;
+    const bool whole = to.width % kChunk == 0 && to.columns % kChunk == 0;
     for (int i = int(threadIdx.x); i < kLines * kChunks; i += kThreads) {
         const int row = i / kChunks, chunk = i % kChunks, column = chunk * kChunk;
         if (row >= to.rows || column >= to.columns) continue;
@@ -108,6 +109,11 @@ __device__ inline void store_tile(MmaSyncSmem& s, const Sums& sums,
                 target[k] = source[k];
         }
     }
+}
+
+__device__ inline void store_tile(MmaSyncSmem& s, const Sums& sums,
+                                  const Target<__nv_bfloat16>& to) {
+    store_staged(stage_tile(s, sums), to);
 }
 
 }  // namespace moe::optimized

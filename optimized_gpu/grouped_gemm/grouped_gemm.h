@@ -58,6 +58,30 @@ UpProjection linear_forward_activation(const Tensor& x, const Tensor& weight,
                                        const ExpertActivation& activation, DType dtype,
                                        cudaStream_t stream = nullptr);
 
+/// What the activation gives back.
+struct ActivationGradients {
+    Tensor dh;        ///< (R, 2F or F) bf16
+    Tensor a;         ///< (R, F) bf16, act(h) p once more: FC2's input, for its weight
+    Tensor dp;        ///< (R) f32
+    Tensor dp_parts;  ///< (column tiles, R) f32, whose sum dp is; undefined for one tile.
+                      ///< TUTORIAL: kept, because cudaFree() would wait for the kernels
+};
+
+/// ⑫–⑬: da'_r = W_gᵀ dy_r, dh_r = p_r act'(h_r) da'_r, dp_r = <act(h_r), da'_r>, all of
+/// the sums in their registers: da' is neither rounded nor written. Rows outside of all
+/// groups are left as they are. A kernel, and one that adds up dp where F > 128.
+/// @param dy         (R, H) bf16; with `row_ids` (T, H): row r is dy[row_ids[r]]
+/// @param weight     (G, H, F) bf16, of FC2
+/// @param h          (R, 2F or F) bf16 or f32: where a clamp bites is decided on it
+/// @param row_probs  (R) f32, undefined means 1
+/// @param row_ids    (R) i32 or undefined
+ActivationGradients linear_backward_activation(const Tensor& dy, const Tensor& weight,
+                                               const Tensor& h, const Tensor& row_probs,
+                                               const Tensor& row_ids,
+                                               const RowGroups& groups,
+                                               const ExpertActivation& activation,
+                                               cudaStream_t stream = nullptr);
+
 /// dx_r = W_gᵀ dy_r.
 /// @param dy  (R, out) bf16 @return (R, in) bf16
 Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,

@@ -1,88 +1,15 @@
 // grouped_gemm_test.cu: the products of groups of rows against plain loops. Operands are
 // small whole numbers, so that every sum is exact and equality is to the last bit.
 
-#include <gtest/gtest.h>
-
-#include <cmath>
-#include <numeric>
-
-#include "core/transfer.h"
-#include "gpu/tensor.h"
 #include "optimized_gpu/grouped_gemm/grouped_gemm.h"
 #include "tests/conformance/modes.h"
+#include "tests/optimized/grouped_rows_support.h"
 
 namespace moe::test {
 namespace {
 
 using optimized::Bias;
-using optimized::RowGroups;
-
-struct Matrix {
-    std::int64_t rows, columns;
-    std::vector<float> values;
-
-    Matrix(std::int64_t r, std::int64_t c, int step = 0) : rows(r), columns(c) {
-        for (std::int64_t i = 0; i < r * c; ++i)
-            values.push_back(step == 0 ? 0.0f : float(i * step % 5 - 2));
-    }
-    float& at(std::int64_t row, std::int64_t column) {
-        return values[row * columns + column];
-    }
-    float at(std::int64_t row, std::int64_t column) const {
-        return values[row * columns + column];
-    }
-    Tensor on_device(DType dtype = DType::bf16, Shape shape = {}) const {
-        return transfer(
-            Tensor::from(shape.empty() ? Shape{rows, columns} : shape, values),
-            {MemorySpace::device, dtype});
-    }
-};
-
-Tensor i32_on_device(const std::vector<std::int32_t>& values) {
-    return transfer(Tensor::from({std::int64_t(values.size())}, values),
-                    {MemorySpace::device, DType::i32});
-}
-
-std::vector<float> on_host(const Tensor& tensor) {
-    const Tensor host = transfer(tensor, {MemorySpace::host, DType::f32});
-    return {host.data<float>(), host.data<float>() + host.numel()};
-}
-
-float rounded(float value, DType dtype) {
-    return dtype == DType::bf16 ? float(BFloat16(value)) : value;
-}
-
-/// Rows per group, and rows after the last group that belong to nobody: NaN.
-struct Problem {
-    std::vector<std::int32_t> counts;
-    std::int64_t out, in;
-    std::int64_t beyond = 3;
-
-    std::vector<std::int32_t> offsets() const {
-        std::vector<std::int32_t> result(counts.size() + 1);
-        std::partial_sum(counts.begin(), counts.end(), result.begin() + 1);
-        return result;
-    }
-    std::int64_t rows() const { return offsets().back(); }
-    RowGroups groups() const { return {i32_on_device(offsets())}; }
-    std::int64_t num_groups() const { return std::int64_t(counts.size()); }
-    Matrix rows_of(std::int64_t width, int step) const {
-        Matrix result(rows() + beyond, width, step);
-        for (std::int64_t i = rows() * width; i < std::int64_t(result.values.size()); ++i)
-            result.values[i] = NAN;
-        return result;
-    }
-    Matrix weight() const { return Matrix(num_groups() * out, in, 7); }
-    Tensor device_weight() const {
-        return weight().on_device(DType::bf16, {num_groups(), out, in});
-    }
-    /// Calls visit(group, row) for each row of a group.
-    template <typename Visit>
-    void for_each_row(Visit visit) const {
-        for (std::int64_t g = 0; g < num_groups(); ++g)
-            for (std::int64_t r = offsets()[g]; r < offsets()[g + 1]; ++r) visit(g, r);
-    }
-};
+using Problem = GroupedRows;
 
 const std::vector<Problem>& problems() {
     static const std::vector<Problem> all = {
@@ -153,22 +80,10 @@ TEST(OptimizedGroupedGemm, ForwardGathersRowsAndAddsAScaledBias) {
     }
 }
 
-double activation_of(const optimized::ExpertActivation& activation, double gate) {
-    using optimized::ActivationFunction;
-    switch (activation.function) {
-        case ActivationFunction::silu: return gate / (1.0 + std::exp(-gate));
-        case ActivationFunction::quick_gelu:
-            return gate / (1.0 + std::exp(-1.702 * gate));
-        case ActivationFunction::gelu:
-            return 0.5 * gate * std::erfc(-gate / std::sqrt(2.0));
-        case ActivationFunction::squared_relu: return gate > 0.0 ? gate * gate : 0.0;
-    }
-    return NAN;
-}
-
 /// h exactly, and a = act(h) p in fp64, of a problem whose weights have `out` rows.
-void expect_up_projection(const Problem& p, const optimized::ExpertActivation& activation,
-                          DType dtype, bool bare) {
+void expect_up_projection(const Problem& p,
+                          const optimized::ExpertActivation& activation, DType dtype,
+                          bool bare) {
     const std::int64_t F = activation.gated ? p.out / 2 : p.out;
     const Matrix tokens(50, p.in, 3), w = p.weight(), bias(p.num_groups(), p.out, 4),
                                       probs(1, p.rows(), 2);
