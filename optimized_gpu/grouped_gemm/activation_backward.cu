@@ -170,9 +170,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (tile.group < 0) return;
     const std::int64_t first = tile.first_row;
     const int row = tile.tile * kLines, column = int(blockIdx.x) * kLines;
-    const bool gathers = p.row_ids != nullptr;
-    const Operand dy = {gathers ? p.dy : p.dy + first * p.depth,
-                        gathers ? p.row_ids + first : nullptr, tile.rows, p.depth};
+    const Operand dy = rows_of_group(p.dy, p.row_ids, first, tile.rows, p.depth);
     const Operand weight = {p.weight + std::int64_t(tile.group) * p.depth * p.ffn,
                             nullptr, p.depth, p.ffn};
     Sums da;
@@ -237,7 +235,7 @@ ActivationGradients linear_backward_activation(const Tensor& dy, const Tensor& w
     MOE_CHECK_EQ(dy.dim(1), weight.dim(1));
     MOE_CHECK_EQ(weight.dim(0), groups.num_groups());
     MOE_CHECK_EQ(h.dim(1), activation.gated ? 2 * ffn : ffn);
-    MOE_CHECK_EQ(h.dim(0), row_ids.defined() ? row_ids.dim(0) : dy.dim(0));
+    MOE_CHECK_EQ(h.dim(0), num_rows_of(dy, row_ids));
     const auto make = [&]<typename H>() {
         return run(
             BackwardProblem<H>{nullptr, nullptr, nullptr, gpu::device_data<bf16>(dy),

@@ -33,7 +33,7 @@ struct Bias {
 /// y_r = W_g x_r, plus the bias. Rows outside of all groups are left as they are.
 /// @param x       (R, in) bf16; with `row_ids` (T, in): row r is x[row_ids[r]]
 /// @param weight  (G, out, in) bf16
-/// @param row_ids  (R) i32 or undefined
+/// @param row_ids  (R) i32 or undefined; a negative one, of padding, is a row of zeros
 /// @param dtype   of y: bf16 or f32
 /// @return (R, out)
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const Bias& bias,
@@ -88,11 +88,25 @@ Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
                              const RowGroups& groups, cudaStream_t stream = nullptr);
 
 /// dW_g = sum over its rows of dy_r x_rᵀ; zero for a group without rows.
-/// @param x, row_ids  as of linear_forward()
+/// @param dy          (R, out) bf16; with `dy_row_ids` (T, out): row r is
+///                    dy[dy_row_ids[r]]
+/// @param x           (R, in) bf16; with `x_row_ids` (T, in), likewise
+/// @param dy_row_ids, x_row_ids  (R) i32 or undefined
 /// @param dtype  of dW: bf16 or f32
 /// @return (G, out, in)
-Tensor linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& row_ids,
-                              const RowGroups& groups, DType dtype,
-                              cudaStream_t stream = nullptr);
+Tensor linear_backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
+                              const Tensor& x_row_ids, const RowGroups& groups,
+                              DType dtype, cudaStream_t stream = nullptr);
+
+/// db_g = sum over its rows of row_scale_r dy_r; zero for a group without rows. One order
+/// of summing, whatever the run.
+/// @param dy         (R, out) bf16; with `row_ids` (T, out): row r is dy[row_ids[r]]
+/// @param row_scale  (R) f32, undefined means 1
+/// @param row_ids    (R) i32 or undefined
+/// @param dtype      of db: bf16 or f32
+/// @return (G, out)
+Tensor linear_backward_bias(const Tensor& dy, const Tensor& row_scale,
+                            const Tensor& row_ids, const RowGroups& groups, DType dtype,
+                            cudaStream_t stream = nullptr);
 
 }  // namespace moe::optimized

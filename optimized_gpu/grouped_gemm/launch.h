@@ -6,12 +6,18 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/tensor.h"
 #include "optimized_gpu/grouped_gemm/tile.h"
 
 namespace moe::optimized {
 
 inline unsigned tiles_of(std::int64_t length) {
     return unsigned((length + kLines - 1) / kLines);
+}
+
+/// Rows of x, or of what gathers from it.
+inline std::int64_t num_rows_of(const Tensor& x, const Tensor& row_ids) {
+    return row_ids.defined() ? row_ids.dim(0) : x.dim(0);
 }
 
 /// As many tiles as rows can need, wherever groups begin.

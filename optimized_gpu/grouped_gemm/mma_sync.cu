@@ -32,9 +32,7 @@ __global__ void __launch_bounds__(kThreads) grouped_rows_kernel(const RowsProble
     if (tile.group < 0) return;
     const std::int64_t first = tile.first_row;
     const int row = tile.tile * kLines, column = int(blockIdx.x) * kLines;
-    const bool gathers = p.row_ids != nullptr;
-    const Operand x = {gathers ? p.x : p.x + first * p.depth,
-                       gathers ? p.row_ids + first : nullptr, tile.rows, p.depth};
+    const Operand x = rows_of_group(p.x, p.row_ids, first, tile.rows, p.depth);
     const bool forward = kWeight == Along::depth;
     const Operand weight = {p.weight + std::int64_t(tile.group) * p.depth * p.columns,
                             nullptr, forward ? p.columns : p.depth,
@@ -55,7 +53,7 @@ template <typename Y>
 struct WeightProblem {
     Y* dweight;
     const bf16 *dy, *x;
-    const int *row_ids, *offsets;
+    const int *dy_row_ids, *x_row_ids, *offsets;
     int out, in;
 };
 
@@ -68,10 +66,8 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t first = p.offsets[group];
     const int rows = p.offsets[group + 1] - int(first);
     const int row = int(blockIdx.y) * kLines, column = int(blockIdx.x) * kLines;
-    const bool gathers = p.row_ids != nullptr;
-    const Operand dy = {p.dy + first * p.out, nullptr, rows, p.out};
-    const Operand x = {gathers ? p.x : p.x + first * p.in,
-                       gathers ? p.row_ids + first : nullptr, rows, p.in};
+    const Operand dy = rows_of_group(p.dy, p.dy_row_ids, first, rows, p.out);
+    const Operand x = rows_of_group(p.x, p.x_row_ids, first, rows, p.in);
     Sums sums;
     multiply<Along::lines, Along::lines, Vector>(sums, s, dy, row, x, column, rows);
     const std::int64_t target = (std::int64_t(group) * p.out + row) * p.in + column;
@@ -108,19 +104,20 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Bias& bias,
                                     int(groups.num_groups()),
                                     int(weight.dim(2)),
                                     int(weight.dim(1))};
-    const std::int64_t rows = row_ids.defined() ? row_ids.dim(0) : x.dim(0);
-    return multiply_rows<Along::depth>(problem, rows, stream);
+    return multiply_rows<Along::depth>(problem, num_rows_of(x, row_ids), stream);
 }
 
 template <typename Y>
-Tensor backward_weight(const Tensor& dy, const Tensor& x, const Tensor& row_ids,
-                       const RowGroups& groups, cudaStream_t stream) {
+Tensor backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
+                       const Tensor& x_row_ids, const RowGroups& groups,
+                       cudaStream_t stream) {
     const std::int64_t out = dy.dim(1), in = x.dim(1);
     Tensor dweight = gpu::device_empty<Y>({groups.num_groups(), out, in});
     const WeightProblem<Y> problem = {gpu::device_data<Y>(dweight),
                                       gpu::device_data<bf16>(dy),
                                       gpu::device_data<bf16>(x),
-                                      gpu::device_data<std::int32_t>(row_ids),
+                                      gpu::device_data<std::int32_t>(dy_row_ids),
+                                      gpu::device_data<std::int32_t>(x_row_ids),
                                       gpu::device_data<std::int32_t>(groups.offsets),
                                       int(out),
                                       int(in)};
@@ -164,13 +161,14 @@ Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
     return multiply_rows<Along::lines>(problem, dy.dim(0), stream);
 }
 
-Tensor linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& row_ids,
-                              const RowGroups& groups, DType dtype, cudaStream_t stream) {
-    MOE_CHECK_EQ(dy.dim(0), row_ids.defined() ? row_ids.dim(0) : x.dim(0));
+Tensor linear_backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
+                              const Tensor& x_row_ids, const RowGroups& groups,
+                              DType dtype, cudaStream_t stream) {
+    MOE_CHECK_EQ(num_rows_of(dy, dy_row_ids), num_rows_of(x, x_row_ids));
     if (dtype == DType::bf16)
-        return backward_weight<bf16>(dy, x, row_ids, groups, stream);
+        return backward_weight<bf16>(dy, dy_row_ids, x, x_row_ids, groups, stream);
     MOE_CHECK(dtype == DType::f32);
-    return backward_weight<float>(dy, x, row_ids, groups, stream);
+    return backward_weight<float>(dy, dy_row_ids, x, x_row_ids, groups, stream);
 }
 
 }  // namespace moe::optimized

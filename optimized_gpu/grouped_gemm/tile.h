@@ -22,12 +22,20 @@ inline constexpr int kChunk = 8;    ///< elements in 16 bytes, what one copy mov
 /// are its lines; they are its rows in memory, or its columns.
 struct Operand {
     const __nv_bfloat16* data;
-    const int* row_ids;  ///< row r lies at row_ids[r], or null: at r
+    const int* row_ids;  ///< row r lies at row_ids[r], or null: at r; negative: zeros
     int rows, width;     ///< what lies beyond counts as zero
     /// F, for the weights of a gated unit (2F, width): lines are then 16 of the gate, 16
     /// of what it gates, and so on, see row_of(). 0: lines are rows.
     int half = 0;
 };
+
+/// The rows of a group whose first of all rows is `first`.
+/// @param row_ids  of all rows, or null
+__device__ inline Operand rows_of_group(const __nv_bfloat16* data, const int* row_ids,
+                                        std::int64_t first, int rows, int width) {
+    if (row_ids == nullptr) return {data + first * width, nullptr, rows, width};
+    return {data, row_ids + first, rows, width};
+}
 
 // TUTORIAL: act(gate) * up wants both factors in one thread, but checkpoints hold all
 // gates first. A warp's 32 columns of the result are 16 gates and the 16 that they gate,
@@ -86,13 +94,10 @@ __device__ void load_tile(__nv_bfloat16* tile, const Operand& from, int first_li
         const int row = i / kChunks, chunk = i % kChunks;
         const int source_row = row_of(from, first_row + row);
         const int column = first_column + chunk * kChunk;
-        const bool inside = source_row >= 0;
-        std::int64_t at = 0;
-        if (inside) {
-            const int id =
-                from.row_ids == nullptr ? source_row : from.row_ids[source_row];
-            at = std::int64_t(id) * from.width + column;
-        }
+        const bool gathers = from.row_ids != nullptr && source_row >= 0;
+        const int id = gathers ? from.row_ids[source_row] : source_row;
+        const bool inside = id >= 0;
+        const std::int64_t at = inside ? std::int64_t(id) * from.width + column : 0;
         copy_chunk<Vector>(tile + chunk_at<kAlong>(row, chunk), from.data + at,
                            inside ? from.width - column : 0);
     }

@@ -123,9 +123,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const std::int64_t first = tile.first_row;
     const int row = tile.tile * kLines, column = int(blockIdx.x) * kLines;
     const int width = p.width(), rows = tile.rows - row;
-    const bool gathers = p.row_ids != nullptr;
-    const Operand x = {gathers ? p.x : p.x + first * p.depth,
-                       gathers ? p.row_ids + first : nullptr, tile.rows, p.depth};
+    const Operand x = rows_of_group(p.x, p.row_ids, first, tile.rows, p.depth);
     const Operand weight = {p.weight + std::int64_t(tile.group) * width * p.depth,
                             nullptr, width, p.depth, kGated ? p.ffn : 0};
     Sums sums;
@@ -169,7 +167,7 @@ UpProjection linear_forward_activation(const Tensor& x, const Tensor& weight,
     MOE_CHECK_EQ(x.dim(1), weight.dim(2));
     MOE_CHECK_EQ(weight.dim(0), groups.num_groups());
     MOE_CHECK(!activation.gated || weight.dim(1) % 2 == 0);
-    const std::int64_t rows = row_ids.defined() ? row_ids.dim(0) : x.dim(0);
+    const std::int64_t rows = num_rows_of(x, row_ids);
     const auto make = [&]<typename H>() {
         return run(
             UpProblem<H>{nullptr, nullptr, gpu::device_data<bf16>(x),

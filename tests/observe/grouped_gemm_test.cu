@@ -63,9 +63,10 @@ TEST(ObserveGroupedGemm, NoBankIsAskedTwiceAndNoSectorInVain) {
         expect_ideal(
             report_of([&] { linear_forward(o.x, o.weight, {}, {}, o.groups, dtype); }),
             2 * rows * in + 2 * 2 * out * in, element * rows * out);
-        expect_ideal(
-            report_of([&] { linear_backward_weight(o.dy, o.x, {}, o.groups, dtype); }),
-            2 * rows * (in + out), element * 3 * out * in);
+        expect_ideal(report_of([&] {
+                         linear_backward_weight(o.dy, {}, o.x, {}, o.groups, dtype);
+                     }),
+                     2 * rows * (in + out), element * 3 * out * in);
     }
     expect_ideal(report_of([&] { linear_backward_input(o.dy, o.weight, o.groups); }),
                  2 * rows * out + 2 * 2 * out * in, 2 * rows * in);
@@ -99,7 +100,7 @@ TEST(ObserveGroupedGemm, NothingRaces) {
         [&] {
             linear_forward(o.x, o.weight, {}, ids, o.groups, DType::bf16);
             linear_backward_input(o.dy, o.weight, o.groups);
-            linear_backward_weight(o.dy, o.x, {}, o.groups, DType::bf16);
+            linear_backward_weight(o.dy, {}, o.x, {}, o.groups, DType::bf16);
         },
         true);
     EXPECT_EQ(findings_of(report), "");

@@ -90,14 +90,6 @@ void expect_row(const BackwardProblem& b, const Backward& got, std::int64_t r,
     ASSERT_NEAR(got.dp[r], dp, magnitude * 1e-6 + 1e-6) << "row " << r;
 }
 
-/// The executor's fresh memory is NaN, so it shows what was left as it was.
-void expect_left(const GroupedRows& rows, const std::vector<float>& got) {
-    if (!gpu::is_emulated()) return;
-    const std::int64_t width = std::int64_t(got.size()) / rows.all_rows();
-    for (std::size_t i = rows.rows() * width; i < got.size(); ++i)
-        ASSERT_TRUE(std::isnan(got[i])) << "element " << i;
-}
-
 void expect_backward(const BackwardProblem& b) {
     SCOPED_TRACE(fmt::format("H {}, F {}, {} groups, function {}, gated {}, h {}",
                              b.rows.out, b.rows.in, b.rows.num_groups(),

@@ -81,9 +81,8 @@ TEST(OptimizedGroupedGemm, ForwardGathersRowsAndAddsAScaledBias) {
 }
 
 /// h exactly, and a = act(h) p in fp64, of a problem whose weights have `out` rows.
-void expect_up_projection(const Problem& p,
-                          const optimized::ExpertActivation& activation, DType dtype,
-                          bool bare) {
+void expect_up_projection(const Problem& p, const optimized::ExpertActivation& activation,
+                          DType dtype, bool bare) {
     const std::int64_t F = activation.gated ? p.out / 2 : p.out;
     const Matrix tokens(50, p.in, 3), w = p.weight(), bias(p.num_groups(), p.out, 4),
                                       probs(1, p.rows(), 2);
@@ -157,21 +156,30 @@ TEST(OptimizedGroupedGemm, BackwardInput) {
     }
 }
 
-void expect_weight_gradient(const Problem& p, DType dtype, bool gathers) {
-    const Matrix dy = p.rows_of(p.out, 3);
-    const Matrix x = gathers ? Matrix(50, p.in, 2) : p.rows_of(p.in, 2);
-    std::vector<std::int32_t> ids;
-    for (std::int64_t r = 0; r < dy.rows; ++r)
-        ids.push_back(gathers ? int(r * 17 % 50) : int(r));
+/// Which operand's rows are gathered.
+struct Gathers {
+    bool dy, x;
+};
+
+void expect_weight_gradient(const Problem& p, DType dtype, Gathers gathers) {
+    SCOPED_TRACE(fmt::format("out {}, in {}, {}, gathers {} {}", p.out, p.in,
+                             to_string(dtype), gathers.dy, gathers.x));
+    const Matrix dy = gathers.dy ? Matrix(50, p.out, 3) : p.rows_of(p.out, 3);
+    const Matrix x = gathers.x ? Matrix(50, p.in, 2) : p.rows_of(p.in, 2);
+    std::vector<std::int32_t> dy_ids, x_ids;
+    for (std::int64_t r = 0; r < p.all_rows(); ++r) {
+        dy_ids.push_back(gathers.dy ? int(r * 23 % 50) : int(r));
+        x_ids.push_back(gathers.x ? int(r * 17 % 50) : int(r));
+    }
     Matrix want(p.num_groups() * p.out, p.in);
     p.for_each_row([&](std::int64_t g, std::int64_t r) {
         for (std::int64_t o = 0; o < p.out; ++o)
             for (std::int64_t i = 0; i < p.in; ++i)
-                want.at(g * p.out + o, i) += dy.at(r, o) * x.at(ids[r], i);
+                want.at(g * p.out + o, i) += dy.at(dy_ids[r], o) * x.at(x_ids[r], i);
     });
     const std::vector<float> got = on_host(linear_backward_weight(
-        dy.on_device(), x.on_device(), gathers ? i32_on_device(ids) : Tensor(),
-        p.groups(), dtype));
+        dy.on_device(), gathers.dy ? i32_on_device(dy_ids) : Tensor(), x.on_device(),
+        gathers.x ? i32_on_device(x_ids) : Tensor(), p.groups(), dtype));
     ASSERT_EQ(got.size(), want.values.size());
     for (std::size_t i = 0; i < got.size(); ++i)
         ASSERT_EQ(got[i], rounded(want.values[i], dtype)) << "element " << i;
@@ -179,13 +187,39 @@ void expect_weight_gradient(const Problem& p, DType dtype, bool gathers) {
 
 TEST(OptimizedGroupedGemm, BackwardWeightIsZeroForGroupsWithoutRows) {
     gpu::register_device_memory();
-    for (const Problem& p : problems())
-        for (const DType dtype : {DType::f32, DType::bf16})
-            for (const bool gathers : {false, true}) {
-                SCOPED_TRACE(fmt::format("out {}, in {}, {}, {}", p.out, p.in,
-                                         to_string(dtype), gathers));
-                expect_weight_gradient(p, dtype, gathers);
-            }
+    for (const Problem& p : problems()) {
+        expect_weight_gradient(p, DType::f32, {false, false});
+        expect_weight_gradient(p, DType::bf16, {false, true});
+    }
+}
+
+TEST(OptimizedGroupedGemm, BackwardWeightGathersEitherOperand) {
+    gpu::register_device_memory();
+    for (const Problem& p : {Problem{{3, 0, 70}, 24, 136}, Problem{{4, 9}, 31, 9}}) {
+        expect_weight_gradient(p, DType::bf16, {true, false});
+        expect_weight_gradient(p, DType::f32, {true, true});
+    }
+}
+
+/// Padding rows belong to a group, but to no token.
+TEST(OptimizedGroupedGemm, ANegativeRowIdIsARowOfZeros) {
+    gpu::register_device_memory();
+    const Tensor ids = i32_on_device({-1, 2, -1});
+    for (const std::int64_t in : {40, 6, 9}) {
+        const Problem p = {{3}, 16, in, 0};
+        const Matrix x(3, in, 3), dy(3, p.out, 4);
+        Matrix gathered(3, in);
+        for (std::int64_t i = 0; i < in; ++i) gathered.at(1, i) = x.at(2, i);
+        expect_rows(p,
+                    linear_forward(x.on_device(), p.device_weight(), {}, ids, p.groups(),
+                                   DType::f32),
+                    plain_forward(p, gathered), DType::f32);
+        const auto weight_gradient = [&](const Matrix& of, const Tensor& row_ids) {
+            return on_host(linear_backward_weight(dy.on_device(), {}, of.on_device(),
+                                                  row_ids, p.groups(), DType::f32));
+        };
+        EXPECT_EQ(weight_gradient(x, ids), weight_gradient(gathered, {}));
+    }
 }
 
 TEST(OptimizedGroupedGemm, InEveryOrderOfThreadsAndCopies) {
@@ -197,7 +231,7 @@ TEST(OptimizedGroupedGemm, InEveryOrderOfThreadsAndCopies) {
                     linear_forward(x.on_device(), p.device_weight(), {}, {}, p.groups(),
                                    DType::bf16),
                     want, DType::bf16);
-        expect_weight_gradient({{70, 0, 3}, 24, 40}, DType::bf16, true);
+        expect_weight_gradient({{70, 0, 3}, 24, 40}, DType::bf16, {true, true});
     });
 }
 
