@@ -92,6 +92,47 @@ TEST(ObserveGroupedGemm, TheActivationCostsTheWritingOfItsResults) {
               "");
 }
 
+/// Groups begin at multiples of 8 rows, so that no two blocks share a sector of dp; the
+/// last 8 rows belong to none.
+struct BackwardOperands : OnDevice {
+    static constexpr std::int64_t kRows = 176, kAllRows = 184, kHidden = 208;
+    std::int64_t ffn;
+    Tensor dy = bf16_ones({kAllRows, kHidden}), weight = bf16_ones({3, kHidden, ffn}),
+           h = bf16_ones({kAllRows, 2 * ffn});
+    Tensor probs =
+        on_device<float>({kAllRows}, std::vector<float>(kAllRows, 0.5f), DType::f32);
+    RowGroups groups{on_device<std::int32_t>({4}, {0, 136, 136, kRows}, DType::i32)};
+
+    explicit BackwardOperands(std::int64_t F) : ffn(F) {}
+    void work(const Tensor& p = {}) const {
+        linear_backward_activation(dy, weight, h, p, {}, groups, {});
+    }
+};
+
+TEST(ObserveGroupedGemm, TheGradientOfTheActivationIsNeverInMemory) {
+    const BackwardOperands o(80);
+    const std::uint64_t rows = o.kRows, F = 80, H = o.kHidden;
+    expect_ideal(report_of([&] { o.work(); }),
+                 2 * rows * H + 2 * 2 * H * F + 2 * rows * 2 * F,
+                 2 * rows * 3 * F + 4 * rows);
+}
+
+TEST(ObserveGroupedGemm, PartsOfASumOverColumnTilesAreAddedInAKernelOfTheirOwn) {
+    const BackwardOperands o(144);
+    const Report report = report_of([&] { o.work(o.probs); }, true);
+    EXPECT_EQ(findings_of(report), "");
+    ASSERT_EQ(report.launches.size(), 2);
+    EXPECT_EQ(32 * report.launches[1].counters.stores.sectors, 4u * o.kRows);
+}
+
+TEST(ObserveGroupedGemm, ABiasReadsItsRowsOnce) {
+    const Operands o;
+    for (const DType dtype : {DType::bf16, DType::f32})
+        expect_ideal(
+            report_of([&] { linear_backward_bias(o.dy, {}, {}, o.groups, dtype); }),
+            2 * o.kRows * o.kOut, (dtype == DType::bf16 ? 2 : 4) * 3 * o.kOut);
+}
+
 TEST(ObserveGroupedGemm, NothingRaces) {
     const Operands o;
     const Tensor ids = on_device<std::int32_t>(
@@ -100,7 +141,8 @@ TEST(ObserveGroupedGemm, NothingRaces) {
         [&] {
             linear_forward(o.x, o.weight, {}, ids, o.groups, DType::bf16);
             linear_backward_input(o.dy, o.weight, o.groups);
-            linear_backward_weight(o.dy, {}, o.x, {}, o.groups, DType::bf16);
+            linear_backward_weight(o.dy, ids, o.x, {}, o.groups, DType::bf16);
+            linear_backward_bias(o.dy, {}, ids, o.groups, DType::bf16);
         },
         true);
     EXPECT_EQ(findings_of(report), "");

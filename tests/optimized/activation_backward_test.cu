@@ -122,8 +122,8 @@ void expect_backward(const BackwardProblem& b) {
 
 TEST(OptimizedActivationBackward, AnyWidths) {
     gpu::register_device_memory();
-    std::vector<std::int32_t> few_of_many(70);  // groups, more than a warp has lanes
-    few_of_many[31] = few_of_many[32] = few_of_many[69] = 2;
+    std::vector<std::int32_t> few_of_many(512);  // groups, more than a warp has lanes
+    few_of_many[31] = few_of_many[32] = few_of_many[511] = 2;
     const std::vector<GroupedRows> shapes = {
         {{0, 1, 0, 130}, 24, 40},  // rows: a tile, and more
         {{2, 0, 1}, 5, 7},         // the narrowest copies
@@ -133,6 +133,7 @@ TEST(OptimizedActivationBackward, AnyWidths) {
         {{3, 1}, 9, 257},          // three, the narrowest
         {{2}, 8, 4},               // rows of h, not F, are whole
         {{0, 0}, 16, 8},           // nothing at all
+        {{0}, 16, 8, 0},
         {few_of_many, 16, 8}};
     for (const GroupedRows& rows : shapes)
         for (const bool gated : {true, false})

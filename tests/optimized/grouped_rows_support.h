@@ -108,7 +108,7 @@ inline double activation_of(const optimized::ExpertActivation& activation, doubl
 
 /// The executor's fresh memory is NaN, so it shows what was left as it was.
 inline void expect_left(const GroupedRows& rows, const std::vector<float>& got) {
-    if (!gpu::is_emulated()) return;
+    if (!gpu::is_emulated() || rows.beyond == 0) return;
     const std::int64_t width = std::int64_t(got.size()) / rows.all_rows();
     for (std::size_t i = rows.rows() * width; i < got.size(); ++i)
         ASSERT_TRUE(std::isnan(got[i])) << "element " << i;

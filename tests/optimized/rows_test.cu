@@ -12,14 +12,15 @@ namespace {
 /// Of every width of copies; one row, none, many; more groups than a warp has lanes.
 const std::vector<GroupedRows>& problems() {
     static const std::vector<GroupedRows> all = [] {
-        std::vector<std::int32_t> few_of_many(70);
-        few_of_many[0] = few_of_many[31] = few_of_many[32] = few_of_many[69] = 2;
+        std::vector<std::int32_t> few_of_many(512);
+        few_of_many[0] = few_of_many[31] = few_of_many[32] = few_of_many[511] = 2;
         return std::vector<GroupedRows>{{{0, 1, 40, 0, 129}, 264, 0},
                                         {{3, 0, 9}, 130, 0},
                                         {{257}, 7, 0},
                                         {{5}, 1, 0},
                                         {few_of_many, 40, 0},
                                         {{0, 0}, 8, 0},
+                                        {{0}, 8, 0, 0},
                                         {{}, 8, 0},
                                         {{2}, 2064, 0}};
     }();
