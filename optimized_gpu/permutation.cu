@@ -43,10 +43,10 @@ int blocks_for(int count, int per_block) {
     return (count + per_block - 1) / per_block;
 }
 
-/// Lane k has the k-th row of the token, -1 where there is none.
-__device__ int load_rows_of_token(const int* token_rows, int token, int K) {
-    const int lane = lane_index();
-    return lane < K ? token_rows[std::int64_t(token) * K + lane] : -1;
+/// Lane i has row first + i of the token's, -1 where there is none.
+__device__ int load_rows_of_token(const int* token_rows, int token, int K, int first) {
+    const int k = first + lane_index();
+    return k < K ? token_rows[std::int64_t(token) * K + k] : -1;
 }
 
 /// The column of a lane in step 0 of its slice; the next steps are 32 vectors further on.
@@ -63,15 +63,16 @@ namespace {
 template <typename Vector>
 __device__ void copy_token(Vector* rows, const Vector* tokens, const int* token_rows,
                            int token, int K, int width) {
-    const int own_row = load_rows_of_token(token_rows, token, K);
     const Vector* from = tokens + std::int64_t(token) * width;
     Vector slice[kSteps] = {};
     for (int step = 0; step < kSteps; ++step) {
         const int column = first_column() + step * kLanes;
         if (column < width) slice[step] = from[column];
     }
+    int own_row = -1;
     for (int k = 0; k < K; ++k) {
-        const int row = __shfl_sync(kAllLanes, own_row, k);
+        if (k % kLanes == 0) own_row = load_rows_of_token(token_rows, token, K, k);
+        const int row = __shfl_sync(kAllLanes, own_row, k % kLanes);
         if (row < 0) break;  // rows come first
         Vector* to = rows + std::int64_t(row) * width;
         for (int step = 0; step < kSteps; ++step) {
@@ -163,38 +164,51 @@ __device__ void set_element(Vector& vector, int i, float number) {
     memcpy(reinterpret_cast<char*>(&vector) + i * sizeof(T), &value, sizeof(T));
 }
 
-/// A warp for a slice of each token. @tparam kMaxRows  at least K
-template <typename T, typename Vector, int kMaxRows>
+/// Some rows of a token, the same in all lanes.
+template <int kMaxRows>
+__device__ void load_group(int (&row)[kMaxRows], const int* token_rows, int token, int K,
+                           int first) {
+    const int own_row = load_rows_of_token(token_rows, token, K, first);
+    for (int k = 0; k < kMaxRows; ++k) row[k] = __shfl_sync(kAllLanes, own_row, k);
+}
+
+/// A warp for a slice of each token.
+/// @tparam kMaxRows  of a token, or, with kMore, that are summed at once: the next ones
+///                   follow until the token has no more
+template <typename T, typename Vector, int kMaxRows, bool kMore>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(Vector* output, const Vector* rows, const Vector* addend,
                    const int* token_rows, int num_tokens, int K, int width) {
     constexpr int kElements = sizeof(Vector) / sizeof(T);
     const int token = int(blockIdx.x) * kWarps + warp_index();
     if (token >= num_tokens) return;
-    const int own_row = load_rows_of_token(token_rows, token, K);
     int row[kMaxRows];
-    for (int k = 0; k < kMaxRows; ++k) row[k] = __shfl_sync(kAllLanes, own_row, k);
+    if (!kMore) load_group(row, token_rows, token, K, 0);
 
     const std::int64_t start = std::int64_t(token) * width;
 #pragma unroll 1
     for (int step = 0; step < kSteps; ++step) {
         const int column = first_column() + step * kLanes;
         const bool is_inside = column < width;
-        Vector gathered[kMaxRows] = {}, added = {};
-        for (int k = 0; k < kMaxRows; ++k)
-            if (is_inside && row[k] >= 0)
-                gathered[k] = rows[std::int64_t(row[k]) * width + column];
+        Vector added = {};
         if (is_inside && addend != nullptr) added = addend[start + column];
-        // TUTORIAL: a load takes hundreds of cycles, and a warp goes on until it needs
-        // the value. With all loads before the first addition the waits overlap; they fit
-        // because kMaxRows is known here, so that the array is registers. Left alone, the
-        // compiler saves registers and waits for one load after another; past a question
-        // to the whole warp it moves nothing.
-        if (!__any_sync(kAllLanes, is_inside)) return;
-
         float sum[kElements] = {};
-        for (int k = 0; k < kMaxRows; ++k)  // the zeros of absent rows change nothing
-            for (int i = 0; i < kElements; ++i) sum[i] += element<T>(gathered[k], i);
+        for (int first = 0; first < (kMore ? K : 1); first += kMaxRows) {
+            if (kMore) load_group(row, token_rows, token, K, first);
+            if (kMore && row[0] < 0) break;
+            Vector gathered[kMaxRows] = {};
+            for (int k = 0; k < kMaxRows; ++k)
+                if (is_inside && row[k] >= 0)
+                    gathered[k] = rows[std::int64_t(row[k]) * width + column];
+            // TUTORIAL: a load takes hundreds of cycles, and a warp goes on until it
+            // needs the value. With all loads before the first addition the waits
+            // overlap; they fit because kMaxRows is known here, so that the array is
+            // registers. Left alone, the compiler saves registers and waits for one load
+            // after another; past a question to the whole warp it moves nothing.
+            if (!__any_sync(kAllLanes, is_inside)) return;
+            for (int k = 0; k < kMaxRows; ++k)  // the zeros of absent rows change nothing
+                for (int i = 0; i < kElements; ++i) sum[i] += element<T>(gathered[k], i);
+        }
         Vector result;
         for (int i = 0; i < kElements; ++i)
             set_element<T>(result, i, sum[i] + element<T>(added, i));
@@ -202,12 +216,12 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-template <typename T, typename Vector, int kMaxRows>
+template <typename T, typename Vector, int kMaxRows, bool kMore = false>
 void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& addend,
                     const RowMap& map, cudaStream_t stream) {
     const int width = int(rows.dim(1) * sizeof(T) / sizeof(Vector));
     gpu::launch(
-        "combine_kernel", combine_kernel<T, Vector, kMaxRows>,
+        "combine_kernel", combine_kernel<T, Vector, kMaxRows, kMore>,
         {dim3(blocks_for(map.num_tokens, kWarps), blocks_for(width, kSliceVectors)),
          kThreads, 0, stream},
         static_cast<Vector*>(bytes_of(output)),
@@ -216,18 +230,20 @@ void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& adde
         gpu::device_data<int>(map.token_rows), map.num_tokens, map.topk, width);
 }
 
-/// As few registers as the token's choices need.
-template <typename T>
-void launch_combine_16(const Tensor& output, const Tensor& rows, const Tensor& addend,
-                       const RowMap& map, cudaStream_t stream) {
-    if (map.topk <= 4)
-        launch_combine<T, uint4, 4>(output, rows, addend, map, stream);
-    else if (map.topk <= 8)
-        launch_combine<T, uint4, 8>(output, rows, addend, map, stream);
-    else if (map.topk <= 16)
+/// As few registers as the token's rows need.
+template <typename T, typename Vector>
+void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& addend,
+                    const RowMap& map, cudaStream_t stream) {
+    if (map.topk > kMaxTopk)  // of which a token has few, as a rule
+        launch_combine<T, Vector, 8, true>(output, rows, addend, map, stream);
+    else if (sizeof(Vector) < 16 || map.topk > 16)
+        launch_combine<T, Vector, kMaxTopk>(output, rows, addend, map, stream);
+    else if (map.topk > 8)
         launch_combine<T, uint4, 16>(output, rows, addend, map, stream);
+    else if (map.topk > 4)
+        launch_combine<T, uint4, 8>(output, rows, addend, map, stream);
     else
-        launch_combine<T, uint4, kMaxTopk>(output, rows, addend, map, stream);
+        launch_combine<T, uint4, 4>(output, rows, addend, map, stream);
 }
 
 }  // namespace
@@ -243,21 +259,17 @@ Tensor combine(const Tensor& rows, const RowMap& map, const Tensor& addend,
         MOE_CHECK(addend.dtype() == rows.dtype());
     }
     const int bytes = vector_bytes(rows, bytes_of(addend));
-    if (rows.dtype() == DType::f32) {
-        if (bytes == 16)
-            launch_combine_16<float>(output, rows, addend, map, stream);
-        else
-            launch_combine<float, unsigned, kMaxTopk>(output, rows, addend, map, stream);
-    } else {
-        using Bf16 = __nv_bfloat16;
-        if (bytes == 16)
-            launch_combine_16<Bf16>(output, rows, addend, map, stream);
-        else if (bytes == 4)
-            launch_combine<Bf16, unsigned, kMaxTopk>(output, rows, addend, map, stream);
-        else
-            launch_combine<Bf16, unsigned short, kMaxTopk>(output, rows, addend, map,
-                                                           stream);
-    }
+    using Bf16 = __nv_bfloat16;
+    if (rows.dtype() == DType::f32 && bytes == 16)
+        launch_combine<float, uint4>(output, rows, addend, map, stream);
+    else if (rows.dtype() == DType::f32)
+        launch_combine<float, unsigned>(output, rows, addend, map, stream);
+    else if (bytes == 16)
+        launch_combine<Bf16, uint4>(output, rows, addend, map, stream);
+    else if (bytes == 4)
+        launch_combine<Bf16, unsigned>(output, rows, addend, map, stream);
+    else
+        launch_combine<Bf16, unsigned short>(output, rows, addend, map, stream);
     return output;
 }
 
@@ -265,56 +277,5 @@ Tensor permute_backward(const Tensor& drows, const RowMap& map, cudaStream_t str
     return combine(drows, map, Tensor(), stream);
 }
 //! [combine]
-
-namespace {
-
-/// One thread per row, of as many as there may be.
-__global__ void permute_probs_kernel(float* row_probs, const float* weights,
-                                     const int* row_slot, const int* num_rows) {
-    const std::int64_t r = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (r >= *num_rows) return;
-    const int slot = row_slot[r];
-    row_probs[r] = slot < 0 ? 0.0f : weights[slot];
-}
-
-/// One thread per row, of as many as there may be; each choice has at most one row.
-__global__ void permute_probs_backward_kernel(float* dweights, const float* drow_probs,
-                                              const int* row_slot, const int* num_rows) {
-    const std::int64_t r = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (r >= *num_rows) return;
-    const int slot = row_slot[r];
-    if (slot >= 0) dweights[slot] = drow_probs[r];
-}
-
-const int* num_rows_of(const RowMap& map) {
-    return gpu::device_data<int>(map.offsets) + map.num_experts;
-}
-
-}  // namespace
-
-Tensor permute_probs(const Tensor& weights, const RowMap& map, cudaStream_t stream) {
-    MOE_CHECK_EQ(weights.numel(), map.token_rows.numel());
-    Tensor row_probs = gpu::device_empty<float>({map.capacity});
-    gpu::launch("permute_probs_kernel", permute_probs_kernel,
-                gpu::one_thread_per(map.capacity, stream),
-                gpu::device_data<float>(row_probs), gpu::device_data<float>(weights),
-                gpu::device_data<int>(map.row_slot), num_rows_of(map));
-    return row_probs;
-}
-
-Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
-                              cudaStream_t stream) {
-    MOE_CHECK_EQ(drow_probs.numel(), map.capacity);
-    Tensor dweights = gpu::device_empty<float>({map.num_tokens, map.topk});
-    if (map.num_tokens == 0) return dweights;
-    float* const target = gpu::device_data<float>(dweights);
-    gpu::check(cudaMemsetAsync(target, 0, dweights.size_bytes(), stream),
-               "cudaMemsetAsync");
-    gpu::launch("permute_probs_backward_kernel", permute_probs_backward_kernel,
-                gpu::one_thread_per(map.capacity, stream), target,
-                gpu::device_data<float>(drow_probs), gpu::device_data<int>(map.row_slot),
-                num_rows_of(map));
-    return dweights;
-}
 
 }  // namespace moe::optimized

@@ -2,60 +2,34 @@
 
 #include "optimized_gpu/row_map.h"
 
-#include <algorithm>
 #include <climits>
 
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
-#include "optimized_gpu/warp.h"
+#include "optimized_gpu/row_map_chunks.h"
 
 namespace moe::optimized {
 
 //! [make_row_map]
 namespace {
 
-/// More chunks keep more multiprocessors busy, and leave more counters to add up.
-constexpr int kMaxChunks = 256;
-
-/// Chunks of consecutive tokens, one for each block; in it a piece for each warp.
-struct Chunks {
-    int tokens_per_warp = 0, tokens = 0, count = 0;
-
-    Chunks(int num_tokens, int topk) {
-        // Whole steps: a warp takes as many tokens at once as have room in its lanes.
-        const int step = kWarps * (kLanes / topk);
-        const int wanted = num_tokens / kMaxChunks + (num_tokens % kMaxChunks > 0);
-        tokens = std::max(1, (wanted + step - 1) / step) * step;
-        tokens_per_warp = tokens / kWarps;
-        count = num_tokens / tokens + (num_tokens % tokens > 0);
-    }
-};
-
-struct ChunkCounts {
-    int counts[kMaxExperts];
-};
-
 /// How often each expert is chosen: in each chunk of `choices` ids, and in all.
 __global__ void __launch_bounds__(kThreads)
     count_choices_kernel(int* chunk_counts, int* totals, const int* ids, int num_choices,
                          int choices, int E) {
     auto& s = gpu::shared_memory<ChunkCounts>();
-    const int t = int(threadIdx.x), chunk = int(blockIdx.x);
+    const int t = int(threadIdx.x);
     for (int e = t; e < E; e += kThreads) s.counts[e] = 0;
     __syncthreads();
-    const std::int64_t first = std::int64_t(chunk) * choices;
+    const std::int64_t first = std::int64_t(blockIdx.x) * choices;
     const int end = int(min(first + choices, std::int64_t(num_choices)));
     for (int i = int(first) + t; i < end; i += kThreads) {
         const int e = ids[i];
         if (e >= E) __trap();  // rather than a row that nobody asked for
-        // TUTORIAL: sums of whole numbers do not depend on the order of the atomics.
         if (e >= 0) atomicAdd(&s.counts[e], 1);
     }
     __syncthreads();
-    for (int e = t; e < E; e += kThreads) {
-        chunk_counts[chunk * E + e] = s.counts[e];
-        if (s.counts[e] > 0) atomicAdd(&totals[e], s.counts[e]);
-    }
+    add_chunk(chunk_counts, totals, s, E);
 }
 
 __device__ int padded(int count, int padding) {
@@ -76,7 +50,8 @@ struct ScanSums {
 /// Counts of chunks become rows, in place.
 __global__ void __launch_bounds__(kThreads)
     place_chunks_kernel(int* chunk_rows, int* offsets, int* row_token, int* row_slot,
-                        const int* totals, int num_chunks, int E, int padding) {
+                        const int* totals, int num_chunks, int E, int padding,
+                        int capacity) {
     auto& s = gpu::shared_memory<ScanSums>();
     const int lane = lane_index(), warp = warp_index();
     const int first_expert = int(blockIdx.x) * kLanes, e = first_expert + lane;
@@ -105,6 +80,7 @@ __global__ void __launch_bounds__(kThreads)
     const int total = is_expert ? totals[e] : 0, rows = padded(total, padding);
     int row = warp_sum_before(rows);
     for (int w = 0; w < kWarps; ++w) row += s.before[w];
+    if (is_expert && row + rows > capacity) __trap();  // rather than rows out of bounds
     if (warp == 0) {
         s.last[lane] = row + total;
         s.next[lane] = row + rows;
@@ -126,10 +102,6 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-struct NextRows {
-    int rows[kWarps][kMaxExperts];
-};
-
 /// Counts the choices of each warp's tokens, and turns the counts into the first row that
 /// the warp may fill at each expert.
 __device__ void find_first_rows(NextRows& s, const int* chunk_rows, const int* ids,
@@ -141,14 +113,7 @@ __device__ void find_first_rows(NextRows& s, const int* chunk_rows, const int* i
     for (int i = begin + lane_index(); i < end; i += kLanes)
         if (ids[i] >= 0) atomicAdd(&s.rows[warp][ids[i]], 1);
     __syncthreads();
-    for (int e = t; e < E; e += kThreads) {
-        int row = chunk_rows[int(blockIdx.x) * E + e];
-        for (int w = 0; w < kWarps; ++w) {
-            const int count = s.rows[w][e];
-            s.rows[w][e] = row;
-            row += count;
-        }
-    }
+    turn_counts_into_rows(s, chunk_rows, E);
     __syncthreads();
 }
 
@@ -209,56 +174,79 @@ void check_sizes(const Tensor& ids, int num_experts, int padding) {
         reject(
             "moe_router_topk", ids.dim(1),
             "optimized_gpu takes 1 to 32 experts per token; naive_gpu takes any number");
+    check_experts(num_experts, padding);
+    check_choices("tokens * moe_router_topk", ids.numel());
+}
+
+}  // namespace
+
+void check_experts(std::int64_t num_experts, int padding) {
     if (num_experts < 1 || num_experts > kMaxExperts)
         reject("num_moe_experts", num_experts,
                "optimized_gpu takes 1 to 1024 experts; naive_gpu takes any number");
     if (padding != 1 && padding != 16 && padding != 32)
         reject("padding", padding, "1, 16 or 32 rows");
+}
+
+void check_choices(const char* name, std::int64_t num_choices) {
     // Row numbers are i32; so is the index of the last padding row of the last expert.
     const std::int64_t most = INT_MAX - std::int64_t(kMaxExperts) * 32;
-    if (ids.numel() > most)
-        reject("tokens * moe_router_topk", ids.numel(),
+    if (num_choices > most)
+        reject(name, num_choices,
                fmt::format("optimized_gpu takes at most {}; naive_gpu takes more", most));
 }
 
-}  // namespace
+RowMap begin_row_map(int num_tokens, int topk, int num_experts, int padding,
+                     std::int64_t capacity, int num_chunks, cudaStream_t stream) {
+    RowMap map;
+    map.num_tokens = num_tokens;
+    map.topk = topk;
+    map.num_experts = num_experts;
+    map.padding = padding;
+    map.capacity = capacity;
+    for (Tensor* rows : {&map.row_token, &map.row_slot})
+        *rows = gpu::device_empty<int>({capacity});
+    map.token_rows = gpu::device_empty<int>({num_tokens, topk});
+    map.offsets = gpu::device_empty<int>({num_experts + 1});
+    map.tokens_per_expert = gpu::device_empty<int>({num_experts});
+    map.chunk_rows = gpu::device_empty<int>({num_chunks, num_experts});
+    gpu::check(cudaMemsetAsync(gpu::device_data<int>(map.tokens_per_expert), 0,
+                               map.tokens_per_expert.size_bytes(), stream),
+               "cudaMemsetAsync");
+    return map;
+}
+
+void place_chunks(RowMap& map, cudaStream_t stream) {
+    gpu::launch(
+        "place_chunks_kernel", place_chunks_kernel,
+        {(map.num_experts + kLanes - 1) / kLanes, kThreads, sizeof(ScanSums), stream},
+        gpu::device_data<int>(map.chunk_rows), gpu::device_data<int>(map.offsets),
+        gpu::device_data<int>(map.row_token), gpu::device_data<int>(map.row_slot),
+        gpu::device_data<int>(map.tokens_per_expert), int(map.chunk_rows.dim(0)),
+        map.num_experts, map.padding, int(map.capacity));
+}
 
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
                     cudaStream_t stream) {
     check_sizes(ids, num_experts, padding);
-    RowMap map;
-    const int T = map.num_tokens = int(ids.dim(0)), K = map.topk = int(ids.dim(1));
-    const int E = map.num_experts = num_experts;
-    const Chunks chunks(T, K);
-    map.padding = padding;
+    const int T = int(ids.dim(0)), K = int(ids.dim(1)), E = num_experts;
+    const Chunks chunks(T, kLanes / K);
     // Each expert that has a row may have padding - 1 empty ones, and ends at a multiple.
     const std::int64_t experts_with_rows = std::min<std::int64_t>(E, ids.numel());
-    map.capacity = ids.numel() + experts_with_rows * (padding - 1);
-    map.capacity -= map.capacity % padding;
+    std::int64_t capacity = ids.numel() + experts_with_rows * (padding - 1);
+    capacity -= capacity % padding;
 
-    for (Tensor* rows : {&map.row_token, &map.row_slot})
-        *rows = gpu::device_empty<int>({map.capacity});
-    map.token_rows = gpu::device_empty<int>({T, K});
-    map.offsets = gpu::device_empty<int>({E + 1});
-    map.tokens_per_expert = gpu::device_empty<int>({E});
-    map.chunk_rows = gpu::device_empty<int>({chunks.count, E});
+    RowMap map = begin_row_map(T, K, E, padding, capacity, chunks.count, stream);
     int* const chunk_rows = gpu::device_data<int>(map.chunk_rows);
-    int* const row_token = gpu::device_data<int>(map.row_token);
-    int* const row_slot = gpu::device_data<int>(map.row_slot);
-    int* const totals = gpu::device_data<int>(map.tokens_per_expert);
     const int* const choices = gpu::device_data<int>(ids);
-
-    gpu::check(cudaMemsetAsync(totals, 0, map.tokens_per_expert.size_bytes(), stream),
-               "cudaMemsetAsync");
     gpu::launch("count_choices_kernel", count_choices_kernel,
-                {chunks.count, kThreads, sizeof(ChunkCounts), stream}, chunk_rows, totals,
-                choices, T * K, chunks.tokens * K, E);
-    gpu::launch("place_chunks_kernel", place_chunks_kernel,
-                {(E + kLanes - 1) / kLanes, kThreads, sizeof(ScanSums), stream},
-                chunk_rows, gpu::device_data<int>(map.offsets), row_token, row_slot,
-                totals, chunks.count, E, padding);
+                {chunks.count, kThreads, sizeof(ChunkCounts), stream}, chunk_rows,
+                gpu::device_data<int>(map.tokens_per_expert), choices, T * K,
+                chunks.tokens * K, E);
+    place_chunks(map, stream);
     gpu::launch("place_choices_kernel", place_choices_kernel,
-                {chunks.count, kThreads, sizeof(NextRows), stream}, row_token, row_slot,
+                {chunks.count, kThreads, sizeof(NextRows), stream},
+                gpu::device_data<int>(map.row_token), gpu::device_data<int>(map.row_slot),
                 gpu::device_data<int>(map.token_rows), chunk_rows, choices, T, K, E,
                 chunks.tokens_per_warp);
     return map;

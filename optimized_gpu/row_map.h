@@ -12,8 +12,8 @@
 
 namespace moe::optimized {
 
-/// The most choices of a token, and the most experts, that these kernels take: the lanes
-/// of a warp, and what a block's counters hold.
+/// The most choices in a token's list, and the most experts, that these kernels take: the
+/// lanes of a warp, and what a block's counters hold.
 inline constexpr int kMaxTopk = 32, kMaxExperts = 1024;
 
 /// Rows are in ascending order of expert, and of token within an expert; behind those of
@@ -42,5 +42,18 @@ struct RowMap {
 /// @param ids      (T, K) i32 on the device: experts, in any order; negative: none
 /// @param padding  1, 16 or 32
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding, cudaStream_t stream);
+
+/// The same for a map with a column for each expert, in which a token may have any number
+/// of them: topk is E, and choice t * E + e stands where (t, e) does, so that
+/// permute_probs() and its backward take probabilities (T, E). token_rows (T, E) begins
+/// with the rows that the token has.
+/// @param routing_map  (T, E) u8 on the device, not 0: the token goes to the expert
+RowMap make_row_map_of_dense(const Tensor& routing_map, int padding, cudaStream_t stream);
+
+/// The same where the caller knows that no expert has more tokens than `most_per_expert`,
+/// e.g. its capacity: room is allocated for E times as many (padded), not for T E. More
+/// tokens than there is room for stop the kernel.
+RowMap make_row_map_of_dense(const Tensor& routing_map, std::int64_t most_per_expert,
+                             int padding, cudaStream_t stream);
 
 }  // namespace moe::optimized

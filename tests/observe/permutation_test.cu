@@ -169,7 +169,8 @@ TEST_F(ObservePermutation, CountsWithoutWaitingOrWaste) {
     const Counters ids = at(report, "row_map.cu", "const int e = ids[i]");
     EXPECT_EQ(ids.loads.sectors, ids.loads.ideal_sectors);
     EXPECT_EQ(at(report, "row_map.cu", "token_rows[slot - lane").stores.requests, 8u);
-    const Counters columns = at(report, "row_map.cu", "const int count = s.rows[w][e]");
+    const Counters columns =
+        at(report, "row_map_chunks.h", "const int count = s.rows[w][e]");
     EXPECT_EQ(columns.shared.wavefronts, columns.shared.ideal_wavefronts);
 }
 
