@@ -8,10 +8,7 @@
 
 namespace moe::optimized {
 
-RoutingRule make_routing_rule(const MoEConfig& config) {
-    if (config.is_sinkhorn())
-        reject("moe_router_load_balancing_type", "sinkhorn",
-               "optimized_gpu has none; naive_gpu has");
+void check_router_limits(const MoEConfig& config) {
     if (config.moe_router_dtype == "fp64")
         reject("moe_router_dtype", "fp64",
                "optimized_gpu routes in fp32; naive_gpu routes in fp64");
@@ -23,6 +20,13 @@ RoutingRule make_routing_rule(const MoEConfig& config) {
         reject("moe_router_topk", config.moe_router_topk,
                fmt::format("at most {} in optimized_gpu; naive_gpu takes more",
                            kMostChoices));
+}
+
+RoutingRule make_routing_rule(const MoEConfig& config) {
+    if (config.is_sinkhorn())
+        reject("moe_router_load_balancing_type", "sinkhorn",
+               "optimized_gpu has none; naive_gpu has");
+    check_router_limits(config);
     const std::string& name = config.moe_router_score_function;
     RoutingRule rule;
     rule.num_experts = int(config.num_experts());

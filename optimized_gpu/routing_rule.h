@@ -42,6 +42,10 @@ struct RoutingRule {
     }
 };
 
+/// InputError for routers that no kernel of this tier holds: fp64, K > 32, E > 1024;
+/// naive_gpu does.
+void check_router_limits(const MoEConfig& config);
+
 /// The rule of a finalized config. InputError for what these kernels do not do: sinkhorn,
 /// fp64, K > 32, E > 1024; naive_gpu does.
 RoutingRule make_routing_rule(const MoEConfig& config);

@@ -1,0 +1,44 @@
+/// @file
+/// Routing with sinkhorn: in training balanced affinities choose, outside it plain
+/// scores. Source: router.py, TopKRouter.sinkhorn_load_balancing; moe_utils.py, sinkhorn.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/config.h"
+#include "core/tensor.h"
+
+namespace moe::optimized {
+
+struct SinkhornRouting {
+    Tensor ids;      ///< (T, K) i32, best first
+    Tensor weights;  ///< (T, K) f32 scores of the chosen, not renormalised
+    /// (T), (E) f32, in training: d0, d1 of the balanced affinities d0_t exp(x_te) d1_e,
+    /// whose rows and columns sum to 1/T and 1/E up to the tolerance of Megatron's loop.
+    /// TUTORIAL: kept, because cudaFree() would wait for the kernel that uses them.
+    Tensor row_factors, column_factors;
+};
+
+/// ③ with sinkhorn. Scores are a softmax over E, or, with K = 1, a sigmoid, in fp32. In
+/// training the affinities choose, else the scores; equal ones: the lower expert.
+///
+/// In training the host waits for the device once a round, for E + 1 numbers: whether the
+/// factors rest, and the loop with them, the data decide. A round is two launches; one
+/// launch comes before the rounds, one after them. Outside training it is one launch and
+/// no wait. The same bits every time.
+///
+/// InputError for logits so large that exp() overflows, for NaN, and for logits so uneven
+/// that the loop does not settle within 10 000 rounds (Megatron would go on forever); for
+/// E > 1024, K > 32 and fp64, as make_routing_rule().
+/// @param logits (T, E) f32
+SinkhornRouting route_sinkhorn(const Tensor& logits, const MoEConfig& config,
+                               bool training, cudaStream_t stream);
+
+/// ⑱ with sinkhorn: adds to dlogits (T, E) f32. The choice has no gradient. One launch.
+/// @param dweights (T, K) f32 @param ids (T, K) i32, from route_sinkhorn()
+/// @param logits (T, E) f32
+void route_sinkhorn_backward(Tensor& dlogits, const Tensor& dweights, const Tensor& ids,
+                             const Tensor& logits, const MoEConfig& config,
+                             cudaStream_t stream);
+
+}  // namespace moe::optimized
