@@ -20,8 +20,9 @@ __device__ inline unsigned lanes_before() {
     return (1u << lane_index()) - 1u;
 }
 
-/// The sum over all lanes, in each of them.
-__device__ inline int warp_sum(int value) {
+/// The sum over all lanes, in one order: every lane gets the same bits.
+template <typename T>
+__device__ T warp_sum(T value) {
     for (int distance = kLanes / 2; distance > 0; distance /= 2)
         value += __shfl_xor_sync(kAllLanes, value, distance);
     return value;

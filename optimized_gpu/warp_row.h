@@ -50,13 +50,6 @@ __device__ inline unsigned slot_of(int index, int lane) {
     return index % kLanes == lane ? 1u << (index / kLanes) : 0u;
 }
 
-/// Σ over the lanes, in one order: every lane gets the same bits.
-__device__ inline float warp_sum(float value) {
-    for (int step = kLanes / 2; step > 0; step /= 2)
-        value += __shfl_xor_sync(kAllLanes, value, step);
-    return value;
-}
-
 __device__ inline float warp_max(float value) {
     for (int step = kLanes / 2; step > 0; step /= 2)
         value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));

@@ -1,0 +1,87 @@
+/// @file
+/// What keeps experts evenly used: auxiliary losses, z-loss, the expert bias; all on the
+/// device, for a layer on one rank. What the losses sum up, route() has summed; their way
+/// back to the logits is route_backward()'s. Source: router.py, TopKRouter; moe_utils.py,
+/// switch_load_balancing_loss_func, z_loss_func, get_updated_expert_bias.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/config.h"
+#include "core/tensor.h"
+#include "optimized_gpu/routing.h"
+
+namespace moe::optimized {
+
+/// Which losses there are, and how much each weighs: the fields of MoEConfig that kernels
+/// need, which take it by value.
+struct LossRule {
+    int num_experts = 0;    ///< E
+    int topk = 0;           ///< K
+    int num_sequences = 1;  ///< B, at least 1
+    double aux_loss_coeff = 0.0, seq_aux_loss_coeff = 0.0;
+    double global_aux_loss_coeff = 0.0;  ///< as the two above, 0: there is no such loss
+    bool has_z_loss = false;
+    double z_loss_coeff = 0.0;  ///< 0 is shown, and has no gradient
+    bool per_token = false;     ///< calculate_per_token_loss
+
+    bool has_balancing() const {
+        return aux_loss_coeff > 0.0 || seq_aux_loss_coeff > 0.0 ||
+               global_aux_loss_coeff > 0.0;
+    }
+};
+
+/// The losses of a finalized config. @param micro_batch  B, sequences
+LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch);
+
+/// The losses of one micro-batch.
+struct AuxiliaryLosses {
+    std::vector<std::string> names;  ///< as in naive_gpu's Losses
+    /// (n) f64, in the order of names, before their coefficients; undefined without any.
+    Tensor values;
+    // For LossGradients
+    Tensor dscores;  ///< (P, E) f32; undefined without a load-balancing loss
+    Tensor z_scale;  ///< (1) f32; undefined without a z-loss
+};
+
+/// ⑤ in one launch by one block; no launch when there is no loss. Each load-balancing
+/// loss is, over a population of N valid tokens with counts n_e,
+///
+///     loss = E / (K N²) * Σ_e n_e Σ_t scores[t, e]
+///
+/// | loss | population |
+/// |---|---|
+/// | load_balancing_loss | all tokens |
+/// | seq_load_balancing_loss | each sequence, of N / B tokens on average; their mean |
+/// | global_load_balancing_loss | all, with n_e the mean over the micro-batches so far |
+/// | z_loss | mean_t lse_t² over all tokens |
+///
+/// Without a valid token all are 0. Gradients are those of the loss times its
+/// coefficient, and times N where the config sums losses over tokens.
+/// @param statistics     of P populations: B with a seq_aux_loss, see count_populations()
+/// @param global_counts  (E + 1) f64: tokens of each expert since reset_counts(), then
+///                       how many micro-batches; this one is added. Left alone, and may
+///                       be undefined, without a global_aux_loss
+AuxiliaryLosses auxiliary_losses(const LossStatistics& statistics, Tensor& global_counts,
+                                 const LossRule& rule, cudaStream_t stream = nullptr);
+
+/// The losses' own scores, for who wants to see them: softmax over all E experts, or
+/// σ / √softplus normalised over all E. Source: moe_utils.py,
+/// compute_routing_scores_for_aux_loss.
+/// @param logits (T, E) f32 @return (T, E) f32
+Tensor compute_aux_scores(const Tensor& logits, const RoutingRule& rule,
+                          cudaStream_t stream = nullptr);
+
+/// bias_e + update_rate * sign(mean(n) - n_e), in fp32.
+/// @param expert_bias (E) f32 @param tokens_per_expert (E) i64 @return (E) f32
+Tensor get_updated_expert_bias(const Tensor& expert_bias, const Tensor& tokens_per_expert,
+                               double update_rate, cudaStream_t stream = nullptr);
+
+/// Counts start afresh, those of the expert bias or of the global loss.
+void reset_counts(Tensor& counts, cudaStream_t stream = nullptr);
+
+}  // namespace moe::optimized
