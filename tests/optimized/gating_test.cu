@@ -9,8 +9,13 @@
 
 #include "core/transfer.h"
 #include "gpu/counters.h"
+#include "gpu/launch.h"
+#include "gpu/stream.h"
 #include "gpu/tensor.h"
 #include "tests/conformance/modes.h"
+#ifndef __CUDACC__
+#include "tests/gpu/held_streams.h"
+#endif
 #include "tests/optimized/routing_support.h"
 
 namespace moe::test {
@@ -216,6 +221,39 @@ TEST(OptimizedGating, LogitsBetweenFp64AndFp32) {
         EXPECT_EQ(values_of(wide), values_of(narrow));
     }
 }
+
+#if !defined(__CUDACC__) && !defined(MOE_CHECKED)  // which fills in the default stream
+// Work that landed in the default stream would come after all that needs it.
+TEST(OptimizedGating, StaysInItsStream) {
+    const Tensor x = random_thirds({520, 20}, DType::f32, 1);
+    const Tensor weight = random_thirds({3, 20}, DType::f32, 2);
+    // All tensors, because to free one is to wait
+    const auto run = [&](Tensor dhidden, cudaStream_t stream) {
+        using namespace optimized;
+        const Tensor logits = gating_forward(x, weight, {}, stream);
+        const Tensor wide = cast_logits(logits, DType::f64, stream);
+        const Tensor dlogits = cast_logits(wide, DType::f32, stream);
+        const Tensor dweight = gating_backward_weight(dlogits, x, stream);
+        const Tensor dbias = gating_backward_bias(dlogits, stream);
+        const Tensor again = gating_forward(x, dweight, dbias, stream);
+        gating_backward_input(dhidden, again, dweight, stream);
+        const Tensor last = cast_logits(dhidden, DType::f64, stream);
+        return std::vector{logits, wide, dlogits, dweight, dbias, again, dhidden, last};
+    };
+    const auto want = gpu::to_host<double>(run(x.clone(), nullptr).back());
+    for (const char* order : kStreamOrders)
+        for (const bool default_first : {false, true}) {  // or what is there comes first
+            const Tensor dhidden = x.clone();
+            gpu::synchronize();
+            const HeldStreams held(order);
+            const gpu::Stream own;
+            const std::vector<Tensor> all = run(dhidden, own.get());
+            if (default_first) gpu::check(cudaStreamSynchronize(nullptr), "default");
+            gpu::check(cudaStreamSynchronize(own.get()), "stream");
+            EXPECT_EQ(gpu::to_host<double>(all.back()), want);
+        }
+}
+#endif
 
 TEST(OptimizedGating, RefusesOtherTypes) {
     const Tensor x = random_thirds({2, 8}, DType::bf16, 1);

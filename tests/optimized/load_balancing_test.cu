@@ -5,7 +5,11 @@
 #include <tuple>
 
 #include "gpu/counters.h"
+#include "gpu/stream.h"
 #include "tests/conformance/modes.h"
+#ifndef __CUDACC__
+#include "tests/gpu/held_streams.h"
+#endif
 #include "tests/optimized/load_balancing_support.h"
 
 namespace moe::test {
@@ -197,6 +201,45 @@ TEST(OptimizedExpertBias, CountsStartAfresh) {
     EXPECT_EQ(gpu::counters().host_waits, before);
     EXPECT_EQ(gpu::to_host<std::int64_t>(counts), std::vector<std::int64_t>(3, 0));
 }
+
+#if !defined(__CUDACC__) && !defined(MOE_CHECKED)  // which fills in the default stream
+// Work that landed in the default stream would come after all that needs it.
+TEST(OptimizedLosses, StayInTheirStream) {
+    const LossRule rule = make_rule(6, 2, 1, 15);
+    RoutingRule routing;
+    routing.num_experts = 6;
+    const auto statistics = upload(make_statistics(rule, 1, 9, 5));
+    const Tensor counts = on_device(std::vector<std::int64_t>{1, 2, 3, 4, 5, 6}, {6});
+    // All tensors, because to free one is to wait
+    const auto run = [&](Tensor global, cudaStream_t stream) {
+        using namespace optimized;
+        const auto first = auxiliary_losses(statistics, global, rule, stream);
+        reset_counts(global, stream);
+        const auto losses = auxiliary_losses(statistics, global, rule, stream);
+        // What is in dscores serves as logits, and the scores as a bias
+        const Tensor scores = compute_aux_scores(losses.dscores, routing, stream);
+        const Tensor bias =
+            get_updated_expert_bias(scores.reshaped({6}), counts, 0.5, stream);
+        const Tensor updated = get_updated_expert_bias(bias, counts, 0.5, stream);
+        const Tensor last = compute_aux_scores(updated.reshaped({1, 6}), routing, stream);
+        return std::vector{first.values,   first.dscores,  first.z_scale, losses.values,
+                           losses.dscores, losses.z_scale, scores,        bias,
+                           global,         updated,        last};
+    };
+    const std::vector<Tensor> want = run(zero_counts(rule), nullptr);
+    for (const char* order : kStreamOrders) {
+        const Tensor global = zero_counts(rule);
+        const HeldStreams held(order);
+        const gpu::Stream own;
+        const std::vector<Tensor> got = run(global, own.get());
+        gpu::check(cudaStreamSynchronize(own.get()), "stream");
+        for (const std::size_t f32 : {4, 5, 6, 7, 9, 10})
+            EXPECT_EQ(gpu::to_host<float>(got[f32]), gpu::to_host<float>(want[f32]));
+        for (const std::size_t f64 : {0, 3, 8})
+            EXPECT_EQ(gpu::to_host<double>(got[f64]), gpu::to_host<double>(want[f64]));
+    }
+}
+#endif
 
 }  // namespace
 }  // namespace moe::test
