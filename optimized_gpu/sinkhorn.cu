@@ -258,10 +258,10 @@ SinkhornRouting route_sinkhorn(const Tensor& logits, const MoEConfig& config,
     MOE_CHECK_EQ(E, config.num_experts());
     SinkhornRouting routing{gpu::device_empty<int>({T, K}),
                             gpu::device_empty<float>({T, K}), Tensor(), Tensor()};
-    if (training) {
+    if (training && T > 0) {
         routing.row_factors = gpu::device_empty<float>({T});
         routing.column_factors = gpu::device_empty<float>({E});
-        if (T > 0) balance(routing, logits, stream);
+        balance(routing, logits, stream);
     }
     const ChoicePointers to = {
         gpu::device_data<int>(routing.ids),

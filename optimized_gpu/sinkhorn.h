@@ -13,9 +13,10 @@ namespace moe::optimized {
 struct SinkhornRouting {
     Tensor ids;      ///< (T, K) i32, best first
     Tensor weights;  ///< (T, K) f32 scores of the chosen, not renormalised
-    /// (T), (E) f32, in training: d0, d1 of the balanced affinities d0_t exp(x_te) d1_e,
-    /// whose rows and columns sum to 1/T and 1/E up to the tolerance of Megatron's loop.
-    /// TUTORIAL: kept, because cudaFree() would wait for the kernel that uses them.
+    /// (T), (E) f32, in training when T > 0: d0, d1 of the balanced affinities d0_t
+    /// exp(x_te) d1_e, whose rows and columns sum to 1/T and 1/E up to the tolerance of
+    /// Megatron's loop. TUTORIAL: kept, because cudaFree() would wait for the kernel that
+    /// uses them.
     Tensor row_factors, column_factors;
 };
 

@@ -194,11 +194,12 @@ TEST(OptimizedRowMapOfDense, MovesTokensOfManyExperts) {
     for (const DType dtype : {DType::bf16, DType::f32})
         for (const int H : {7, 8, 130}) {
             expect_moved(make_dense(19, 70, 16), H, dtype);
-            expect_moved(make_dense(5, 41, 1, "all"), H, dtype);
+            expect_moved(make_dense(5, 33, 1, "all"), H, dtype);
             expect_moved(make_dense(9, 5, 1), H, dtype);
         }
     expect_moved(make_dense(4, 1024, 1, "all"), 8, DType::bf16);
     expect_moved(make_dense(4, 40, 16, "none"), 8, DType::f32);
+    expect_moved(make_dense(4, 40, 1, "all"), 8, DType::f32);
     expect_moved(make_dense(3, 33, 1), 1032, DType::bf16);  // more than one slice
     in_every_mode([] { expect_moved(make_dense(9, 70, 16), 8, DType::bf16); });
 }

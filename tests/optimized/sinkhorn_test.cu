@@ -264,6 +264,12 @@ TEST(OptimizedSinkhorn, RefusesWhatItsKernelsDoNotHold) {
 }
 
 TEST(OptimizedSinkhorn, WaitsInTrainingAlone) {
+    gpu::register_device_memory();
+    const auto start = gpu::counters();
+    optimized::route_sinkhorn(gpu::device_empty<float>({0, 5}), config_of(5, 2), true,
+                              nullptr);
+    EXPECT_EQ(gpu::counters().launches, start.launches);
+    EXPECT_EQ(gpu::counters().host_waits, start.host_waits);
     const Tensor logits = on_device(random_multiples(33 * 5, 1), {33, 5});
     const auto before = gpu::counters();
     optimized::route_sinkhorn(logits, config_of(5, 2), false, nullptr);
