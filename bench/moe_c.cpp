@@ -209,6 +209,7 @@ int32_t moe_forward(moe_layer* layer, const moe_array* hidden, int32_t training,
         auto forward = made->whole->forward(input, {}, made->context);
         made->whole_forward = std::move(forward.saved);
         made->output = forward.output.reshaped(shape);
+        forward.losses.read();  // refuses logits that are not finite
         order.done();
         *output = array_of(made->output);
         *saved = made.release();

@@ -47,17 +47,24 @@ class RouterPart : public Part {
           router_(find_tier("spec", spec.tier)
                       .make_router(reference.config, spec.dtype,
                                    reference.inputs.parameters)),
-          hidden_(transfer(reference.inputs.hidden, router_->placement())),
+          hidden_(as_taken(reference.inputs.hidden)),
           dprobs_(transfer(reference.at("d_probs"), router_->placement())) {}
 
     void forward() override { out_ = router_->forward(hidden_, {}, kUnwatched); }
     void backward() override {
-        router_->backward(dhidden_, gradients_, dprobs_, *out_.saved, kUnwatched);
+        if (!dtopk_probs_.defined())
+            dtopk_probs_ = router_->make_dense_backward(dprobs_, *out_.saved);
+        router_->backward(dhidden_, gradients_, dtopk_probs_, *out_.saved, kUnwatched);
     }
     Deviation forward_deviation() const override {
         Judge judge(dtype_, false);
-        judge.hold("routing_map", out_.routing_map, reference_.at("routing_map"));
-        judge.hold("probs", out_.probs, reference_.at("probs"));
+        Router::Output dense = {.probs = out_.probs,
+                                .routing_map = out_.routing_map,
+                                .topk_probs = out_.topk_probs,
+                                .topk_ids = out_.topk_ids};
+        if (!dense.probs.defined()) router_->make_dense(dense);
+        judge.hold("routing_map", dense.routing_map, reference_.at("routing_map"));
+        judge.hold("probs", dense.probs, reference_.at("probs"));
         return judge.worst();
     }
     Deviation backward_deviation() const override {
@@ -70,18 +77,54 @@ class RouterPart : public Part {
     void release_backward() override {
         gradients_ = {};
         // The router adds to the gradient that has come so far
-        dhidden_ = transfer(reference_.at("d_hidden_states_routed").view(),
-                            router_->placement());
+        dhidden_ = as_taken(reference_.at("d_hidden_states_routed")).clone();
     }
 
   private:
+    /// In the layer's dtype, if the router takes that.
+    Tensor as_taken(const Tensor& tensor) const {
+        Placement target = router_->placement();
+        if (router_->takes(dtype_)) target.dtype = dtype_;
+        return transfer(tensor, target);
+    }
+
     const Reference& reference_;
     DType dtype_;
     std::unique_ptr<Router> router_;
-    Tensor hidden_, dprobs_, dhidden_;
+    Tensor hidden_, dprobs_, dtopk_probs_, dhidden_;
     Router::Output out_;
     TensorMap gradients_;
 };
+
+/// The reference's routing as a dispatcher takes it: dense maps, or the choices of each
+/// token, with the gradient that is to come back.
+struct GivenRouting {
+    Tensor probs, routing, dprobs;
+};
+
+GivenRouting dense_routing(const Reference& reference) {
+    return {reference.at("probs"), reference.at("routing_map"), reference.at("d_probs")};
+}
+
+GivenRouting topk_routing(const Reference& reference) {
+    const GivenRouting dense = dense_routing(reference);
+    const std::vector<double> chosen = to_doubles(reference.at("topk_idx"));
+    const std::int64_t T = dense.probs.dim(0), E = dense.probs.dim(1);
+    const std::int64_t K = reference.config.moe_router_topk;
+    const auto at = [](const Tensor& tensor) { return tensor.data<double>(); };
+    GivenRouting choices = {Tensor::zeros({T, K}, DType::f64),
+                            Tensor::empty({T, K}, DType::i32),
+                            Tensor::zeros({T, K}, DType::f64)};
+    for (std::int64_t i = 0; i < T * K; ++i) {
+        const std::int64_t entry = i / K * E + std::int64_t(chosen[i]);
+        const bool kept = dense.routing.data<std::uint8_t>()[entry] != 0;
+        choices.routing.data<std::int32_t>()[i] = kept ? std::int32_t(chosen[i]) : -1;
+        if (!kept) continue;
+        choices.probs.data<double>()[i] = at(dense.probs)[entry];
+        choices.dprobs.data<double>()[i] = at(dense.dprobs)[entry];
+    }
+    return choices;
+}
 
 /// Dispatch and combine, and both backward.
 class DispatcherPart : public Part {
@@ -92,8 +135,12 @@ class DispatcherPart : public Part {
           dispatcher_(
               find_tier("spec", spec.tier).make_dispatcher(reference.config, spec.dtype)),
           hidden_(here(reference.inputs.hidden)),
-          probs_(probs_here(reference.at("probs"))),
-          map_(here(reference.at("routing_map"))),
+          routing_(dispatcher_->takes_topk() &&
+                           !reference.config.moe_pad_expert_input_to_capacity
+                       ? topk_routing(reference)
+                       : dense_routing(reference)),
+          probs_(probs_here(routing_.probs)),
+          map_(here(routing_.routing)),
           rows_(here(reference.at("expert_output"))),
           doutput_(here(reference.inputs.doutput)),
           drows_(here(reference.at("d_dispatched_hidden_states"))),
@@ -112,7 +159,7 @@ class DispatcherPart : public Part {
     }
     void backward() override {
         dexpert_output_ =
-            dispatcher_->combine_backward(doutput_, *out_.saved, kUnwatched);
+            dispatcher_->combine_backward(doutput_, *out_.saved, kUnwatched).plain();
         gradients_ =
             dispatcher_->dispatch_backward(drows_, drow_probs_, *out_.saved, kUnwatched);
     }
@@ -120,8 +167,10 @@ class DispatcherPart : public Part {
         Judge judge(dtype_, false);
         judge.hold("tokens_per_expert", out_.tokens_per_expert,
                    reference_.at("tokens_per_expert"));
-        judge.hold("rows", out_.rows, reference_.at("dispatched_hidden_states"));
-        judge.hold("row_probs", out_.row_probs, reference_.at("dispatched_probs"));
+        const Tensor& rows = reference_.at("dispatched_hidden_states");
+        judge.hold("rows", out_.rows.plain().first(rows.dim(0)), rows);
+        judge.hold("row_probs", out_.row_probs.first(rows.dim(0)),
+                   reference_.at("dispatched_probs"));
         const Tensor& output = reference_.at("output");
         judge.hold("output", output_, output.reshaped(output_.shape()));
         return judge.worst();
@@ -131,7 +180,7 @@ class DispatcherPart : public Part {
         judge.hold("d_expert_output", dexpert_output_, reference_.at("d_expert_output"));
         judge.hold("d_hidden_states", gradients_.dhidden,
                    reference_.at("d_hidden_states_routed"));
-        judge.hold("d_probs", gradients_.dprobs, reference_.at("d_probs"));
+        judge.hold("d_probs", gradients_.dprobs, routing_.dprobs);
         return judge.worst();
     }
     void release_forward() override { out_ = {}, output_ = {}; }
@@ -148,6 +197,7 @@ class DispatcherPart : public Part {
     const Reference& reference_;
     DType dtype_;
     std::unique_ptr<TokenDispatcher> dispatcher_;
+    GivenRouting routing_;
     Tensor hidden_, probs_, map_, rows_, shared_, doutput_, drows_, drow_probs_;
     TokenDispatcher::Dispatched out_;
     Tensor output_, dexpert_output_;
@@ -164,13 +214,14 @@ class ExpertsPart : public Part {
                                      reference.inputs.parameters)),
           rows_(
               transfer(reference.at("dispatched_hidden_states"), experts_->placement())),
+          tokens_per_expert_(
+              transfer(reference.at("tokens_per_expert"), experts_->placement())),
           row_probs_(transfer(reference.at("dispatched_probs"),
                               probs_placement(experts_->placement()))),
           doutput_(transfer(reference.at("d_expert_output"), experts_->placement())) {}
 
     void forward() override {
-        out_ = experts_->forward(rows_, reference_.at("tokens_per_expert"), row_probs_,
-                                 kUnwatched);
+        out_ = experts_->forward(rows_, tokens_per_expert_, row_probs_, kUnwatched);
     }
     void backward() override {
         through_ = experts_->backward(gradients_, doutput_, *out_.saved, kUnwatched);
@@ -195,7 +246,7 @@ class ExpertsPart : public Part {
     const Reference& reference_;
     DType dtype_;
     std::unique_ptr<Experts> experts_;
-    Tensor rows_, row_probs_, doutput_;
+    Tensor rows_, tokens_per_expert_, row_probs_, doutput_;
     Experts::Output out_;
     Experts::Gradients through_;
     TensorMap gradients_;

@@ -15,7 +15,8 @@ class Recorder : public Observer {
     explicit Recorder(TensorMap& values) : values_(values) {}
 
     void on_value(Step, const std::string& name, const TensorView& view) override {
-        static const std::set<std::string> wanted = {"probs",
+        static const std::set<std::string> wanted = {"topk_idx",
+                                                     "probs",
                                                      "routing_map",
                                                      "tokens_per_expert",
                                                      "dispatched_hidden_states",
@@ -61,8 +62,8 @@ Workload describe_workload(const Reference& reference, const std::string& model,
                            const std::string& routing) {
     const MoEConfig& c = reference.config;
     const Tensor& counts = reference.at("tokens_per_expert");
-    std::vector<std::int64_t> rows(counts.data<std::int64_t>(),
-                                   counts.data<std::int64_t>() + counts.numel());
+    std::vector<std::int64_t> rows(counts.data<std::int32_t>(),
+                                   counts.data<std::int32_t>() + counts.numel());
     std::sort(rows.begin(), rows.end());
     return {.model = model,
             .routing = routing,

@@ -1,5 +1,6 @@
 #include "bench/routed_experts.h"
 
+#include "core/moe_layer.h"
 #include "core/tier.h"
 #include "core/transfer.h"
 
@@ -23,7 +24,7 @@ RoutedExperts::Forward RoutedExperts::forward(const Tensor& hidden, const Tensor
                                             transfer(routing_map, dispatcher), context);
     // ⑦ to ⑨
     auto expert_output = experts_->forward(
-        transfer(dispatched.rows, experts), dispatched.tokens_per_expert,
+        to_experts(dispatched.rows, *experts_), dispatched.tokens_per_expert,
         transfer(dispatched.row_probs, probs_placement(experts)), context);
     // ⑩
     Forward result;
@@ -39,12 +40,11 @@ TensorMap RoutedExperts::backward(const Tensor& doutput, const Forward& saved,
     const Placement dispatcher = dispatcher_->placement();
     TensorMap gradients;
     // ⑪
-    const Tensor dexpert_output = dispatcher_->combine_backward(
+    const Rows dexpert_output = dispatcher_->combine_backward(
         transfer(doutput, dispatcher), *saved.dispatcher, context);
     // ⑫ to ⑭
-    auto expert_gradients =
-        experts_->backward(gradients, transfer(dexpert_output, experts_->placement()),
-                           *saved.experts, context);
+    auto expert_gradients = experts_->backward(
+        gradients, to_experts(dexpert_output, *experts_), *saved.experts, context);
     // ⑮
     auto dispatch_gradients = dispatcher_->dispatch_backward(
         transfer(expert_gradients.drows, dispatcher),

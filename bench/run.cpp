@@ -174,9 +174,9 @@ class Bench {
             0)
             return;
         const Tensor& counts = reference_.at("tokens_per_expert");
-        const std::int64_t* rows = counts.data<std::int64_t>();
-        peer_ = std::make_unique<EigenProducts>(reference_.config,
-                                                std::vector(rows, rows + counts.numel()));
+        const std::int32_t* rows = counts.data<std::int32_t>();
+        peer_ = std::make_unique<EigenProducts>(
+            reference_.config, std::vector<std::int64_t>(rows, rows + counts.numel()));
         for (const std::string& pass : request_.passes) {
             Candidate c;
             c.measurement.subject = "experts";

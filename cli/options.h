@@ -83,4 +83,9 @@ void add_threads_flag(Command& command);
 std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tiers,
                                             const std::vector<std::string>& dtypes);
 
+/// For layers over ranks: leaves out tiers that work on one rank alone. InputError for
+/// those that were asked for by name, in --tier or --spec.
+void keep_works_on_ranks(std::vector<ModuleSpec>& specs,
+                         const std::vector<std::string>& named_tiers);
+
 }  // namespace moe

@@ -12,6 +12,7 @@
 #include "cli/commands.h"
 #include "core/error.h"
 #include "naive_gpu/tier.h"
+#include "optimized_gpu/tier.h"
 #include "reference_cpu/tier.h"
 
 namespace moe {
@@ -58,6 +59,7 @@ int run_line(CommandLine& line, std::vector<std::string> arguments) {
 void register_all_tiers() {
     cpu::register_reference_cpu();
     naive::register_naive_gpu();
+    optimized::register_optimized_gpu();
 }
 
 const std::vector<std::string>& program_arguments() {

@@ -4,14 +4,21 @@
 /// file.
 ///
 /// Every tensor that enters or leaves a component lies in the component's own
-/// placement(). Integers (maps, counts) keep their type in every placement, and
-/// probabilities with their gradients stay fp32 between bf16 components, as Megatron's
-/// do: see probs_placement().
+/// placement(), unless it says otherwise. Integers (maps, ids, counts) keep their type in
+/// every placement, and probabilities with their gradients stay fp32 between bf16
+/// components, as Megatron's do: see probs_placement().
+///
+/// A component may have more than one form for what it hands on: K experts of each token,
+/// or a dense map of all; rows, or where to find them. Who can take the compact form says
+/// so, for all others MoELayer has the plain one made. What only a device knows, counts
+/// and losses, stays there until somebody asks.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "core/steps.h"
 #include "core/tensor.h"
@@ -36,6 +43,37 @@ const Derived& saved_as(const Saved& saved) {
 /// seq_load_balancing_loss, global_load_balancing_loss, z_loss.
 using Losses = std::map<std::string, double>;
 
+/// Losses that may still be under way on a device, and the word on the logits.
+class LateLosses {
+  public:
+    LateLosses() = default;
+    /// Losses that are known, of finite logits.
+    LateLosses(Losses known) : read_([known = std::move(known)] { return known; }) {}
+    LateLosses(std::function<Losses()> read) : read_(std::move(read)) {}
+
+    /// Waits for whoever computes them. Call it once after a forward, also where there
+    /// are no losses: a router that did not wait for its logits tells only here that one
+    /// of them was NaN or infinite, by an InputError.
+    Losses read() const { return read_ ? read_() : Losses{}; }
+
+  private:
+    std::function<Losses()> read_;
+};
+
+/// Rows (N, H) in the order of the experts, or where to find them.
+struct Rows {
+    Tensor values;    ///< (N, H); with ids (T, H), of which row r is values[ids[r]]
+    Tensor ids = {};  ///< (N) i32, or undefined
+    std::function<Tensor()> gather = {};  ///< with ids: makes the rows themselves
+
+    Rows(Tensor values) : values(std::move(values)) {}
+    Rows(Tensor source, Tensor ids, std::function<Tensor()> gather)
+        : values(std::move(source)), ids(std::move(ids)), gather(std::move(gather)) {}
+    Rows() = default;
+    /// The rows without ids.
+    Tensor plain() const { return ids.defined() ? gather() : values; }
+};
+
 /// Base of all components: where it works.
 class Component {
   public:
@@ -59,21 +97,36 @@ class Router : public Component {
   public:
     using Component::Component;
 
+    /// True for the floating types in which it takes hidden states and adds to their
+    /// gradient; MoELayer casts others to the router's own.
+    virtual bool takes(DType dtype) const { return dtype == placement().dtype; }
+
+    /// Dense maps, K choices of each token, or both.
     struct Output {
         Tensor probs;        ///< (T, E), 0 where not routed
         Tensor routing_map;  ///< (T, E) u8, 1 where routed
-        Losses losses;       ///< empty outside training
+        Tensor topk_probs;   ///< (T, K)
+        Tensor topk_ids;     ///< (T, K) i32, negative where capacity dropped the choice
+        LateLosses losses;   ///< empty outside training
         SavedPtr saved;
     };
     /// @param hidden        (S, B, H)
     /// @param padding_mask  (S, B) u8, 1 = padding, or undefined
-    /// Throws InputError on a NaN or infinite logit.
+    /// Throws InputError on a NaN or infinite logit, here or in losses.read().
     virtual Output forward(const Tensor& hidden, const Tensor& padding_mask,
                            const RunContext& context) = 0;
 
+    /// Fills in the dense maps of an output that has only choices, …
+    virtual void make_dense(Output& output) const { MOE_CHECK(output.probs.defined()); }
+    /// … and undoes that for the gradient. @return by topk_probs, if those exist
+    virtual Tensor make_dense_backward(const Tensor& dprobs, const Saved&) const {
+        return dprobs;
+    }
+
     /// Adds this component's part to dhidden (T, H) and puts "router.weight" and, with a
     /// bias, "router.bias" into `gradients`.
-    /// @param dprobs  (T, E), gradient of the main loss by probs
+    /// @param dprobs  gradient of the main loss by topk_probs, (T, K), if those exist;
+    ///                else by probs, (T, E)
     virtual void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
                           const Saved& saved, const RunContext& context) = 0;
 
@@ -94,15 +147,23 @@ class TokenDispatcher : public Component {
   public:
     using Component::Component;
 
+    /// True where it takes a router's K choices of each token instead of dense maps.
+    virtual bool takes_topk() const { return false; }
+
+    /// How many rows there are, N, may be a bound: those behind the last expert's are
+    /// nobody's, and never read.
     struct Dispatched {
-        Tensor rows;  ///< (N, H), by local expert, then source rank and token
-        Tensor tokens_per_expert;  ///< (L) i64 on the host, sums to N
-        Tensor row_probs;          ///< (N)
+        Rows rows;  ///< (N, H), by local expert, then source rank and token
+        /// (L) i32, on the host or where the dispatcher works; sums to at most N.
+        Tensor tokens_per_expert;
+        Tensor row_probs;  ///< (N)
         SavedPtr saved;
     };
-    /// @param hidden (T, H), @param probs (T, E), @param routing_map (T, E) u8
+    /// @param hidden   (T, H)
+    /// @param probs    (T, E), or (T, K) where it takes_topk()
+    /// @param routing  (T, E) u8, the map; or (T, K) i32, the ids, negative: none
     virtual Dispatched dispatch(const Tensor& hidden, const Tensor& probs,
-                                const Tensor& routing_map, const RunContext& context) = 0;
+                                const Tensor& routing, const RunContext& context) = 0;
 
     /// Sum of each token's rows in ascending expert order, plus `shared_output` (T, H) if
     /// that is defined. Returns (T, H).
@@ -110,12 +171,12 @@ class TokenDispatcher : public Component {
                            const Saved& saved, const RunContext& context) = 0;
 
     /// @param doutput (T, H). Returns drows (N, H).
-    virtual Tensor combine_backward(const Tensor& doutput, const Saved& saved,
-                                    const RunContext& context) = 0;
+    virtual Rows combine_backward(const Tensor& doutput, const Saved& saved,
+                                  const RunContext& context) = 0;
 
     struct Gradients {
         Tensor dhidden;  ///< (T, H)
-        Tensor dprobs;   ///< (T, E), 0 where not routed
+        Tensor dprobs;   ///< as `probs` came, 0 where not routed
     };
     virtual Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
                                         const Saved& saved,
@@ -136,11 +197,15 @@ class Experts : public Component {
   public:
     using Component::Component;
 
+    /// True where it finds rows by their ids; all others get them as they lie.
+    virtual bool takes_row_ids() const { return false; }
+
     struct Output {
         Tensor rows;  ///< (N, H), already weighted by row_probs
         SavedPtr saved;
     };
-    virtual Output forward(const Tensor& rows, const Tensor& tokens_per_expert,
+    /// @param tokens_per_expert  (L) i32, on the host or on the device
+    virtual Output forward(const Rows& rows, const Tensor& tokens_per_expert,
                            const Tensor& row_probs, const RunContext& context) = 0;
 
     struct Gradients {
@@ -149,7 +214,7 @@ class Experts : public Component {
     };
     /// Puts "experts.linear_fc1.weight", "….bias" and those of linear_fc2 into
     /// `gradients`.
-    virtual Gradients backward(TensorMap& gradients, const Tensor& doutput,
+    virtual Gradients backward(TensorMap& gradients, const Rows& doutput,
                                const Saved& saved, const RunContext& context) = 0;
 };
 

@@ -82,6 +82,13 @@ bool ModuleSpec::is_emulated() const {
     return false;
 }
 
+bool ModuleSpec::works_on_ranks() const {
+    for (const ComponentSpec* component :
+         {&router, &dispatcher, &experts, &shared_experts})
+        if (!find_tier("spec", component->tier).works_on_ranks()) return false;
+    return true;
+}
+
 bool ModuleSpec::uses_device() const {
     for (const ComponentSpec* component :
          {&router, &dispatcher, &experts, &shared_experts})

@@ -46,6 +46,9 @@ struct ModuleSpec {
     /// True when kernels of any component run on the CPU executor (Tier::is_emulated).
     bool is_emulated() const;
 
+    /// True when all components can be one rank's of several (Tier::works_on_ranks).
+    bool works_on_ranks() const;
+
     /// True when any component works in device memory (Tier::memory_space).
     bool uses_device() const;
 };

@@ -39,7 +39,22 @@ void check_hidden(const std::string& field, const Tensor& tensor, const Shape& e
                "must be floating-point (S, B, H) = " + to_string(expected));
 }
 
+/// Hidden states, or their gradient, as the router takes them.
+Tensor to_router(const Tensor& tensor, const Router& router) {
+    Placement target = router.placement();
+    if (router.takes(tensor.dtype())) target.dtype = tensor.dtype();
+    return transfer(tensor, target);
+}
+
 }  // namespace
+
+Rows to_experts(const Rows& rows, const Experts& experts) {
+    const Placement& target = experts.placement();
+    if (!rows.ids.defined() || !experts.takes_row_ids())
+        return transfer(rows.plain(), target);
+    return {transfer(rows.values, target), transfer(rows.ids, target),
+            [rows, target] { return transfer(rows.plain(), target); }};
+}
 
 MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters,
                    const GroupsPtr& groups)
@@ -85,18 +100,22 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
     }
 
     // ② to ⑤
-    auto routed = router_->forward(transfer(hidden, router_->placement()),
+    auto routed = router_->forward(to_router(hidden, *router_),
                                    transfer(mask, router_->placement()), context);
 
     // ⑥
-    auto dispatched = dispatcher_->dispatch(
-        transfer(tokens, dispatcher_->placement()),
-        transfer(routed.probs, probs_placement(dispatcher_->placement())),
-        transfer(routed.routing_map, dispatcher_->placement()), context);
+    const bool dense = !dispatcher_->takes_topk() || !routed.topk_ids.defined();
+    if (dense && !routed.probs.defined()) router_->make_dense(routed);
+    const Tensor& probs = dense ? routed.probs : routed.topk_probs;
+    const Tensor& routing = dense ? routed.routing_map : routed.topk_ids;
+    auto dispatched =
+        dispatcher_->dispatch(transfer(tokens, dispatcher_->placement()),
+                              transfer(probs, probs_placement(dispatcher_->placement())),
+                              transfer(routing, dispatcher_->placement()), context);
 
     // ⑦ to ⑨
     auto expert_output = experts_->forward(
-        transfer(dispatched.rows, experts_->placement()), dispatched.tokens_per_expert,
+        to_experts(dispatched.rows, *experts_), dispatched.tokens_per_expert,
         transfer(dispatched.row_probs, probs_placement(experts_->placement())), context);
 
     // ⑩
@@ -106,6 +125,7 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
 
     result.output = output.reshaped({S, B, H});
     result.losses = std::move(routed.losses);
+    result.saved.dense = dense;
     result.saved.router = std::move(routed.saved);
     result.saved.dispatcher = std::move(dispatched.saved);
     result.saved.experts = std::move(expert_output.saved);
@@ -120,13 +140,13 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
     Gradients gradients;
 
     // ⑪
-    const Tensor dexpert_output = dispatcher_->combine_backward(
+    const Rows dexpert_output = dispatcher_->combine_backward(
         transfer(dtokens, dispatcher_->placement()), *saved.dispatcher, context);
 
     // ⑫ to ⑭
-    auto expert_gradients = experts_->backward(
-        gradients.parameters, transfer(dexpert_output, experts_->placement()),
-        *saved.experts, context);
+    auto expert_gradients =
+        experts_->backward(gradients.parameters, to_experts(dexpert_output, *experts_),
+                           *saved.experts, context);
 
     // ⑮
     auto dispatch_gradients = dispatcher_->dispatch_backward(
@@ -135,10 +155,10 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
         *saved.dispatcher, context);
 
     // ⑯ to ⑲, adding to the hidden states' gradient on the way
-    Tensor dhidden = transfer(dispatch_gradients.dhidden, router_->placement());
-    router_->backward(dhidden, gradients.parameters,
-                      transfer(dispatch_gradients.dprobs, router_->placement()),
-                      *saved.router, context);
+    Tensor dhidden = to_router(dispatch_gradients.dhidden, *router_);
+    Tensor dprobs = transfer(dispatch_gradients.dprobs, router_->placement());
+    if (saved.dense) dprobs = router_->make_dense_backward(dprobs, *saved.router);
+    router_->backward(dhidden, gradients.parameters, dprobs, *saved.router, context);
 
     // ⑳
     if (shared_experts_) {

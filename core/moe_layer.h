@@ -12,6 +12,9 @@
 
 namespace moe {
 
+/// Rows in the experts' placement: by their ids where the experts take those.
+Rows to_experts(const Rows& rows, const Experts& experts);
+
 /// Router, dispatcher, experts and shared experts, wired as in Megatron's moe_layer.py
 /// (MoELayer.forward): hidden states (S, B, H) in, hidden states out, and back.
 /// The residual addition is outside the layer.
@@ -28,17 +31,19 @@ class MoELayer {
 
     /// What one forward leaves for its backward.
     struct SavedForward {
-        Shape shape;  ///< (S, B, H)
+        Shape shape;         ///< (S, B, H)
+        bool dense = false;  ///< the dispatcher took dense maps
         SavedPtr router, dispatcher, experts, shared_experts;
     };
     struct Forward {
         Tensor output;  ///< (S, B, H), in the dispatcher's placement
-        Losses losses;
+        LateLosses losses;
         SavedForward saved;
     };
     /// @param hidden        (S, B, H), any floating dtype and memory space
     /// @param padding_mask  (B, S) u8 on the host, 1 = padding; or undefined
-    /// Throws InputError on wrong shapes and on NaN or infinite logits.
+    /// Throws InputError on wrong shapes and, here or in losses.read(), on NaN or
+    /// infinite logits.
     Forward forward(const Tensor& hidden, const Tensor& padding_mask,
                     const RunContext& context);
 

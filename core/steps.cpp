@@ -36,6 +36,11 @@ std::string circled(Step step) {
     return {'\xE2', '\x91', static_cast<char>(last_byte)};
 }
 
+std::string circled(const Steps& steps) {
+    return steps.is_fused() ? circled(steps.first) + "–" + circled(steps.last)
+                            : circled(steps.first);
+}
+
 std::string title(Step step) {
     return kTitles[static_cast<std::size_t>(step) - 1];
 }

@@ -48,14 +48,36 @@ constexpr bool is_backward(Step step) {
     return step >= Step::combine_backward;
 }
 
+/// One step, or a run of them that a fused kernel takes at once.
+struct Steps {
+    Step first, last;
+
+    Steps(Step one) : first(one), last(one) {}
+    Steps(Step first, Step last) : first(first), last(last) {}
+    bool is_fused() const { return first != last; }
+    bool operator==(const Steps&) const = default;
+};
+
+/// "⑥", or "⑥–⑧".
+std::string circled(const Steps& steps);
+
 /// Watches a layer at work. The default watches nothing.
 class Observer {
   public:
     virtual ~Observer() = default;
     /// An intermediate value is ready. `name` is stable across tiers, e.g. "logits".
     virtual void on_value(Step, const std::string& /*name*/, const TensorView&) {}
-    /// A stretch of a step took that long; a step may come in several stretches.
-    virtual void on_time(Step, double /*seconds*/) {}
+    /// A value that no kernel of the result wrote: others, unfused, were run beside them
+    /// to show it. They are no part of any step.
+    virtual void on_value_beside(Step step, const std::string& name,
+                                 const TensorView& view) {
+        on_value(step, name, view);
+    }
+    /// False where values that have to be computed beside the result are not wanted.
+    virtual bool wants_values_beside() const { return true; }
+    /// A stretch of a step, or of steps that are one, took that long; a step may come in
+    /// several stretches.
+    virtual void on_time(const Steps&, double /*seconds*/) {}
     /// The host waits for the device before it can go on; `where` is Megatron's name of
     /// the sync point, e.g. "before_ep_alltoall". Reported where a dispatcher has such a
     /// point, in every tier, also in those where host and device are one.
@@ -75,17 +97,27 @@ struct RunContext {
     void value(Step step, const std::string& name, const TensorView& view) const {
         if (observer != nullptr) observer->on_value(step, name, view);
     }
+    /// True when values are to be computed that the kernels of the result do not write.
+    bool wants_values_beside() const {
+        return observer != nullptr && observer->wants_values_beside();
+    }
+    /// @param make  () -> Tensor, called only where somebody looks
+    template <typename Make>
+    void value_beside(Step step, const std::string& name, Make make) const {
+        if (wants_values_beside())
+            observer->on_value_beside(step, name, TensorView(make()));
+    }
     void host_wait(Step step, const std::string& where) const {
         if (observer != nullptr) observer->on_host_wait(step, where);
     }
 };
 
-/// Reports the time from construction to destruction as a stretch of `step`. A timer
+/// Reports the time from construction to destruction as a stretch of `steps`. A timer
 /// within the life of another interrupts it: no time counts for two steps.
 class StepTimer {
   public:
-    StepTimer(const RunContext& context, Step step)
-        : observer_(context.observer), step_(step) {
+    StepTimer(const RunContext& context, const Steps& steps)
+        : observer_(context.observer), steps_(steps) {
         if (observer_ == nullptr) return;
         start_ = Clock::now();
         outer_ = std::exchange(innermost_, this);
@@ -104,12 +136,12 @@ class StepTimer {
   private:
     using Clock = std::chrono::steady_clock;
     void report(Clock::time_point end) const {
-        observer_->on_time(step_, std::chrono::duration<double>(end - start_).count());
+        observer_->on_time(steps_, std::chrono::duration<double>(end - start_).count());
     }
     static inline thread_local StepTimer* innermost_ = nullptr;
 
     Observer* observer_;
-    Step step_;
+    Steps steps_;
     Clock::time_point start_;
     StepTimer* outer_ = nullptr;
 };

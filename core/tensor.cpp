@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/buffer_pool.h"
 #include "core/transfer.h"
 
 namespace moe {
@@ -32,13 +33,12 @@ Tensor Tensor::empty(Shape shape, DType dtype, MemorySpace space) {
     for (std::int64_t size : shape) MOE_CHECK(size >= 0);
     Tensor result;
     result.view_ = {nullptr, dtype, std::move(shape), space};
-    const MemoryFunctions& memory = memory_functions(space);
     // One byte at least, so that an empty tensor is still a defined one.
     const std::size_t bytes = std::max<std::size_t>(result.view_.size_bytes(), 1);
-    result.owner_ = std::shared_ptr<void>(memory.allocate(bytes), memory.release);
+    result.owner_ = BufferPool::allocate(bytes, space);
     result.view_.bytes = result.owner_.get();
 #ifdef MOE_CHECKED
-    memory.fill(result.view_.bytes, 0xFF, bytes);
+    memory_functions(space).fill(result.view_.bytes, 0xFF, bytes);
 #endif
     return result;
 }
@@ -64,6 +64,18 @@ Tensor Tensor::reshaped(Shape shape) const {
     Tensor result = *this;
     result.view_.shape = std::move(shape);
     return result;
+}
+
+Tensor Tensor::first(std::int64_t count) const {
+    MOE_CHECK(count <= dim(0));
+    Tensor result = *this;
+    result.view_.shape.at(0) = count;
+    return result;
+}
+
+Tensor counts_tensor(const std::vector<std::int64_t>& counts) {
+    return Tensor::from<std::int32_t>({std::int64_t(counts.size())},
+                                      {counts.begin(), counts.end()});
 }
 
 Tensor Tensor::clone() const {

@@ -97,6 +97,8 @@ class Tensor {
 
     /// The same memory under another shape with equally many elements.
     Tensor reshaped(Shape shape) const;
+    /// The first `count` of axis 0, in the same memory.
+    Tensor first(std::int64_t count) const;
     /// A second array with the same contents, in the same memory space.
     Tensor clone() const;
 
@@ -104,6 +106,9 @@ class Tensor {
     std::shared_ptr<void> owner_;
     TensorView view_;
 };
+
+/// Counts of rows as components hand them on: (size) i32 on the host.
+Tensor counts_tensor(const std::vector<std::int64_t>& counts);
 
 /// Tensors by name, e.g. parameters ("router.weight") or their gradients.
 using TensorMap = std::map<std::string, Tensor>;

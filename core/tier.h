@@ -34,6 +34,8 @@ class Tier {
     virtual bool is_emulated() const { return false; }
     /// Where its components want their tensors.
     virtual MemorySpace memory_space() const { return MemorySpace::host; }
+    /// False when its components exchange nothing: only layers on one rank.
+    virtual bool works_on_ranks() const { return true; }
     /// Floating-point types, most precise first.
     virtual std::vector<DType> dtypes() const = 0;
 

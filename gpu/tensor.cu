@@ -122,6 +122,7 @@ std::vector<T> to_host(const Tensor& tensor) {
     template std::vector<T> to_host<T>(const Tensor&);
 INSTANTIATE(float)
 INSTANTIATE(double)
+INSTANTIATE(std::int32_t)
 INSTANTIATE(std::int64_t)
 INSTANTIATE(std::uint8_t)
 #undef INSTANTIATE

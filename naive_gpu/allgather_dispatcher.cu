@@ -99,14 +99,14 @@ TokenDispatcher::Dispatched AllGatherDispatcher<T>::dispatch(const Tensor& hidde
         result.rows = permute<T>(all_hidden, saved->map);
         result.row_probs = permute_probs<float>(
             slice_experts<float>(all_probs, first_expert, L), saved->map);
-        result.tokens_per_expert = Tensor::from({L}, saved->map.tokens_per_expert);
+        result.tokens_per_expert = counts_tensor(saved->map.tokens_per_expert);
         gpu::synchronize();
     }
     context.value(Step::dispatch, "row_token", saved->map.row_token);
     context.value(Step::dispatch, "sent_hidden_states", hidden);
     context.value(Step::dispatch, "received_hidden_states", all_hidden);
     context.value(Step::dispatch, "tokens_per_expert", result.tokens_per_expert);
-    context.value(Step::dispatch, "dispatched_hidden_states", result.rows);
+    context.value(Step::dispatch, "dispatched_hidden_states", result.rows.values);
     context.value(Step::dispatch, "dispatched_probs", result.row_probs);
     result.saved = std::move(saved);
     return result;
@@ -132,8 +132,8 @@ Tensor AllGatherDispatcher<T>::combine(const Tensor& rows, const Tensor& shared_
 
 //! [allgather_dispatch_backward]
 template <typename T>
-Tensor AllGatherDispatcher<T>::combine_backward(const Tensor& doutput, const Saved& saved,
-                                                const RunContext& context) {
+Rows AllGatherDispatcher<T>::combine_backward(const Tensor& doutput, const Saved& saved,
+                                              const RunContext& context) {
     Tensor drows;
     {
         StepTimer timer(context, Step::combine_backward);

@@ -96,8 +96,7 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<T>::dispatch(const Tensor& hidden
         // ⑥ what came from many ranks, expert by expert
         result.rows = sort_chunks<T>(rows, plan);
         result.row_probs = sort_chunks<float>(row_probs, plan);
-        result.tokens_per_expert =
-            Tensor::from({plan.num_local_experts()}, plan.tokens_per_expert);
+        result.tokens_per_expert = counts_tensor(plan.tokens_per_expert);
         gpu::synchronize();
     }
     context.value(Step::dispatch, "row_token", saved->map.row_token);
@@ -114,7 +113,7 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<T>::dispatch(const Tensor& hidden
     context.value(Step::dispatch, "sent_hidden_states", sent);
     context.value(Step::dispatch, "received_hidden_states", received);
     context.value(Step::dispatch, "tokens_per_expert", result.tokens_per_expert);
-    context.value(Step::dispatch, "dispatched_hidden_states", result.rows);
+    context.value(Step::dispatch, "dispatched_hidden_states", result.rows.values);
     context.value(Step::dispatch, "dispatched_probs", result.row_probs);
     result.saved = std::move(saved);
     return result;
@@ -155,9 +154,9 @@ Tensor AlltoAllDispatcher<T>::combine(const Tensor& rows, const Tensor& shared_o
 
 //! [alltoall_dispatch_backward]
 template <typename T>
-Tensor AlltoAllDispatcher<T>::combine_backward(const Tensor& doutput,
-                                               const Saved& saved_base,
-                                               const RunContext& context) {
+Rows AlltoAllDispatcher<T>::combine_backward(const Tensor& doutput,
+                                             const Saved& saved_base,
+                                             const RunContext& context) {
     const auto& [map, plan, shared_saved] = saved_as<DispatcherSaved>(saved_base);
     Tensor drows;
     {

@@ -105,22 +105,22 @@ GroupedMLP<T>::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
 
 //! [experts_forward]
 template <typename T>
-Experts::Output GroupedMLP<T>::forward(const Tensor& rows,
-                                       const Tensor& tokens_per_expert,
+Experts::Output GroupedMLP<T>::forward(const Rows& given, const Tensor& tokens_per_expert,
                                        const Tensor& row_probs,
                                        const RunContext& context) {
-    const std::int64_t* counts = tokens_per_expert.data<std::int64_t>();
+    const Tensor on_host = transfer(tokens_per_expert, {MemorySpace::host, DType::i32});
+    const std::int32_t* counts = on_host.data<std::int32_t>();
     auto saved = std::make_unique<ExpertsSaved>();
-    saved->groups = make_row_groups({counts, counts + tokens_per_expert.numel()});
-    MOE_CHECK_EQ(rows.dim(0), saved->groups.num_rows());
+    saved->groups = make_row_groups({counts, counts + on_host.numel()});
+    const Tensor rows = given.plain().first(saved->groups.num_rows());
     saved->rows = rows;
-    saved->row_probs = row_probs;
+    saved->row_probs = row_probs.first(saved->groups.num_rows());
 
     // The probability weighs the activation; W2 is linear, so this equals weighing the
     // output. With moe_apply_probs_on_input it weighs the input instead, which differs.
     const bool on_input = config_.moe_apply_probs_on_input;
-    saved->x = on_input ? scale_rows<T>(rows, row_probs) : rows;
-    saved->p = on_input ? Tensor() : row_probs;
+    saved->x = on_input ? scale_rows<T>(rows, saved->row_probs) : rows;
+    saved->p = on_input ? Tensor() : saved->row_probs;
 
     // ⑦ h = W1 x + b1
     {
@@ -154,10 +154,11 @@ Experts::Output GroupedMLP<T>::forward(const Tensor& rows,
 
 //! [experts_backward]
 template <typename T>
-Experts::Gradients GroupedMLP<T>::backward(TensorMap& gradients, const Tensor& doutput,
+Experts::Gradients GroupedMLP<T>::backward(TensorMap& gradients, const Rows& given,
                                            const Saved& saved_base,
                                            const RunContext& context) {
     const auto& saved = saved_as<ExpertsSaved>(saved_base);
+    const Tensor doutput = given.plain().first(saved.groups.num_rows());
     const bool on_input = config_.moe_apply_probs_on_input;
 
     // ⑫ da = W2ᵀ dy, dW2 = Σ dy aᵀ, db2 = Σ p dy

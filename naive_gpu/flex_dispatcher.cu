@@ -107,8 +107,7 @@ TokenDispatcher::Dispatched FlexDispatcher<T>::dispatch(const Tensor& hidden,
         saved->map = make_row_map(local.map);
         result.rows = permute<T>(received, saved->map);
         result.row_probs = permute_probs<float>(local.probs, saved->map);
-        result.tokens_per_expert =
-            Tensor::from({grid.num_local}, saved->map.tokens_per_expert);
+        result.tokens_per_expert = counts_tensor(saved->map.tokens_per_expert);
         gpu::synchronize();
     }
     context.value(Step::dispatch, "row_token", saved->map.row_token);
@@ -125,7 +124,7 @@ TokenDispatcher::Dispatched FlexDispatcher<T>::dispatch(const Tensor& hidden,
     context.value(Step::dispatch, "received_hidden_states", received);
     context.value(Step::dispatch, "received_sources", sources);
     context.value(Step::dispatch, "tokens_per_expert", result.tokens_per_expert);
-    context.value(Step::dispatch, "dispatched_hidden_states", result.rows);
+    context.value(Step::dispatch, "dispatched_hidden_states", result.rows.values);
     context.value(Step::dispatch, "dispatched_probs", result.row_probs);
     result.saved = std::move(saved);
     return result;
@@ -168,8 +167,8 @@ Tensor FlexDispatcher<T>::combine(const Tensor& rows, const Tensor& shared_outpu
 
 //! [flex_dispatch_backward]
 template <typename T>
-Tensor FlexDispatcher<T>::combine_backward(const Tensor& doutput, const Saved& saved_base,
-                                           const RunContext& context) {
+Rows FlexDispatcher<T>::combine_backward(const Tensor& doutput, const Saved& saved_base,
+                                         const RunContext& context) {
     const auto& saved = saved_as<DispatcherSaved>(saved_base);
     const FlexPlan& plan = saved.plan;
     Tensor drows;

@@ -140,9 +140,11 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     // ⑤ losses that keep the experts evenly used, and the counts behind the expert bias
     if (context.training) {
         StepTimer timer(context, Step::auxiliary_losses);
+        Losses losses;
         saved->losses =
-            auxiliary_losses_forward<Scalar>(result.losses, global_counts_, saved->logits,
+            auxiliary_losses_forward<Scalar>(losses, global_counts_, saved->logits,
                                              saved->grid, config_, *groups_, context);
+        result.losses = losses;
         if (expert_bias_.defined())
             count_tokens(local_tokens_per_expert_, result.routing_map, saved->grid);
         gpu::synchronize();

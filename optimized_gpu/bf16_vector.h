@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "optimized_gpu/warp_row.h"
+
 namespace moe::optimized {
 
 /// N of a row's elements; N = 8, 2 or 1 divides the row's width.
@@ -25,6 +27,17 @@ __device__ const Bf16Vector<N>* vectors_of(const __nv_bfloat16* rows, std::int64
 template <int N>
 __device__ Bf16Vector<N>* vectors_of(__nv_bfloat16* rows, std::int64_t row, int width) {
     return reinterpret_cast<Bf16Vector<N>*>(rows + row * width);
+}
+
+/// <x, y> of two rows, in every lane of a warp.
+template <int N>
+__device__ float dot(const Bf16Vector<N>* x, const Bf16Vector<N>* y, int width) {
+    float sum = 0.0f;
+    for (int i = lane_index(); i < width / N; i += kLanes) {
+        const Bf16Vector<N> a = x[i], b = y[i];
+        for (int k = 0; k < N; ++k) sum += a[k] * b[k];
+    }
+    return warp_sum(sum);
 }
 
 }  // namespace moe::optimized

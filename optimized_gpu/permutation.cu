@@ -26,13 +26,23 @@ int vector_bytes(const Tensor& rows, const void* other) {
     return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 2;
 }
 
-void check_rows(const Tensor& rows, std::int64_t count) {
+void check_dtype(const Tensor& rows) {
     if (rows.dtype() != DType::bf16 && rows.dtype() != DType::f32)
         reject("dtype", to_string(rows.dtype()),
                "optimized_gpu moves rows in bf16 or fp32; naive_gpu has all types");
     MOE_CHECK(rows.space() == MemorySpace::device);
     MOE_CHECK_EQ(rows.shape().size(), 2u);
-    MOE_CHECK_EQ(rows.dim(0), count);
+}
+
+void check_tokens(const Tensor& tokens, const RowMap& map) {
+    check_dtype(tokens);
+    MOE_CHECK_EQ(tokens.dim(0), map.num_tokens);
+}
+
+/// Who has counted rows on the host has no more of them than there are.
+void check_rows(const Tensor& rows, const RowMap& map) {
+    check_dtype(rows);
+    MOE_CHECK(rows.dim(0) <= map.capacity);
 }
 
 void* bytes_of(const Tensor& tensor) {
@@ -132,7 +142,7 @@ void launch_permute(const Tensor& rows, const Tensor& tokens, const RowMap& map,
 }  // namespace
 
 Tensor permute(const Tensor& tokens, const RowMap& map, cudaStream_t stream) {
-    check_rows(tokens, map.num_tokens);
+    check_tokens(tokens, map);
     Tensor rows =
         Tensor::empty({map.capacity, tokens.dim(1)}, tokens.dtype(), MemorySpace::device);
     switch (vector_bytes(tokens, bytes_of(rows))) {  // bits are copied, of any type
@@ -250,11 +260,11 @@ void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& adde
 
 Tensor combine(const Tensor& rows, const RowMap& map, const Tensor& addend,
                cudaStream_t stream) {
-    check_rows(rows, map.capacity);
+    check_rows(rows, map);
     Tensor output =
         Tensor::empty({map.num_tokens, rows.dim(1)}, rows.dtype(), MemorySpace::device);
     if (addend.defined()) {
-        check_rows(addend, map.num_tokens);
+        check_tokens(addend, map);
         MOE_CHECK_EQ(addend.dim(1), rows.dim(1));
         MOE_CHECK(addend.dtype() == rows.dtype());
     }

@@ -4,7 +4,8 @@
 /// only the device knows, see RowMap. Source: moe_utils.py, permute and unpermute;
 /// TransformerEngine, common/permutation/permutation.cu.
 ///
-/// InputError for other element types; tensors must have the map's sizes.
+/// InputError for other element types; tensors must have the map's sizes, but for rows
+/// that come back: of those, as few as there are will do.
 #pragma once
 
 #include "optimized_gpu/row_map.h"

@@ -45,14 +45,14 @@ Tensor permute_probs(const Tensor& weights, const RowMap& map, cudaStream_t stre
 
 Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
                               cudaStream_t stream) {
-    MOE_CHECK_EQ(drow_probs.numel(), map.capacity);
+    MOE_CHECK(drow_probs.numel() <= map.capacity);
     Tensor dweights = gpu::device_empty<float>({map.num_tokens, map.topk});
     if (map.num_tokens == 0) return dweights;
     float* const target = gpu::device_data<float>(dweights);
     gpu::check(cudaMemsetAsync(target, 0, dweights.size_bytes(), stream),
                "cudaMemsetAsync");
     gpu::launch("permute_probs_backward_kernel", permute_probs_backward_kernel,
-                gpu::one_thread_per(map.capacity, stream), target,
+                gpu::one_thread_per(drow_probs.numel(), stream), target,
                 gpu::device_data<float>(drow_probs), gpu::device_data<int>(map.row_slot),
                 num_rows_of(map));
     return dweights;

@@ -9,9 +9,6 @@
 namespace moe::optimized {
 
 void check_router_limits(const MoEConfig& config) {
-    if (config.moe_router_dtype == "fp64")
-        reject("moe_router_dtype", "fp64",
-               "optimized_gpu routes in fp32; naive_gpu routes in fp64");
     if (config.num_experts() > kMostExperts)
         reject("num_moe_experts", config.num_experts(),
                fmt::format("at most {} in optimized_gpu; naive_gpu takes more",
@@ -23,9 +20,6 @@ void check_router_limits(const MoEConfig& config) {
 }
 
 RoutingRule make_routing_rule(const MoEConfig& config) {
-    if (config.is_sinkhorn())
-        reject("moe_router_load_balancing_type", "sinkhorn",
-               "optimized_gpu has none; naive_gpu has");
     check_router_limits(config);
     const std::string& name = config.moe_router_score_function;
     RoutingRule rule;

@@ -42,12 +42,11 @@ struct RoutingRule {
     }
 };
 
-/// InputError for routers that no kernel of this tier holds: fp64, K > 32, E > 1024;
-/// naive_gpu does.
+/// InputError for routers that no kernel of this tier holds: K > 32, E > 1024; naive_gpu
+/// does.
 void check_router_limits(const MoEConfig& config);
 
-/// The rule of a finalized config. InputError for what these kernels do not do: sinkhorn,
-/// fp64, K > 32, E > 1024; naive_gpu does.
+/// The rule of a finalized config, checked by the above.
 RoutingRule make_routing_rule(const MoEConfig& config);
 
 /// How many populations the statistics of the losses are kept for: 0 without a loss; B,

@@ -8,7 +8,6 @@
 #include "optimized_gpu/bf16_vector.h"
 #include "optimized_gpu/grouped_gemm/launch.h"
 #include "optimized_gpu/grouped_gemm/schedule.h"
-#include "optimized_gpu/warp_row.h"
 
 namespace moe::optimized {
 namespace {
@@ -30,17 +29,6 @@ struct Rows {
 
 __device__ inline int row_of_warp() {
     return int(blockIdx.x) * kWarps + warp_index();
-}
-
-/// <x, y> of two rows, in every lane.
-template <int N>
-__device__ float dot(const Bf16Vector<N>* x, const Bf16Vector<N>* y, int width) {
-    float sum = 0.0f;
-    for (int i = lane_index(); i < width / N; i += kLanes) {
-        const Bf16Vector<N> a = x[i], b = y[i];
-        for (int k = 0; k < N; ++k) sum += a[k] * b[k];
-    }
-    return warp_sum(sum);
 }
 
 template <int N>

@@ -30,7 +30,7 @@ struct SinkhornRouting {
 ///
 /// InputError for logits so large that exp() overflows, for NaN, and for logits so uneven
 /// that the loop does not settle within 10 000 rounds (Megatron would go on forever); for
-/// E > 1024, K > 32 and fp64, as make_routing_rule().
+/// E > 1024 and K > 32, as make_routing_rule().
 /// @param logits (T, E) f32
 SinkhornRouting route_sinkhorn(const Tensor& logits, const MoEConfig& config,
                                bool training, cudaStream_t stream);

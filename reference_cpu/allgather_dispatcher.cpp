@@ -68,7 +68,7 @@ TokenDispatcher::Dispatched AllGatherDispatcher<Scalar>::dispatch(
         result.rows = permute<Scalar>(all_hidden, saved->map);
         result.row_probs = permute_probs<Scalar>(
             slice_experts<Scalar>(all_probs, first_expert, L), saved->map);
-        result.tokens_per_expert = Tensor::from({L}, saved->map.tokens_per_expert);
+        result.tokens_per_expert = counts_tensor(saved->map.tokens_per_expert);
     }
     if (context.observer != nullptr)
         context.value(Step::dispatch, "row_token",
@@ -76,7 +76,7 @@ TokenDispatcher::Dispatched AllGatherDispatcher<Scalar>::dispatch(
     context.value(Step::dispatch, "sent_hidden_states", hidden);
     context.value(Step::dispatch, "received_hidden_states", all_hidden);
     context.value(Step::dispatch, "tokens_per_expert", result.tokens_per_expert);
-    context.value(Step::dispatch, "dispatched_hidden_states", result.rows);
+    context.value(Step::dispatch, "dispatched_hidden_states", result.rows.values);
     context.value(Step::dispatch, "dispatched_probs", result.row_probs);
     result.saved = std::move(saved);
     return result;
@@ -105,9 +105,9 @@ Tensor AllGatherDispatcher<Scalar>::combine(const Tensor& rows,
 
 //! [allgather_dispatch_backward]
 template <typename Scalar>
-Tensor AllGatherDispatcher<Scalar>::combine_backward(const Tensor& doutput,
-                                                     const Saved& saved,
-                                                     const RunContext& context) {
+Rows AllGatherDispatcher<Scalar>::combine_backward(const Tensor& doutput,
+                                                   const Saved& saved,
+                                                   const RunContext& context) {
     Tensor drows;
     {
         StepTimer timer(context, Step::combine_backward);

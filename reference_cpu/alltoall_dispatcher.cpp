@@ -94,8 +94,7 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<Scalar>::dispatch(
         // ⑥ what came from many ranks, expert by expert
         result.rows = sort_chunks<Scalar>(rows, plan);
         result.row_probs = sort_chunks<Scalar>(row_probs, plan);
-        result.tokens_per_expert =
-            Tensor::from({plan.num_local_experts()}, plan.tokens_per_expert);
+        result.tokens_per_expert = counts_tensor(plan.tokens_per_expert);
     }
     if (context.observer != nullptr) {
         const ExchangePlan& plan = saved->plan;
@@ -111,7 +110,7 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<Scalar>::dispatch(
     context.value(Step::dispatch, "sent_hidden_states", sent);
     context.value(Step::dispatch, "received_hidden_states", received);
     context.value(Step::dispatch, "tokens_per_expert", result.tokens_per_expert);
-    context.value(Step::dispatch, "dispatched_hidden_states", result.rows);
+    context.value(Step::dispatch, "dispatched_hidden_states", result.rows.values);
     context.value(Step::dispatch, "dispatched_probs", result.row_probs);
     result.saved = std::move(saved);
     return result;
@@ -152,9 +151,9 @@ Tensor AlltoAllDispatcher<Scalar>::combine(const Tensor& rows,
 
 //! [alltoall_dispatch_backward]
 template <typename Scalar>
-Tensor AlltoAllDispatcher<Scalar>::combine_backward(const Tensor& doutput,
-                                                    const Saved& saved_base,
-                                                    const RunContext& context) {
+Rows AlltoAllDispatcher<Scalar>::combine_backward(const Tensor& doutput,
+                                                  const Saved& saved_base,
+                                                  const RunContext& context) {
     const auto& [map, plan, shared_saved] = saved_as<DispatcherSaved>(saved_base);
     Tensor drows;
     {

@@ -68,23 +68,24 @@ GroupedMLP<Scalar>::GroupedMLP(const MoEConfig& config, const TensorMap& paramet
 
 //! [experts_forward]
 template <typename Scalar>
-Experts::Output GroupedMLP<Scalar>::forward(const Tensor& rows,
+Experts::Output GroupedMLP<Scalar>::forward(const Rows& given,
                                             const Tensor& tokens_per_expert,
                                             const Tensor& row_probs,
                                             const RunContext& context) {
-    const std::int64_t* counts = tokens_per_expert.data<std::int64_t>();
+    const Tensor on_host = transfer(tokens_per_expert, {MemorySpace::host, DType::i32});
+    const std::int32_t* counts = on_host.data<std::int32_t>();
     auto saved = std::make_unique<ExpertsSaved>();
-    saved->groups = make_row_groups({counts, counts + tokens_per_expert.numel()});
+    saved->groups = make_row_groups({counts, counts + on_host.numel()});
     const std::int64_t num_rows = saved->groups.num_rows();
-    MOE_CHECK_EQ(rows.dim(0), num_rows);
+    const Tensor rows = given.plain().first(num_rows);
     saved->rows = rows;
-    saved->row_probs = row_probs;
+    saved->row_probs = row_probs.first(num_rows);
 
     // The probability weighs the activation; W2 is linear, so this equals weighing the
     // output. With moe_apply_probs_on_input it weighs the input instead, which differs.
     const bool on_input = config_.moe_apply_probs_on_input;
-    saved->x = on_input ? scale_rows<Scalar>(rows, row_probs) : rows;
-    saved->p = on_input ? ones<Scalar>(num_rows) : row_probs;
+    saved->x = on_input ? scale_rows<Scalar>(rows, saved->row_probs) : rows;
+    saved->p = on_input ? ones<Scalar>(num_rows) : saved->row_probs;
 
     // ⑦ h = W1 x + b1
     {
@@ -121,12 +122,12 @@ Experts::Output GroupedMLP<Scalar>::forward(const Tensor& rows,
 
 //! [experts_backward]
 template <typename Scalar>
-Experts::Gradients GroupedMLP<Scalar>::backward(TensorMap& gradients,
-                                                const Tensor& doutput,
+Experts::Gradients GroupedMLP<Scalar>::backward(TensorMap& gradients, const Rows& given,
                                                 const Saved& saved_base,
                                                 const RunContext& context) {
     const auto& saved = saved_as<ExpertsSaved>(saved_base);
     const std::int64_t num_rows = saved.groups.num_rows();
+    const Tensor doutput = given.plain().first(num_rows);
     const bool on_input = config_.moe_apply_probs_on_input;
 
     // ⑫ da = W2ᵀ dy, dW2 = Σ dy aᵀ, db2 = Σ p dy

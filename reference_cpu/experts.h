@@ -14,9 +14,9 @@ class GroupedMLP : public Experts {
   public:
     GroupedMLP(const MoEConfig& config, const TensorMap& parameters);
 
-    Output forward(const Tensor& rows, const Tensor& tokens_per_expert,
+    Output forward(const Rows& rows, const Tensor& tokens_per_expert,
                    const Tensor& row_probs, const RunContext& context) override;
-    Gradients backward(TensorMap& gradients, const Tensor& doutput, const Saved& saved,
+    Gradients backward(TensorMap& gradients, const Rows& doutput, const Saved& saved,
                        const RunContext& context) override;
 
   private:

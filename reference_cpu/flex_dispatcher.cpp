@@ -101,8 +101,7 @@ TokenDispatcher::Dispatched FlexDispatcher<Scalar>::dispatch(const Tensor& hidde
         saved->map = make_row_map(local.map);
         result.rows = permute<Scalar>(received, saved->map);
         result.row_probs = permute_probs<Scalar>(local.probs, saved->map);
-        result.tokens_per_expert =
-            Tensor::from({grid.num_local}, saved->map.tokens_per_expert);
+        result.tokens_per_expert = counts_tensor(saved->map.tokens_per_expert);
     }
     if (context.observer != nullptr) {
         const auto show = [&](const char* name, const std::vector<std::int64_t>& values) {
@@ -118,7 +117,7 @@ TokenDispatcher::Dispatched FlexDispatcher<Scalar>::dispatch(const Tensor& hidde
     context.value(Step::dispatch, "received_hidden_states", received);
     context.value(Step::dispatch, "received_sources", sources);
     context.value(Step::dispatch, "tokens_per_expert", result.tokens_per_expert);
-    context.value(Step::dispatch, "dispatched_hidden_states", result.rows);
+    context.value(Step::dispatch, "dispatched_hidden_states", result.rows.values);
     context.value(Step::dispatch, "dispatched_probs", result.row_probs);
     result.saved = std::move(saved);
     return result;
@@ -161,9 +160,9 @@ Tensor FlexDispatcher<Scalar>::combine(const Tensor& rows, const Tensor& shared_
 
 //! [flex_dispatch_backward]
 template <typename Scalar>
-Tensor FlexDispatcher<Scalar>::combine_backward(const Tensor& doutput,
-                                                const Saved& saved_base,
-                                                const RunContext& context) {
+Rows FlexDispatcher<Scalar>::combine_backward(const Tensor& doutput,
+                                              const Saved& saved_base,
+                                              const RunContext& context) {
     const auto& saved = saved_as<DispatcherSaved>(saved_base);
     const FlexPlan& plan = saved.plan;
     Tensor drows;

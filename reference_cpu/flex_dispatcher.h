@@ -32,8 +32,8 @@ class FlexDispatcher : public TokenDispatcher {
                         const Tensor& routing_map, const RunContext& context) override;
     Tensor combine(const Tensor& rows, const Tensor& shared_output, const Saved& saved,
                    const RunContext& context) override;
-    Tensor combine_backward(const Tensor& doutput, const Saved& saved,
-                            const RunContext& context) override;
+    Rows combine_backward(const Tensor& doutput, const Saved& saved,
+                          const RunContext& context) override;
     Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
                                 const Saved& saved, const RunContext& context) override;
 

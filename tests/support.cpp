@@ -53,6 +53,33 @@ std::vector<ComponentSpec> fp32_suppliers() {
     return suppliers;
 }
 
+std::vector<ComponentSpec> on_ranks(std::vector<ComponentSpec> suppliers) {
+    std::erase_if(suppliers, [](const ComponentSpec& s) {
+        return !find_tier("tier", s.tier).works_on_ranks();
+    });
+    return suppliers;
+}
+
+std::vector<ComponentSpec> with_operations(std::vector<ComponentSpec> suppliers) {
+    std::erase_if(suppliers,
+                  [](const ComponentSpec& s) { return s.tier == "optimized_gpu"; });
+    return suppliers;
+}
+
+Router::Output dense_forward(Router& router, const Tensor& hidden, const Tensor& mask,
+                             const RunContext& context) {
+    Router::Output output = router.forward(hidden, mask, context);
+    output.losses.read();  // where some refuse logits that are not finite
+    if (!output.probs.defined()) router.make_dense(output);
+    return output;
+}
+
+void dense_backward(Router& router, Tensor& dhidden, TensorMap& gradients,
+                    const Tensor& dprobs, const Saved& saved, const RunContext& context) {
+    router.backward(dhidden, gradients, router.make_dense_backward(dprobs, saved), saved,
+                    context);
+}
+
 Placement placement_of(const ComponentSpec& supplier) {
     MoEConfig config = small_config();
     config.finalize();

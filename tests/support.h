@@ -54,6 +54,20 @@ std::vector<ComponentSpec> router_suppliers();
 /// fp32 of every available tier, for what is fp32 whatever the supplier's dtype.
 std::vector<ComponentSpec> fp32_suppliers();
 
+/// Those whose components can be one rank's of several.
+std::vector<ComponentSpec> on_ranks(std::vector<ComponentSpec> suppliers);
+
+/// Those whose single operations the suites reach (tests/layer/ops.h). Those of
+/// optimized_gpu have suites of their own: what they take and give is fused.
+std::vector<ComponentSpec> with_operations(std::vector<ComponentSpec> suppliers);
+
+/// Forward with dense maps, whatever the router hands on, …
+Router::Output dense_forward(Router& router, const Tensor& hidden, const Tensor& mask,
+                             const RunContext& context);
+/// … and backward from their gradient. @param dprobs (T, E)
+void dense_backward(Router& router, Tensor& dhidden, TensorMap& gradients,
+                    const Tensor& dprobs, const Saved& saved, const RunContext& context);
+
 /// Where a supplier's components want their tensors.
 Placement placement_of(const ComponentSpec& supplier);
 

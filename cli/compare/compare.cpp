@@ -73,7 +73,7 @@ void print_expert_load(const Comparison& c) {
     constexpr std::int64_t kMostBars = 64;
     constexpr double kWidth = 48.0;
     const std::int64_t E = c.config.num_experts();
-    const std::int64_t* load = c.tokens_per_expert.data<std::int64_t>();
+    const std::int32_t* load = c.tokens_per_expert.data<std::int32_t>();
     const std::int64_t largest =
         std::max<std::int64_t>(1, *std::max_element(load, load + E));
     fmt::print("\nExpert load, rows per expert; an even share is {:.1f}\n",
@@ -175,6 +175,7 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     request.text = read_tokens(options, sizes.seq_len, sizes.micro_batch, sizes.shards);
     require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch);
     request.columns = choose_columns(options);
+    keep_works_on_ranks(request.columns, options.tiers);
     return request;
 }
 

@@ -36,9 +36,13 @@ class ValueRecorder : public Observer {
 
 class TimeRecorder : public Observer {
   public:
-    void on_time(Step step, double passed) override {
-        seconds[static_cast<int>(step) - 1] += passed;
+    void on_time(const Steps& steps, double passed) override {
+        const int first = static_cast<int>(steps.first);
+        seconds[first - 1] += passed;
+        for (int step = first + 1; step <= static_cast<int>(steps.last); ++step)
+            taken_by[step - 1] = first;
     }
+    std::array<int, kNumSteps> taken_by{};  // see StepOutcome
     Seconds seconds{};
 };
 
@@ -56,7 +60,7 @@ class Runner {
         gradients = layer_.backward(doutput_, forward.saved, context).parameters;
         layer_.update_expert_bias();
         layer_.reset_global_aux_loss_tracker();
-        return forward.losses;
+        return forward.losses.read();
     }
     const ModuleSpec& spec() const { return layer_.spec(); }
 
@@ -81,6 +85,8 @@ void time_steps(ColumnOutcome& column, Runner& runner, int repeats) {
         const std::chrono::duration<double> passed =
             std::chrono::steady_clock::now() - start;
         runs.push_back(recorder.seconds);
+        for (int step = 0; step < kNumSteps; ++step)
+            column.steps[step].taken_by = recorder.taken_by[step];
         totals.push_back(passed.count());
     }
     for (int step = 0; step < kNumSteps; ++step) {
@@ -179,6 +185,13 @@ Step step_of_gradient(const std::string& parameter) {
     if (parameter.starts_with("shared_experts.")) return Step::shared_experts_backward;
     return parameter.starts_with("experts.linear_fc1.") ? Step::fc1_backward
                                                         : Step::fc2_backward;
+}
+
+std::string ColumnOutcome::time_of(Step step) const {
+    const StepOutcome& outcome = at(step);
+    return outcome.taken_by > 0 && outcome.seconds == 0.0
+               ? "in " + circled(static_cast<Step>(outcome.taken_by))
+               : fmt::format("{:.2f} ms", 1e3 * outcome.seconds);
 }
 
 std::optional<Step> ColumnOutcome::first_deviation() const {

@@ -21,6 +21,7 @@ namespace moe {
 /// One step in one supplier.
 struct StepOutcome {
     double seconds = 0.0;  ///< median over the repeats; 0 when emulated
+    int taken_by = 0;      ///< of steps that are one: the number of their first; or 0
     double error = 0.0;    ///< worst relative error of the step's values against fp64
     double bound = 0.0;    ///< what that error may be
     bool integers_equal = true;  ///< maps, counts and choices
@@ -44,6 +45,8 @@ struct ColumnOutcome {
     bool emulated = false;  ///< ran on the CPU executor: no times, they mean nothing
     bool ok = true;
     const StepOutcome& at(Step step) const { return steps[static_cast<int>(step) - 1]; }
+    /// "1.23 ms", or "in ⑦" for a step that an earlier one takes along.
+    std::string time_of(Step step) const;
     /// The first step, in the order in which they run, whose values are out of bound:
     /// what comes later may have inherited its error. Nothing when all agree.
     std::optional<Step> first_deviation() const;
@@ -75,7 +78,7 @@ struct Comparison {
     std::vector<ColumnOutcome> columns;  ///< the first is the fp64 reference
     Tensor probs;        ///< (T, E) of the reference, f64 on the host, after dropping
     Tensor routing_map;  ///< (T, E) u8
-    Tensor tokens_per_expert;           ///< (E) i64
+    Tensor tokens_per_expert;           ///< (E) i32
     Tensor row_token;                   ///< (N) i64, token of each dispatched row
     std::vector<GoldenOutcome> golden;  ///< empty when the golden files are not at hand
     bool ok = true;

@@ -152,7 +152,7 @@ void print_steps(const Comparison& c, const std::string& report) {
                                 bytes_in_words(floor.total_bytes()));
         print_line(c, layout, line, [&](const ColumnOutcome& column) {
             const StepOutcome& outcome = column.at(step);
-            return cells(layout, column, fmt::format("{:.2f} ms", 1e3 * outcome.seconds),
+            return cells(layout, column, column.time_of(step),
                          error_cell(outcome, layout.has_shares()));
         });
     }

@@ -138,6 +138,12 @@ bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& s
             shown, fmt::join(subject.left_out, ", "));
     bool ok = true;
     for (const ModuleSpec& spec : specs) {
+        if (subject.golden.ranks.size() > 1 && !spec.works_on_ranks()) {
+            if (!options.json)
+                fmt::print("- {}  {}: skipped: works on one rank\n", shown,
+                           to_string(spec));
+            continue;
+        }
         CaseResult result;
         try {
             Progress progress(is_long(subject.golden));

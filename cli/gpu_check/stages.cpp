@@ -62,11 +62,14 @@ Words files_of(const std::string& folder, std::size_t most = 1000) {
     return files;
 }
 
+enum class Over { one_rank, ranks };
+
 /// "naive_gpu,…": the tiers that work on the device, each with `suffix`.
-std::string gpu_tiers(const std::string& suffix = "") {
+std::string gpu_tiers(Over over = Over::one_rank, const std::string& suffix = "") {
     std::string names;
     for (const Tier* tier : tiers())
-        if (tier->memory_space() == MemorySpace::device)
+        if (tier->memory_space() == MemorySpace::device &&
+            (tier->works_on_ranks() || over == Over::one_rank))
             names += (names.empty() ? "" : ",") + tier->name() + suffix;
     return names;
 }
@@ -103,10 +106,10 @@ Plan run_verify(const Setting& setting) {
     if (setting.dry)
         return {.programs = {
                     verify("layers", files_of(golden, 2), {"--tier", "reference_cpu"})}};
-    return {.programs = {
-                verify("layers", files_of(golden), {"--tier", gpu_tiers()}),
-                verify("ranks", files_of(golden + "/ranks"),
-                       {"--tier", gpu_tiers(), "--moe-token-dispatcher-type", "all"})}};
+    return {.programs = {verify("layers", files_of(golden), {"--tier", gpu_tiers()}),
+                         verify("ranks", files_of(golden + "/ranks"),
+                                {"--tier", gpu_tiers(Over::ranks),
+                                 "--moe-token-dispatcher-type", "all"})}};
 }
 
 std::string bench_file(const Setting& setting) {
@@ -126,7 +129,7 @@ Plan run_ranks(const Setting& setting) {
                          "--scale",      "32",   "--micro-batch-size", "4",
                          "--seq-length", "64"};
     Words threads = moe_with({"compare", "--ranks", "4", "--tier",
-                              setting.dry ? "reference_cpu" : gpu_tiers()});
+                              setting.dry ? "reference_cpu" : gpu_tiers(Over::ranks)});
     Plan plan;
     plan.programs.push_back({.label = "threads", .arguments = append(threads, layer)});
     if (setting.dry || !distributed::NcclSession::missing().empty()) return plan;
@@ -171,7 +174,8 @@ Plan run_peers(const Setting& setting) {
     const std::string python = find_python_with_torch();
     if (python.empty()) return {.skipped = "python3 with torch: not found"};
     if (setting.dry) return {.skipped = python + ": not tried, needs a GPU"};
-    const std::string peers = fmt::format("{},{}", kPeers, gpu_tiers(":bf16"));
+    const std::string peers =
+        fmt::format("{},{}", kPeers, gpu_tiers(Over::one_rank, ":bf16"));
     return {.programs = {
                 {.arguments = {python, peers_script(), "--library", c_library(), "--json",
                                peers_file(setting), "--tokens", "4096", "--seconds", "8",

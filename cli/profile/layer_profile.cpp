@@ -25,9 +25,11 @@ Tensor normal(const Shape& shape, std::uint64_t seed, std::uint64_t stream) {
 /// Says of each launch during which step it came.
 class StepWatcher : public Observer {
   public:
-    void on_time(Step step, double) override {
-        steps_.resize(observe::launches_seen(), step);
+    /// A fused kernel is its first step's.
+    void on_time(const Steps& steps, double) override {
+        steps_.resize(observe::launches_seen(), steps.first);
     }
+    bool wants_values_beside() const override { return false; }
     void on_value(Step, const std::string& name, const TensorView& view) override {
         if (name == "dispatched_hidden_states") num_rows_ = view.shape[0];
     }

@@ -81,7 +81,7 @@ std::vector<Row> NamedRun::name_rows(int rank) {
         for (const int source : grid_.group_of(rank))
             for (const std::int64_t t : tokens_.of_rank[source])
                 if (routed(t, e)) open.push_back(t);
-        for (std::int64_t i = 0; i < counts.data<std::int64_t>()[l]; ++i) {
+        for (std::int64_t i = 0; i < counts.data<std::int32_t>()[l]; ++i) {
             const auto at = std::int64_t(names.size());
             const auto found =
                 std::find_if(open.begin(), open.end(), [&](std::int64_t t) {

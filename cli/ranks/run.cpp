@@ -46,10 +46,10 @@ class RankObserver : public Observer {
         values[name] = on_host(view);
     }
     /// A step's exchanges lie within its stretches of time.
-    void on_time(Step step, double) override {
+    void on_time(const Steps& steps, double) override {
         for (const auto& [operation, bytes_by_peer] : ledger_.sent())
             for (const auto& [peer, bytes] : bytes_by_peer)
-                record_.sent[step][peer] += bytes;
+                record_.sent[steps.first][peer] += bytes;
         ledger_.reset_sent();
     }
     void on_host_wait(Step step, const std::string&) override {

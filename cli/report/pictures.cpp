@@ -43,7 +43,7 @@ void draw_scale(Canvas& canvas, double right, double y, double largest) {
 }  // namespace
 
 std::vector<std::int64_t> expert_load(const Comparison& c) {
-    const auto counts = elements<std::int64_t>(c.tokens_per_expert);
+    const auto counts = elements<std::int32_t>(c.tokens_per_expert);
     std::vector<std::int64_t> load(counts.begin(), counts.end());
     load.resize(c.config.num_experts());
     return load;

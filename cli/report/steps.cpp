@@ -55,6 +55,7 @@ std::string breakable(const std::string& label) {
 
 std::string time_cell(const Comparison& c, const ColumnOutcome& column, Step step,
                       double full_share) {
+    if (column.at(step).seconds == 0.0) return column.time_of(step);
     const double share = share_of_time(c, column, step);
     return fmt::format("{:.2f}<small>{} {}</small>", 1e3 * column.at(step).seconds,
                        draw_share(step, share / full_share), percent(share));

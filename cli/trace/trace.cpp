@@ -141,6 +141,8 @@ int run_rank_trace(const TraceOptions& options) {
     RankJob& job = request.job;
     job.config = chosen.configs[0];
     job.spec = choose_spec(options);
+    std::vector<ModuleSpec> specs = {job.spec};
+    keep_works_on_ranks(specs, {options.tier});
     const MoEConfig whole = distributed::single_rank_config(job.config);
     require_memory(whole, T);
     job.parameters = random_parameters(whole, layer.seed());
@@ -230,9 +232,9 @@ int run_trace(const TraceOptions& options) {
         printer = std::make_unique<Printer>(T, config);
     const RunContext context{.observer = printer.get()};
     auto forward = layer.forward(input.hidden, {}, context);
-    if (!forward.losses.empty()) fmt::print("\nLosses, before their coefficients\n");
-    for (const auto& [name, loss] : forward.losses)
-        fmt::print("  {:<28} {:10.4f}\n", name, loss);
+    const Losses losses = forward.losses.read();
+    if (!losses.empty()) fmt::print("\nLosses, before their coefficients\n");
+    for (const auto& [name, loss] : losses) fmt::print("  {:<28} {:10.4f}\n", name, loss);
 
     fmt::print("\nGradient of the output\n");
     print_tokens("grad_output", input.doutput);

@@ -24,6 +24,13 @@ struct RowGroups {
     std::int64_t num_groups() const { return offsets.dim(0) - 1; }
 };
 
+/// Sums up the counts on the device. @param rows_per_group  (G) i32, on the device or on
+/// the host, from where it is copied
+RowGroups make_row_groups(const Tensor& rows_per_group, cudaStream_t stream = nullptr);
+
+/// All rows as a single group, for what is dense.
+RowGroups make_single_group(std::int64_t num_rows, cudaStream_t stream = nullptr);
+
 /// What a product adds to its sums.
 struct Bias {
     Tensor values = {};     ///< (G, out) bf16, or undefined: nothing

@@ -29,11 +29,18 @@ inline __device__ int warp_column() {
     return int(threadIdx.x) / 32 % 4 * kWarpColumns;
 }
 
-/// sums += one tile of A times one of B.
+/// What a tile has of each operand's lines, and of what is summed over.
+struct TileExtent {
+    int a_lines, b_lines, depth;
+};
+
+/// sums += one tile of A times one of B. Groups end anywhere: a warp whose lines are all
+/// past the end has nothing to multiply, and zeros need not be summed.
 template <Along kA, Along kB>
 __device__ void multiply_tile(Sums& sums, const __nv_bfloat16* a_tile,
-                              const __nv_bfloat16* b_tile) {
-    for (int depth = 0; depth < kDepth; depth += 16) {
+                              const __nv_bfloat16* b_tile, const TileExtent& extent) {
+    if (warp_row() >= extent.a_lines || warp_column() >= extent.b_lines) return;
+    for (int depth = 0; depth < kDepth && depth < extent.depth; depth += 16) {
         std::uint32_t a[kRowBlocks][4], b[kColumnBlocks / 2][4];
 #pragma unroll
         for (int i = 0; i < kRowBlocks; ++i)
@@ -45,6 +52,7 @@ __device__ void multiply_tile(Sums& sums, const __nv_bfloat16* a_tile,
         for (int i = 0; i < kRowBlocks; ++i)
 #pragma unroll
             for (int j = 0; j < kColumnBlocks; ++j) {
+                if (warp_row() + 16 * i >= extent.a_lines) continue;
                 const std::uint32_t part[2] = {b[j / 2][j % 2 * 2],
                                                b[j / 2][j % 2 * 2 + 1]};
                 ptx::mma_m16n8k16_bf16(sums[i][j], a[i], part);
@@ -66,6 +74,7 @@ __device__ void multiply(Sums& sums, MmaSyncSmem& s, const Operand& a, int a_lin
 #pragma unroll
             for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
     const int steps = (depth + kDepth - 1) / kDepth;
+    const int a_lines = lines_of<kA>(a) - a_line, b_lines = lines_of<kB>(b) - b_line;
     const auto load = [&](int step) {
         if (step < steps) {
             const int stage = step % kStages;
@@ -79,7 +88,8 @@ __device__ void multiply(Sums& sums, MmaSyncSmem& s, const Operand& a, int a_lin
         ptx::cp_async_wait<kStages - 2>();
         __syncthreads();
         load(step + kStages - 1);
-        multiply_tile<kA, kB>(sums, s.a[step % kStages], s.b[step % kStages]);
+        multiply_tile<kA, kB>(sums, s.a[step % kStages], s.b[step % kStages],
+                              {a_lines, b_lines, depth - step * kDepth});
     }
     ptx::cp_async_wait<0>();
     __syncthreads();

@@ -54,6 +54,13 @@ enum class Along {
     lines   ///< the other way: (depth, lines)
 };
 
+/// How many lines an operand has.
+template <Along kAlong>
+__device__ int lines_of(const Operand& from) {
+    if (kAlong == Along::lines) return from.width;
+    return from.half == 0 ? from.rows : (from.half + 15) / 16 * 32;
+}
+
 // TUTORIAL: a row of a tile is 128 or 256 bytes, so all its rows begin in the same bank,
 // and eight rows of one column, which ldmatrix reads at once, would take eight turns.
 // Hence chunk c of row r lies where chunk c ^ (r mod 8) would: eight rows, eight chunks,

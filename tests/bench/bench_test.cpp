@@ -106,7 +106,7 @@ std::vector<std::int64_t> rows_of_experts(const std::string& routing,
         make_inputs(config, parse_routing("--routing", routing, config), tokens, 5),
         DType::f64);
     const Tensor& counts = reference.at("tokens_per_expert");
-    return {counts.data<std::int64_t>(), counts.data<std::int64_t>() + counts.numel()};
+    return {counts.data<std::int32_t>(), counts.data<std::int32_t>() + counts.numel()};
 }
 
 TEST(Workload, RoutesAsAskedFor) {
@@ -314,7 +314,8 @@ TEST_F(CliTest, BenchCountsWhatItDoesNotTime) {
         if (m.emulated) {
             EXPECT_FALSE(m.ms.has_value()) << "the executor's times mean nothing";
             EXPECT_GT(m.launches, 0) << m.subject;
-            EXPECT_GT(m.host_waits, 0) << m.subject;
+            const bool waits = m.spec.find("optimized_gpu") == std::string::npos;
+            EXPECT_EQ(m.host_waits > 0, waits) << m.subject << " " << m.spec;
             EXPECT_GT(m.peak_device_bytes, 0) << m.subject;
         } else {
             ASSERT_TRUE(m.ms.has_value()) << m.subject << " " << m.spec;

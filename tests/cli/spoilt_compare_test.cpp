@@ -13,7 +13,9 @@ struct Spoiler : Observer {
     void on_value(Step step, const std::string& name, const TensorView& view) override {
         Tensor shown = transfer(view, {MemorySpace::host, view.dtype});
         if (name == target && shown.numel() > index) {
-            if (shown.dtype() == DType::i64)
+            if (shown.dtype() == DType::i32)
+                shown.data<std::int32_t>()[index] = std::int32_t(value);
+            else if (shown.dtype() == DType::i64)
                 shown.data<std::int64_t>()[index] = std::int64_t(value);
             else if (shown.dtype() == DType::f64)
                 shown.data<double>()[index] = value;
@@ -22,7 +24,9 @@ struct Spoiler : Observer {
         }
         observer->on_value(step, name, shown);
     }
-    void on_time(Step step, double seconds) override { observer->on_time(step, seconds); }
+    void on_time(const Steps& steps, double seconds) override {
+        observer->on_time(steps, seconds);
+    }
 
     std::string target;
     std::int64_t index = 0;
@@ -90,8 +94,8 @@ class SpoiltTier : public StandIn {
                        const Saved& saved, const RunContext& context) override {
             return good->combine(rows, shared_output, saved, spoil(context, spoiler));
         }
-        Tensor combine_backward(const Tensor& doutput, const Saved& saved,
-                                const RunContext& context) override {
+        Rows combine_backward(const Tensor& doutput, const Saved& saved,
+                              const RunContext& context) override {
             return good->combine_backward(doutput, saved, context);
         }
         Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,

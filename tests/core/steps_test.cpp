@@ -39,8 +39,8 @@ TEST(Steps, AreTwentyAndUndoOneAnother) {
 
 TEST(Steps, AreTimedToTheEndOfTheirScope) {
     struct Clock : Observer {
-        void on_time(Step step, double seconds) override {
-            steps.push_back(step);
+        void on_time(const Steps& taken, double seconds) override {
+            steps.push_back(taken.first);
             total += seconds;
         }
         std::vector<Step> steps;
@@ -61,8 +61,8 @@ TEST(Steps, AreTimedToTheEndOfTheirScope) {
 
 TEST(Steps, InterruptTheStepAroundThem) {
     struct Clock : Observer {
-        void on_time(Step step, double seconds) override {
-            steps.push_back(step);
+        void on_time(const Steps& taken, double seconds) override {
+            steps.push_back(taken.first);
             total += seconds;
         }
         std::vector<Step> steps;

@@ -26,7 +26,8 @@ TEST_P(ExpertBiasUpdate, MovesTowardsBalance) {
               (Values{-0.5, 0.5, 0.0}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, ExpertBiasUpdate, testing::ValuesIn(fp32_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, ExpertBiasUpdate,
+                         testing::ValuesIn(with_operations(fp32_suppliers())),
                          instance_name);
 
 /// Three experts, K = 1; the hidden states are the logits.
@@ -49,8 +50,8 @@ class ExpertBiasTest : public testing::TestWithParam<ComponentSpec> {
         Tensor hidden = Tensor::zeros({T, 1, 3}, DType::f32);
         for (std::int64_t t = 0; t < T; ++t)
             hidden.data<float>()[t * 3 + experts[t]] = 1.0f;
-        router_->forward(transfer(hidden, router_->placement()),
-                         transfer(mask, router_->placement()), {.training = training});
+        dense_forward(*router_, transfer(hidden, router_->placement()),
+                      transfer(mask, router_->placement()), {.training = training});
     }
     Values update() { return to_doubles(router_->update_expert_bias()); }
 
@@ -93,7 +94,8 @@ TEST_P(ExpertBiasTest, SteersTheNextChoice) {
     forward({0, 0, 0});
     EXPECT_EQ(update(), (Values{-10.0, 10.0, 10.0}));
     const Tensor hidden = Tensor::from<float>({1, 1, 3}, {1, 0, 0});
-    const auto output = router_->forward(transfer(hidden, router_->placement()), {}, {});
+    const auto output =
+        dense_forward(*router_, transfer(hidden, router_->placement()), {}, {});
     EXPECT_EQ(to_doubles(output.routing_map), (Values{0, 1, 0}));
 }
 

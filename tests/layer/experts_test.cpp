@@ -25,7 +25,7 @@ class ExpertsTest : public MlpTest {
         const Tensor rows = random({N, H}, 18), probs = random_probs(N, 19);
         const Tensor doutput = random({N, H}, 20);
         auto experts = tier().make_experts(c, GetParam().dtype, parameters);
-        const auto forward = experts->forward(rows, Tensor::from({E}, counts), probs, {});
+        const auto forward = experts->forward(rows, counts_tensor(counts), probs, {});
         TensorMap gradients;
         const auto back = experts->backward(gradients, doutput, *forward.saved, {});
 

@@ -102,7 +102,7 @@ TEST_P(Gradients, OfTheLayerAreItsSlopes) {
         PatternRecorder recorder(config_);
         MoELayer layer = make();
         const auto result = forward(layer, mask_, &recorder);
-        return Point{dot(result.output, doutput_) + attached(result.losses),
+        return Point{dot(result.output, doutput_) + attached(result.losses.read()),
                      recorder.pattern};
     };
     MoELayer layer = make();
@@ -125,7 +125,7 @@ TEST_P(Gradients, OfTheRouterAreItsSlopes) {
     const Function f = [&] {
         PatternRecorder recorder(config_);
         const auto result = forward(*make(), router_mask_, &recorder);
-        return Point{dot(result.probs, dprobs) + attached(result.losses),
+        return Point{dot(result.probs, dprobs) + attached(result.losses.read()),
                      recorder.pattern};
     };
     const auto router = make();

@@ -53,7 +53,7 @@ class LayerTest : public testing::TestWithParam<ComponentSpec> {
         const RunContext context{.training = training, .observer = &result.values};
         auto forward = layer.forward(hidden, mask, context);
         result.output = forward.output;
-        result.losses = forward.losses;
+        result.losses = forward.losses.read();
         result.gradients = layer.backward(doutput, forward.saved, context);
         return result;
     }

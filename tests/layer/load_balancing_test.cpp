@@ -40,9 +40,9 @@ class LossesTest : public testing::TestWithParam<ComponentSpec> {
                 mask.data<std::uint8_t>()[t] = padding[t];
         }
         context.observer = &values_;
-        output_ = router_->forward(transfer(hidden, router_->placement()),
-                                   transfer(mask, router_->placement()), context);
-        return output_.losses;
+        output_ = dense_forward(*router_, transfer(hidden, router_->placement()),
+                                transfer(mask, router_->placement()), context);
+        return output_.losses.read();
     }
     /// dlogits of the losses alone: the main loss has no gradient.
     Tensor backward(RunContext context = {}) {
@@ -51,8 +51,8 @@ class LossesTest : public testing::TestWithParam<ComponentSpec> {
         Tensor dhidden = Tensor::zeros({output_.probs.dim(0), kHidden}, DType::f32);
         dhidden = transfer(dhidden, router_->placement());
         TensorMap gradients;
-        router_->backward(dhidden, gradients, transfer(zeros, router_->placement()),
-                          *output_.saved, context);
+        dense_backward(*router_, dhidden, gradients,
+                       transfer(zeros, router_->placement()), *output_.saved, context);
         EXPECT_TRUE(BitwiseEqual(values_.at("d_logits"), values_.at("d_logits_losses")));
         return values_.at("d_logits_losses");
     }
@@ -326,7 +326,9 @@ TEST_P(LossesTest, TakeLogitsThatExpCannotHold) {
 }
 
 /// The operations alone, on given logits, without a router around them.
-TEST_P(LossesTest, NeedNoRouter) {
+class LossesAlone : public LossesTest {};
+
+TEST_P(LossesAlone, NeedNoRouter) {
     const auto ops = make_router_ops(GetParam());
     const auto reference = make_router_ops({"reference_cpu", DType::f64});
     const Tensor logits = random_tensor({kTokens, kExperts}, 6, 1.5);
@@ -350,6 +352,9 @@ TEST_P(LossesTest, NeedNoRouter) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, LossesTest, testing::ValuesIn(router_suppliers()),
+                         instance_name);
+INSTANTIATE_TEST_SUITE_P(Tiers, LossesAlone,
+                         testing::ValuesIn(with_operations(router_suppliers())),
                          instance_name);
 
 }  // namespace

@@ -29,7 +29,7 @@ TEST_P(MlpGradients, OfTheExpertsAreTheirSlopes) {
     MoEConfig config = case_.config();
     config.add_bias_linear = true;
     use(config);
-    const Tensor counts = Tensor::from<std::int64_t>({6}, {3, 0, 4, 1, 0, 1});
+    const Tensor counts = counts_tensor({3, 0, 4, 1, 0, 1});
     Tensor rows = random64({9, shape_[2]}, 1), row_probs = random64({9}, 2);
     const Tensor doutput = random64({9, shape_[2]}, 3);
     const auto make = [&] {

@@ -190,7 +190,8 @@ TEST_P(PermutationTest, UndoesAnyOrderOfChunks) {
     EXPECT_THROW(ops_->sort_chunks_by_idxs(rows, {2, 2}, {0}), InternalError);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, PermutationTest, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, PermutationTest,
+                         testing::ValuesIn(with_operations(available_suppliers())),
                          instance_name);
 
 }  // namespace

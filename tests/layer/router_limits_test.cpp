@@ -29,12 +29,14 @@ class RouterLimits : public testing::TestWithParam<ComponentSpec> {
         const auto router = make_router(
             GetParam(), c, {{"router.weight", identity_matrix(c.hidden_size)}});
         const auto place = router->placement();
-        const auto output = router->forward(
-            transfer(logits.reshaped({logits.dim(0), 1, logits.dim(1)}), place), {}, {});
+        const auto output = dense_forward(
+            *router, transfer(logits.reshaped({logits.dim(0), 1, logits.dim(1)}), place),
+            {}, {});
         Tensor dhidden =
             transfer(Tensor::zeros(logits.shape(), DType::f32), place).clone();
         TensorMap gradients;
-        router->backward(dhidden, gradients, transfer(dprobs, place), *output.saved, {});
+        dense_backward(*router, dhidden, gradients, transfer(dprobs, place),
+                       *output.saved, {});
         return {to_doubles(output.probs), to_doubles(output.routing_map),
                 to_doubles(dhidden)};
     }
@@ -123,8 +125,9 @@ TEST_P(RouterLimits, RejectLogitsThatAreNotFinite) {
                                  const std::string& which) {
             const auto router = router_with_bias(bias);
             const Tensor placed = transfer(hidden, router->placement());
-            return Rejects([&] { router->forward(placed, {}, {.training = false}); },
-                           {which, "must be finite"});
+            return Rejects(
+                [&] { dense_forward(*router, placed, {}, {.training = false}); },
+                {which, "must be finite"});
         };
         Tensor hidden = random_tensor({3, 1, 4}, 2), bias = random_tensor({5}, 3);
         bias.data<float>()[3] = bad;
@@ -186,12 +189,12 @@ TEST_P(RouterLimits, AddTheirGradientToWhatIsThere) {
     ValueRecorder values;
     const RunContext context{.observer = &values};
     const auto output =
-        router->forward(transfer(hidden.reshaped({7, 3, H}), place), {}, context);
+        dense_forward(*router, transfer(hidden.reshaped({7, 3, H}), place), {}, context);
     const Tensor before = random_tensor({T, H}, 4);
     Tensor dhidden = transfer(before, place).clone();
     TensorMap gradients;
-    router->backward(dhidden, gradients, transfer(random_tensor({T, E}, 5), place),
-                     *output.saved, context);
+    dense_backward(*router, dhidden, gradients, transfer(random_tensor({T, E}, 5), place),
+                   *output.saved, context);
 
     const auto g = to_doubles(values.at("d_logits")), w = to_doubles(weight),
                x = to_doubles(hidden);

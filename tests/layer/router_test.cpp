@@ -25,9 +25,9 @@ class RouterTest : public testing::TestWithParam<ComponentSpec> {
                            const Tensor& hidden, const Tensor& mask = {},
                            bool training = true) {
         router_ = make_router(GetParam(), c, parameters);
-        return router_->forward(transfer(hidden, router_->placement()),
-                                transfer(mask, router_->placement()),
-                                {.training = training, .observer = &values_});
+        return dense_forward(*router_, transfer(hidden, router_->placement()),
+                             transfer(mask, router_->placement()),
+                             {.training = training, .observer = &values_});
     }
 
     /// Routes these logits: the weight is the identity.
@@ -285,9 +285,9 @@ TEST_P(RouterTest, RoutesAlikeInTrainingAndOutsideItAndBehindAMask) {
             EXPECT_TRUE(BitwiseEqual(other->probs, training.probs));
             EXPECT_TRUE(BitwiseEqual(other->routing_map, training.routing_map));
         }
-        EXPECT_EQ(training.losses.size(), 2u);
-        EXPECT_TRUE(eval.losses.empty());
-        EXPECT_NE(masked.losses, training.losses);
+        EXPECT_EQ(training.losses.read().size(), 2u);
+        EXPECT_TRUE(eval.losses.read().empty());
+        EXPECT_NE(masked.losses.read(), training.losses.read());
     }
 }
 

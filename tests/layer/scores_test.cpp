@@ -116,7 +116,8 @@ TEST_P(TopKTest, RoundsTheGroupsShareDown) {
               (Indices{0, 4, 5, 1, 2}));
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, TopKTest, testing::ValuesIn(router_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, TopKTest,
+                         testing::ValuesIn(with_operations(router_suppliers())),
                          instance_name);
 
 /// Two rows, the second of them backwards: as many values, each in another place.
@@ -224,7 +225,8 @@ TEST_P(Scores, AreNormalisedWithTheirSlopes) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, Scores, testing::ValuesIn(fp32_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, Scores,
+                         testing::ValuesIn(with_operations(fp32_suppliers())),
                          instance_name);
 
 }  // namespace

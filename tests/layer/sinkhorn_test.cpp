@@ -95,7 +95,8 @@ TEST_P(SinkhornTest, RejectsWhatNeverSettles) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornTest, testing::ValuesIn(router_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornTest,
+                         testing::ValuesIn(with_operations(router_suppliers())),
                          instance_name);
 
 /// Sinkhorn behind the router; the weight is the identity, so logits are what is given.
@@ -110,9 +111,9 @@ class SinkhornRouter : public testing::TestWithParam<ComponentSpec> {
         c.moe_router_pre_softmax = true;
         c.moe_router_topk_scaling_factor = 2.5;
         router_ = make_router(GetParam(), c, {{"router.weight", identity_matrix(E)}});
-        return router_->forward(
-            transfer(logits.reshaped({T, 1, E}), router_->placement()), {},
-            {.training = training, .observer = &values_});
+        return dense_forward(*router_,
+                             transfer(logits.reshaped({T, 1, E}), router_->placement()),
+                             {}, {.training = training, .observer = &values_});
     }
 
     std::unique_ptr<Router> router_;
@@ -152,10 +153,12 @@ TEST_P(SinkhornRouter, ChoosesByBalanceAndWeighsByScore) {
             Tensor expected = scores.clone();  // not renormalised
             for (std::int64_t i = 0; i < T * E; ++i) expected.data<double>()[i] *= map[i];
             // The sigmoid is in the router's own precision, the softmax in fp32.
+            // optimized_gpu has all scores in fp32.
+            const bool exact = K == 1 && GetParam().tier != "optimized_gpu";
             const double bound =
-                K == 1 ? bound_of(GetParam()) : score_bound_of(GetParam());
+                exact ? bound_of(GetParam()) : score_bound_of(GetParam());
             EXPECT_TRUE(Close(output.probs, expected, bound)) << K;
-            EXPECT_TRUE(output.losses.empty());
+            EXPECT_TRUE(output.losses.read().empty());
         }
         EXPECT_NE(largest(balanced, E, K), largest(to_doubles(scores), E, K));
     }
@@ -197,8 +200,8 @@ TEST_P(SinkhornRouter, HasAGradientThroughTheScoresOnly) {
         Tensor dhidden =
             transfer(Tensor::zeros({T, E}, DType::f32), router_->placement()).clone();
         TensorMap gradients;
-        router_->backward(dhidden, gradients, transfer(dprobs, router_->placement()),
-                          *output.saved, {});
+        dense_backward(*router_, dhidden, gradients,
+                       transfer(dprobs, router_->placement()), *output.saved, {});
         Tensor expected = Tensor::empty({T, E}, DType::f64);
         for (std::int64_t t = 0; t < T; ++t) {
             double total = 0.0, mean = 0.0;

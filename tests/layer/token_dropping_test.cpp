@@ -165,7 +165,8 @@ TEST_P(DroppingTest, BackwardKeepsTheGradientOfWhatWasKept) {
     EXPECT_EQ(to_doubles(dprobs), all) << "what came in stays as it was";
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, DroppingTest, testing::ValuesIn(router_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, DroppingTest,
+                         testing::ValuesIn(with_operations(router_suppliers())),
                          instance_name);
 
 /// Dropping within the router; the hidden states are the logits.
@@ -183,8 +184,8 @@ TEST_P(RouterDropping, AgreesWithBruteForce) {
                 const auto place = router->placement();
                 ValueRecorder values;
                 const RunContext context{.observer = &values};
-                const auto output = router->forward(
-                    transfer(logits.reshaped({T, 1, E}), place), {}, context);
+                const auto output = dense_forward(
+                    *router, transfer(logits.reshaped({T, 1, E}), place), {}, context);
 
                 Values probs = to_doubles(values.at("topk_probs")), routed(T * E);
                 const Values chosen = to_doubles(values.at("topk_idx"));
@@ -208,8 +209,8 @@ TEST_P(RouterDropping, AgreesWithBruteForce) {
                 Tensor dhidden =
                     transfer(Tensor::zeros({T, E}, DType::f32), place).clone();
                 TensorMap gradients;
-                router->backward(dhidden, gradients, transfer(dprobs, place),
-                                 *output.saved, context);
+                dense_backward(*router, dhidden, gradients, transfer(dprobs, place),
+                               *output.saved, context);
                 const Values g = to_doubles(dprobs),
                              got = to_doubles(values.at("d_topk_probs"));
                 for (std::int64_t i = 0; i < T * E; ++i) EXPECT_EQ(got[i], g[i] * map[i]);
@@ -224,14 +225,14 @@ TEST_P(RouterDropping, KeepsADroppedChoiceInItsTokensSum) {
         make_router(GetParam(), c, {{"router.weight", identity_matrix(3)}});
     const auto place = router->placement();
     const Tensor logits = Tensor::from<float>({2, 1, 3}, {1, 1, -9, 1, 1, -9});
-    const auto output = router->forward(transfer(logits, place), {}, {});
+    const auto output = dense_forward(*router, transfer(logits, place), {}, {});
     EXPECT_EQ(to_doubles(output.probs), (Values{0.5, 0.5, 0, 0, 0, 0}));
     // Of token 0 only p_0 has a gradient: dx_0 = p_0 (1 - p_0), dx_1 = -p_0 p_1.
     Tensor dhidden = transfer(Tensor::zeros({2, 3}, DType::f32), place).clone();
     TensorMap gradients;
-    router->backward(dhidden, gradients,
-                     transfer(Tensor::from<float>({2, 3}, {1, 0, 0, 1, 1, 1}), place),
-                     *output.saved, {});
+    dense_backward(*router, dhidden, gradients,
+                   transfer(Tensor::from<float>({2, 3}, {1, 0, 0, 1, 1, 1}), place),
+                   *output.saved, {});
     EXPECT_EQ(to_doubles(dhidden), (Values{0.25, -0.25, 0, 0, 0, 0}));
 }
 

@@ -112,11 +112,11 @@ TEST_P(VectorsTest, AuxiliaryLosses) {
     config_.moe_z_loss_coeff = 1e-3;
     config_.moe_router_load_balancing_type = {"aux_loss"};
     config_.moe_aux_loss_coeff = {0.01};
-    expect(1e-3 * route().losses.at("z_loss"), v["z_loss_1e-3"]);
+    expect(1e-3 * route().losses.read().at("z_loss"), v["z_loss_1e-3"]);
     for (const std::string function : {"softmax", "sigmoid", "sqrtsoftplus"}) {
         config_.moe_router_score_function = function;
         const json& expected = v["aux_" + function];
-        expect(0.01 * route().losses.at(aux), expected["loss_coeff0.01"]);
+        expect(0.01 * route().losses.read().at(aux), expected["loss_coeff0.01"]);
         const Tensor& scores = values_.at("aux_scores");
         EXPECT_TRUE(Close(scores, matrix(expected["scores"]), bound_)) << function;
         // Their own top two, whatever the routing chose.
@@ -129,11 +129,11 @@ TEST_P(VectorsTest, AuxiliaryLosses) {
     }
     config_.moe_router_score_function = "softmax";
     const Tensor last_two = Tensor::from<std::uint8_t>({6, 1}, {0, 0, 0, 0, 1, 1});
-    const Losses padded = route(kTokens, 1, last_two).losses;
+    const Losses padded = route(kTokens, 1, last_two).losses.read();
     expect(1e-3 * padded.at("z_loss"), v["z_pad_last2"]);
     expect(0.01 * padded.at(aux), v["aux_softmax_pad_last2"]);
     config_.moe_router_load_balancing_type = {"seq_aux_loss"};
-    expect(0.01 * route(3, 2).losses.at(seq), v["seq_aux_S3B2_coeff0.01"]);
+    expect(0.01 * route(3, 2).losses.read().at(seq), v["seq_aux_S3B2_coeff0.01"]);
 }
 
 TEST_P(VectorsTest, Dropping) {
@@ -162,7 +162,7 @@ TEST_P(VectorsTest, Permutation) {
             numbers, transfer(matrix(routed["probs"]), place),
             transfer(Tensor::from<std::uint8_t>({6, 4}, {map.begin(), map.end()}), place),
             {});
-        EXPECT_EQ(to_doubles(sent.rows), expected["rows"].get<Values>());
+        EXPECT_EQ(to_doubles(sent.rows.values), expected["rows"].get<Values>());
         EXPECT_TRUE(Close(sent.row_probs,
                           Tensor::from({12}, expected["probs"].get<Values>()),
                           bound_of(GetParam())));
@@ -185,7 +185,8 @@ TEST_P(SinkhornVector, IsMegatrons) {
                       matrix(vectors()["sinkhorn"]), 1e-5));
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornVector, testing::ValuesIn(router_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornVector,
+                         testing::ValuesIn(with_operations(router_suppliers())),
                          instance_name);
 
 class ActivationVectors : public testing::TestWithParam<ComponentSpec> {};
@@ -231,7 +232,7 @@ TEST_P(ActivationVectors, AreMegatrons) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, ActivationVectors,
-                         testing::ValuesIn(available_suppliers()), instance_name);
+                         testing::ValuesIn(with_operations(available_suppliers())), instance_name);
 
 }  // namespace
 }  // namespace moe::test

@@ -250,12 +250,6 @@ TEST(OptimizedSinkhorn, RefusesWhatNeverSettles) {
 }
 
 TEST(OptimizedSinkhorn, RefusesWhatItsKernelsDoNotHold) {
-    MoEConfig config = config_of(2, 1);
-    config.moe_router_dtype = "fp64";
-    EXPECT_EQ(
-        words_of({0, 0}, 1, 2, config),
-        "moe_router_dtype = fp64: optimized_gpu routes in fp32; naive_gpu routes in "
-        "fp64");
     EXPECT_EQ(
         words_of(Floats(1025), 1, 1025, config_of(1025, 1)),
         "num_moe_experts = 1025: at most 1024 in optimized_gpu; naive_gpu takes more");

@@ -41,10 +41,12 @@ TEST_P(CombineTest, ShardsAreSummedInTheDtypeOfProbs) {
                        prob = std::int64_t(size_of(probs_placement(place).dtype));
             EXPECT_EQ(
                 reduced_bytes(
-                    world, [&] { dispatcher->combine(sent.rows, {}, *sent.saved, {}); }),
+                    world,
+                    [&] { dispatcher->combine(sent.rows.values, {}, *sent.saved, {}); }),
                 rows * H * prob)
                 << type;
-            const Tensor drows = dispatcher->combine_backward(hidden, *sent.saved, {});
+            const Tensor drows =
+                dispatcher->combine_backward(hidden, *sent.saved, {}).values;
             EXPECT_EQ(reduced_bytes(world,
                                     [&] {
                                         dispatcher->dispatch_backward(
@@ -56,7 +58,8 @@ TEST_P(CombineTest, ShardsAreSummedInTheDtypeOfProbs) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, CombineTest, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, CombineTest,
+                         testing::ValuesIn(on_ranks(available_suppliers())),
                          instance_name);
 
 }  // namespace

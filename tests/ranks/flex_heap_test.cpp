@@ -112,8 +112,8 @@ TEST_P(FlexHeap, GrowsWithItsNeedsAndIsKept) {
             const Tensor hidden = filled(T, 8, double(T), at());
             const auto sent = dispatch(*dispatcher, hidden, 2,
                                        [](auto t, auto e) { return e == t % 2; });
-            EXPECT_TRUE(BitwiseEqual(dispatcher->combine(sent.rows, {}, *sent.saved, {}),
-                                     hidden));
+            EXPECT_TRUE(BitwiseEqual(
+                dispatcher->combine(sent.rows.values, {}, *sent.saved, {}), hidden));
             world.barrier();
             if (world.rank() == 0) bytes.push_back(groups->heap->bytes(at().space));
             world.barrier();
@@ -151,7 +151,7 @@ TEST_P(FlexHeap, KeepsWhatOthersPull) {
             dispatch(*dispatcher, filled(T, kWide, 1.0, at()), 2,
                      [](auto t, auto e) { return e == (t >= kBusy - kFew); });
         for (int i = 1; i <= 6; ++i) {
-            const Tensor rows = filled(sent.rows.dim(0), kWide, i, at());
+            const Tensor rows = filled(sent.rows.values.dim(0), kWide, i, at());
             EXPECT_TRUE(BitwiseEqual(dispatcher->combine(rows, {}, *sent.saved, {}),
                                      filled(T, kWide, i, at())));
         }
@@ -168,8 +168,9 @@ TEST_P(FlexHeap, KeepsWhatItsOwnerTakes) {
                                    [](auto, auto e) { return e == 0; });
         for (int i = 1; i <= 6; ++i)
             EXPECT_TRUE(BitwiseEqual(
-                dispatcher->combine_backward(filled(T, kWide, i, at()), *sent.saved, {}),
-                filled(sent.rows.dim(0), kWide, i, at())));
+                dispatcher->combine_backward(filled(T, kWide, i, at()), *sent.saved, {})
+                    .values,
+                filled(sent.rows.values.dim(0), kWide, i, at())));
     });
 }
 
@@ -206,14 +207,15 @@ TEST_P(FlexHeap, ServesLayersAndMicrobatchesInAnyOrder) {
             EXPECT_EQ(to_doubles(got), expected);
         };
         const auto combine = [&](Layer& layer, const Alive& alive) {
-            expect_back(
-                layer, alive,
-                layer.dispatcher->combine(alive.sent.rows, {}, *alive.sent.saved, {}));
+            expect_back(layer, alive,
+                        layer.dispatcher->combine(alive.sent.rows.values, {},
+                                                  *alive.sent.saved, {}));
         };
         const auto backward = [&](Layer& layer, const Alive& alive) {
             const Tensor drows =
-                layer.dispatcher->combine_backward(alive.hidden, *alive.sent.saved, {});
-            EXPECT_TRUE(BitwiseEqual(drows, alive.sent.rows));
+                layer.dispatcher->combine_backward(alive.hidden, *alive.sent.saved, {})
+                    .values;
+            EXPECT_TRUE(BitwiseEqual(drows, alive.sent.rows.values));
             expect_back(layer, alive,
                         layer.dispatcher
                             ->dispatch_backward(drows, alive.sent.row_probs,
@@ -279,7 +281,8 @@ TEST_P(FlexHeap, RefusesMoreChoicesThanK) {
                  InternalError);
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, FlexHeap, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, FlexHeap,
+                         testing::ValuesIn(on_ranks(available_suppliers())),
                          instance_name);
 
 // ------------------------------------------------------------------------------ dedup

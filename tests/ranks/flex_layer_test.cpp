@@ -161,7 +161,8 @@ TEST_P(FlexLayer, IsTheLayerOfTheOtherDispatchers) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, FlexLayer, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, FlexLayer,
+                         testing::ValuesIn(on_ranks(available_suppliers())),
                          instance_name);
 
 }  // namespace

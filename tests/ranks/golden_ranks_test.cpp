@@ -66,10 +66,11 @@ TEST_P(GoldenRanks, Match) {
     expect_match(golden, supplier);
 }
 
-INSTANTIATE_TEST_SUITE_P(Files, GoldenRanks,
-                         testing::Combine(testing::ValuesIn(rank_case_names()),
-                                          testing::ValuesIn(available_suppliers())),
-                         name_and_supplier);
+INSTANTIATE_TEST_SUITE_P(
+    Files, GoldenRanks,
+    testing::Combine(testing::ValuesIn(rank_case_names()),
+                     testing::ValuesIn(on_ranks(available_suppliers()))),
+    name_and_supplier);
 
 TEST(GoldenRankCases, AreAllHere) {
     EXPECT_EQ(rank_case_names().size(), 16u);
@@ -91,7 +92,7 @@ std::vector<OtherDispatcher> other_dispatchers() {
             } catch (const InputError&) {
                 continue;
             }
-            for (const ComponentSpec& supplier : available_suppliers())
+            for (const ComponentSpec& supplier : on_ranks(available_suppliers()))
                 result.emplace_back(name, type, supplier);
         }
     }
@@ -172,8 +173,8 @@ TEST_P(GoldenRankCheck, NoticesRanksThatChangePlaces) {
     EXPECT_TRUE(failures(golden).contains("rank 1 expect.input_splits"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, GoldenRankCheck, testing::ValuesIn(precise_suppliers()),
-                         instance_name);
+INSTANTIATE_TEST_SUITE_P(Tiers, GoldenRankCheck,
+                         testing::ValuesIn(on_ranks(precise_suppliers())), instance_name);
 
 // -------------------------------------------------------------------------- schedules
 #ifdef MOE_EXECUTOR

@@ -34,7 +34,7 @@ std::vector<GridCase> grid_cases() {
             } catch (const InputError&) {
                 continue;  // e.g. flex on a single rank of tp_ep
             }
-            for (const ComponentSpec& supplier : precise_suppliers())
+            for (const ComponentSpec& supplier : on_ranks(precise_suppliers()))
                 cases.emplace_back(grid, dispatcher, supplier);
         }
     return cases;
@@ -255,9 +255,9 @@ TEST_P(RankGrid, GivesBackWhatNoExpertChanges) {
 
             const auto sent =
                 subject->dispatch(place(hidden), place(probs), place(map), {});
-            std::vector<double> shares = to_doubles(sent.rows);
+            std::vector<double> shares = to_doubles(sent.rows.values);
             for (double& value : shares) value /= double(K * grid().etp);
-            const Tensor rows = place(Tensor::from(sent.rows.shape(), shares));
+            const Tensor rows = place(Tensor::from(sent.rows.values.shape(), shares));
             EXPECT_TRUE(Close(subject->combine(rows, {}, *sent.saved, {}), hidden, 0.0))
                 << "rank " << rank << ", K = " << K;
             EXPECT_TRUE(Close(

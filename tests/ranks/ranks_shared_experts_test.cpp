@@ -139,7 +139,8 @@ TEST_P(RanksSharedExpertsTest, TakesNoTokens) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, RanksSharedExpertsTest,
-                         testing::ValuesIn(available_suppliers()), instance_name);
+                         testing::ValuesIn(on_ranks(available_suppliers())),
+                         instance_name);
 
 }  // namespace
 }  // namespace moe::test

@@ -66,7 +66,7 @@ TensorMap run(const MoEConfig& c, const ComponentSpec& supplier, const GroupsPtr
     for (const auto* forward : {&first, &second}) {
         const std::string batch = forward == &first ? "first " : "second ";
         keep(batch + "output", forward->output);
-        for (const auto& [name, loss] : forward->losses)
+        for (const auto& [name, loss] : forward->losses.read())
             keep(batch + name, Tensor::from<double>({}, {loss}));
         const auto gradients = layer.backward(random(3), forward->saved, {});
         keep(batch + "hidden_states", gradients.hidden_states);
@@ -196,8 +196,10 @@ TEST_P(SharedExpertOverlapTest, StagesRunBetweenTheExchanges) {
         Spy spy(placement, random(placement, 5), groups);
         const auto pass = [&] {
             auto sent = dispatcher->dispatch(hidden, probs, transfer(map, placement), {});
-            const Tensor output = dispatcher->combine(sent.rows, {}, *sent.saved, {});
-            const Tensor drows = dispatcher->combine_backward(doutput, *sent.saved, {});
+            const Tensor output =
+                dispatcher->combine(sent.rows.values, {}, *sent.saved, {});
+            const Tensor drows =
+                dispatcher->combine_backward(doutput, *sent.saved, {}).values;
             dispatcher->dispatch_backward(drows, sent.row_probs, *sent.saved, {});
             return to_doubles(output);
         };
@@ -254,7 +256,7 @@ class HeldSharedExpertOverlapTest : public SharedExpertOverlapTest {
     }
 };
 std::vector<ComponentSpec> device_suppliers() {
-    std::vector<ComponentSpec> suppliers = available_suppliers();
+    std::vector<ComponentSpec> suppliers = on_ranks(available_suppliers());
     std::erase_if(suppliers, [](const ComponentSpec& supplier) {
         return placement_of(supplier).space == MemorySpace::host;
     });
@@ -323,7 +325,8 @@ INSTANTIATE_TEST_SUITE_P(Tiers, HeldSharedExpertOverlapTest,
 #endif
 
 INSTANTIATE_TEST_SUITE_P(Tiers, SharedExpertOverlapTest,
-                         testing::ValuesIn(available_suppliers()), instance_name);
+                         testing::ValuesIn(on_ranks(available_suppliers())),
+                         instance_name);
 
 }  // namespace
 }  // namespace moe::test

@@ -195,7 +195,7 @@ INSTANTIATE_TEST_SUITE_P(
     Dispatchers, UnevenRanks,
     testing::Combine(testing::ValuesIn(std::vector<std::string>(kDispatcherTypes.begin(),
                                                                 kDispatcherTypes.end())),
-                     testing::ValuesIn(precise_suppliers())),
+                     testing::ValuesIn(on_ranks(precise_suppliers()))),
     case_name);
 
 }  // namespace

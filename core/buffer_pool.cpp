@@ -1,0 +1,84 @@
+#include "core/buffer_pool.h"
+
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "core/transfer.h"
+
+namespace moe {
+
+/// What nobody uses, by memory space and size.
+struct BufferPool::Blocks {
+    std::mutex mutex;
+    std::multimap<std::pair<MemorySpace, std::size_t>, void*> free;
+    bool is_open = true;  // false once the pool is gone
+    std::int64_t allocations = 0;
+    std::size_t bytes = 0;
+
+    /// A block of at least that size, and its size; null when there is none. One that is
+    /// more than twice as large is left for whoever needs it.
+    std::pair<void*, std::size_t> take(std::size_t wanted, MemorySpace space) {
+        const std::lock_guard lock(mutex);
+        const auto found = free.lower_bound({space, wanted});
+        if (found == free.end() || found->first.first != space ||
+            found->first.second > 2 * wanted)
+            return {nullptr, 0};
+        const std::pair<void*, std::size_t> block = {found->second, found->first.second};
+        free.erase(found);
+        return block;
+    }
+    void give_back(void* block, std::size_t size, MemorySpace space) {
+        const std::lock_guard lock(mutex);
+        if (is_open)
+            free.insert({{space, size}, block});
+        else
+            memory_functions(space).release(block);
+    }
+};
+
+thread_local BufferPool* BufferPool::current_ = nullptr;
+
+BufferPool::BufferPool() : blocks_(std::make_shared<Blocks>()) {}
+
+BufferPool::~BufferPool() {
+    const std::lock_guard lock(blocks_->mutex);
+    blocks_->is_open = false;
+    for (const auto& [key, block] : blocks_->free)
+        memory_functions(key.first).release(block);
+    blocks_->free.clear();
+}
+
+BufferPool::Scope::Scope(BufferPool& pool) : outer_(std::exchange(current_, &pool)) {}
+BufferPool::Scope::~Scope() {
+    current_ = outer_;
+}
+
+std::int64_t BufferPool::allocations() const {
+    const std::lock_guard lock(blocks_->mutex);
+    return blocks_->allocations;
+}
+
+std::size_t BufferPool::bytes() const {
+    const std::lock_guard lock(blocks_->mutex);
+    return blocks_->bytes;
+}
+
+std::shared_ptr<void> BufferPool::allocate(std::size_t bytes, MemorySpace space) {
+    const MemoryFunctions& memory = memory_functions(space);
+    if (current_ == nullptr) return {memory.allocate(bytes), memory.release};
+    const std::shared_ptr<Blocks> blocks = current_->blocks_;
+    auto [block, size] = blocks->take(bytes, space);
+    if (block == nullptr) {
+        block = memory.allocate(bytes);
+        size = bytes;
+        const std::lock_guard lock(blocks->mutex);
+        ++blocks->allocations;
+        blocks->bytes += bytes;
+    }
+    return {block, [blocks, size = size, space](void* pointer) {
+                blocks->give_back(pointer, size, space);
+            }};
+}
+
+}  // namespace moe

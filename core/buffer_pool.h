@@ -1,0 +1,55 @@
+/// @file
+/// Memory that a caller keeps from one call of a layer to the next.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/tensor.h"
+
+namespace moe {
+
+/// Tensors made while a Scope of the pool is open, on its thread, take their memory from
+/// the pool, and give it back when the last of those who share them goes. The first call
+/// of a layer allocates what it needs; later ones with the same shapes allocate nothing.
+/// A tensor may outlive the pool.
+///
+/// TUTORIAL: cudaFree() waits for the device, and cudaMalloc() may; a caller that
+/// launches ahead must do neither. Memory that a kernel still reads may be given to a
+/// later kernel of the same stream, which runs after it. Work of several streams has to
+/// have met before its tensors go.
+class BufferPool {
+  public:
+    BufferPool();
+    ~BufferPool();
+    BufferPool(const BufferPool&) = delete;
+    BufferPool& operator=(const BufferPool&) = delete;
+
+    /// Opens the pool for this thread; scopes nest.
+    class Scope {
+      public:
+        explicit Scope(BufferPool& pool);
+        ~Scope();
+        Scope(const Scope&) = delete;
+        Scope& operator=(const Scope&) = delete;
+
+      private:
+        BufferPool* outer_;
+    };
+
+    /// How often it had to ask the memory spaces for more.
+    std::int64_t allocations() const;
+    /// What it has from them, in use or not.
+    std::size_t bytes() const;
+
+    /// Memory from the pool of the innermost scope, or, without one, from the memory
+    /// space itself.
+    static std::shared_ptr<void> allocate(std::size_t bytes, MemorySpace space);
+
+  private:
+    struct Blocks;
+    std::shared_ptr<Blocks> blocks_;
+    static thread_local BufferPool* current_;
+};
+
+}  // namespace moe

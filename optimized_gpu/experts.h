@@ -1,0 +1,34 @@
+/// @file
+/// The routed experts.
+#pragma once
+
+#include "core/components.h"
+#include "core/config.h"
+#include "optimized_gpu/activation.h"
+
+namespace moe::optimized {
+
+/// All local experts' MLPs, y_r = W2 (act(W1 x_r + b1) p_r) + p_r b2, over rows sorted by
+/// expert, as grouped products that find their rows by ids and their experts by counts on
+/// the device. bf16; probabilities are fp32. Source: experts.py, TEGroupedMLP.
+///
+/// The backward keeps x (or what it was gathered from), h and the probabilities; act(h)
+/// is taken once more.
+class GroupedMLP : public Experts {
+  public:
+    GroupedMLP(const MoEConfig& config, const TensorMap& parameters);
+
+    bool takes_row_ids() const override { return true; }
+    Output forward(const Rows& rows, const Tensor& tokens_per_expert,
+                   const Tensor& row_probs, const RunContext& context) override;
+    Gradients backward(TensorMap& gradients, const Rows& doutput, const Saved& saved,
+                       const RunContext& context) override;
+
+  private:
+    MoEConfig config_;
+    ExpertActivation activation_;
+    Tensor fc1_weight_, fc1_bias_;  // (L, 2F or F, H), (L, 2F or F)
+    Tensor fc2_weight_, fc2_bias_;  // (L, H, F), (L, H)
+};
+
+}  // namespace moe::optimized

@@ -1,0 +1,80 @@
+#include "optimized_gpu/tier.h"
+
+#include "core/tier.h"
+#include "distributed/process_groups.h"
+#include "gpu/check.h"
+#include "gpu/tensor.h"
+#include "optimized_gpu/experts.h"
+#include "optimized_gpu/local_dispatcher.h"
+#include "optimized_gpu/shared_experts.h"
+#include "optimized_gpu/topk_router.h"
+
+namespace moe::optimized {
+namespace {
+
+/// What the kernels need of a GPU: cp.async, and products in bf16.
+std::string missing_capability() {
+    if (gpu::is_emulated()) return "";
+    cudaDeviceProp device;
+    gpu::check(cudaGetDeviceProperties(&device, 0), "device");
+    if (device.major >= 8) return "";
+    return fmt::format(
+        "needs a GPU of compute capability 8.0 or newer (this one has {}.{}); naive_gpu "
+        "runs on any",
+        device.major, device.minor);
+}
+
+void require_one_rank(const GroupsPtr& groups) {
+    if (groups != nullptr && groups->sizes.world > 1)
+        reject("tier", "optimized_gpu",
+               fmt::format("works on one rank, not on {}; naive_gpu and reference_cpu "
+                           "work on several",
+                           groups->sizes.world));
+}
+
+class OptimizedGpu : public Tier {
+  public:
+    std::string name() const override { return "optimized_gpu"; }
+    std::string missing() const override {
+        const std::string missing = gpu::missing_device();
+        return missing.empty() ? missing_capability() : missing;
+    }
+    std::string device() const override { return gpu::device_name(); }
+    bool is_emulated() const override { return gpu::is_emulated(); }
+    MemorySpace memory_space() const override { return MemorySpace::device; }
+    bool works_on_ranks() const override { return false; }
+    std::vector<DType> dtypes() const override { return {DType::bf16}; }
+
+    std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
+                                        const TensorMap& parameters,
+                                        const GroupsPtr& groups) const override {
+        require_one_rank(groups);
+        return std::make_unique<TopKRouter>(config, dtype, parameters);
+    }
+    std::unique_ptr<TokenDispatcher> make_dispatcher(
+        const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
+        require_one_rank(groups);
+        return std::make_unique<LocalDispatcher>(config, dtype);
+    }
+    std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
+                                          const TensorMap& parameters) const override {
+        MOE_CHECK(dtype == DType::bf16);
+        return std::make_unique<GroupedMLP>(config, parameters);
+    }
+    std::unique_ptr<SharedExperts> make_shared_experts(
+        const MoEConfig& config, DType dtype, const TensorMap& parameters,
+        const GroupsPtr& groups) const override {
+        require_one_rank(groups);
+        MOE_CHECK(dtype == DType::bf16);
+        return std::make_unique<SharedExpertMLP>(config, parameters);
+    }
+};
+
+}  // namespace
+
+void register_optimized_gpu() {
+    gpu::register_device_memory();
+    register_tier(std::make_unique<OptimizedGpu>());
+}
+
+}  // namespace moe::optimized

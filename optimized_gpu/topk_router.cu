@@ -1,0 +1,310 @@
+// topk_router.cu: which experts a token visits, and with what weight; forward and
+// backward.
+
+#include "optimized_gpu/topk_router.h"
+
+#include "core/transfer.h"
+#include "gpu/tensor.h"
+#include "optimized_gpu/gating.h"
+#include "optimized_gpu/multihot.h"
+#include "optimized_gpu/sinkhorn.h"
+#include "optimized_gpu/token_dropping.h"
+#include "optimized_gpu/watched.h"
+
+namespace moe::optimized {
+
+struct RouterSaved : Saved {
+    Tensor hidden;             // (T, H)
+    Tensor padding_mask;       // (S, B) u8 or undefined
+    Tensor gate_logits;        // (T, E) in the gate's dtype
+    Tensor logits;             // the same in fp32
+    SinkhornRouting balanced;  // with sinkhorn
+    RoutedTokens routed;       // weights, ids, statistics of the losses
+    Tensor ids, weights;       // (T, K), the choices before dropping
+    KeptTokens kept;           // with a capacity
+    PaddedTokens padded;       // with experts padded to it
+    AuxiliaryLosses losses;
+};
+
+namespace {
+
+/// The tensor in bf16 as a single group, or undefined where that would round.
+Tensor exact_in_bf16(const Tensor& tensor, Shape shape) {
+    const Tensor host = transfer(tensor, {MemorySpace::host, DType::f64});
+    const Tensor rounded = transfer(host, {MemorySpace::host, DType::bf16});
+    if (to_doubles(rounded) != to_doubles(host)) return {};
+    return transfer(rounded, {MemorySpace::device, DType::bf16})
+        .reshaped(std::move(shape));
+}
+
+/// One thread per token and expert.
+__global__ void count_tokens_kernel(unsigned long long* counts, const std::uint8_t* map,
+                                    const std::uint8_t* padding_mask, std::int64_t count,
+                                    std::int64_t E) {
+    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= count || map[i] == 0) return;
+    if (padding_mask != nullptr && padding_mask[i / E] != 0) return;
+    atomicAdd(&counts[i % E], 1ull);
+}
+
+/// dprobs (T, E) at the choices: 0 for a dropped one; what fills an expert up has none.
+Tensor choices_of(const Tensor& dprobs, const RouterSaved& saved) {
+    const Tensor& ids = saved.kept.ids.defined() ? saved.kept.ids : saved.ids;
+    return indices_to_multihot_backward(cast_logits(dprobs, DType::f32), ids, nullptr);
+}
+
+/// The values where the map has a 1, on the host; for observers.
+Tensor masked(const Tensor& values, const Tensor& map) {
+    std::vector<double> shown = to_doubles(values);
+    const std::vector<double> mask = to_doubles(map);
+    for (std::size_t i = 0; i < shown.size(); ++i) shown[i] *= mask[i];
+    return Tensor::from(values.shape(), shown);
+}
+
+/// What only the device knows, once somebody wants to.
+LateLosses late_losses(const RouterSaved& saved) {
+    const auto& [names, values, dscores, z_scale] = saved.losses;
+    return std::function<Losses()>(
+        [names = names, values = values, routed = saved.routed, logits = saved.logits] {
+            require_finite(routed, logits);
+            Losses losses;
+            if (names.empty()) return losses;
+            const std::vector<double> read = gpu::to_host<double>(values);
+            for (std::size_t i = 0; i < names.size(); ++i) losses[names[i]] = read[i];
+            return losses;
+        });
+}
+
+}  // namespace
+
+TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& parameters)
+    : Router({MemorySpace::device, dtype}),
+      config_(config),
+      rule_(make_routing_rule(config)),
+      local_tokens_per_expert_(gpu::device_zeros<std::int64_t>({config.num_experts()})),
+      global_counts_(gpu::device_zeros<double>({config.num_experts() + 1})) {
+    const std::int64_t E = config.num_experts();
+    const Tensor& weight = parameters.at("router.weight");
+    weight_ = transfer(weight, placement());
+    if (config.add_bias_linear)
+        bias_ = transfer(parameters.at("router.bias"), placement());
+    if (dtype == DType::f32) {
+        bf16_weight_ = exact_in_bf16(weight, {1, E, config.hidden_size});
+        if (bias_.defined()) bf16_bias_ = exact_in_bf16(bias_, {1, E});
+    }
+    if (config.moe_router_enable_expert_bias) {
+        const auto found = parameters.find("router.expert_bias");
+        expert_bias_ = found == parameters.end()
+                           ? gpu::device_zeros<float>({E})
+                           : transfer(found->second, {MemorySpace::device, DType::f32});
+    }
+}
+
+/// ② Products of bf16 factors are exact in fp32, on tensor cores as well; all others are
+/// made where fp32 is.
+Tensor TopKRouter::gate(const Tensor& hidden) {
+    const bool exact = hidden.dtype() == DType::bf16 && bf16_weight_.defined() &&
+                       bias_.defined() == bf16_bias_.defined();
+    if (!exact) return gating_forward(hidden, weight_, bias_);
+    return linear_forward(hidden, bf16_weight_, {bf16_bias_}, {},
+                          all_tokens_.of(hidden.dim(0)), DType::f32);
+}
+
+//! [router_forward]
+Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_mask,
+                                   const RunContext& context) {
+    const std::int64_t B = hidden.dim(1), T = hidden.dim(0) * B;
+    auto saved = std::make_unique<RouterSaved>();
+    saved->hidden = hidden.reshaped({T, hidden.dim(2)});
+    saved->padding_mask = padding_mask;
+    Output result;
+
+    // ② logits = X Wᵀ + b
+    {
+        StepTimer timer(context, Step::gating);
+        saved->gate_logits = gate(saved->hidden);
+        saved->logits = cast_logits(saved->gate_logits, DType::f32);
+        synchronize_if_watched(context);
+    }
+    context.value(Step::gating, "logits", saved->gate_logits);
+
+    // ③ K experts per token, and their weights; ⑤ what the losses sum up
+    const std::int64_t populations = context.training ? count_populations(config_, B) : 0;
+    const bool counts_choices =
+        context.training && expert_bias_.defined() && !config_.moe_expert_capacity_factor;
+    {
+        StepTimer timer(context, Step::routing);
+        saved->routed = make_routed_tokens(rule_, T, populations);
+        route(saved->routed,
+              {saved->logits, expert_bias_, padding_mask,
+               counts_choices ? local_tokens_per_expert_ : Tensor()},
+              rule_);
+        saved->ids = saved->routed.ids;
+        saved->weights = saved->routed.weights;
+        if (config_.is_sinkhorn()) {
+            if (context.training) require_finite(saved->routed, saved->logits);
+            saved->balanced =
+                route_sinkhorn(saved->logits, config_, context.training, nullptr);
+            saved->ids = saved->balanced.ids;
+            saved->weights = saved->balanced.weights;
+        }
+        synchronize_if_watched(context);
+    }
+    const auto dense = [&](const Tensor& ids) {
+        return indices_to_multihot(ids, saved->weights, rule_.num_experts, nullptr);
+    };
+    context.value(Step::routing, "topk_idx", saved->ids);
+    context.value_beside(Step::routing, "topk_probs",
+                         [&] { return dense(saved->ids).probs; });
+
+    // ④ experts over capacity turn tokens away
+    result.topk_ids = saved->ids;
+    result.topk_probs = saved->weights;
+    if (config_.moe_expert_capacity_factor) {
+        StepTimer timer(context, Step::token_dropping);
+        apply_capacity(result, *saved);
+        synchronize_if_watched(context);
+    }
+    context.value_beside(Step::token_dropping, "probs", [&] {
+        return result.probs.defined() ? result.probs : dense(result.topk_ids).probs;
+    });
+    context.value_beside(Step::token_dropping, "routing_map", [&] {
+        return result.probs.defined() ? result.routing_map : dense(result.topk_ids).map;
+    });
+
+    // ⑤ losses that keep the experts evenly used, and the counts behind the expert bias
+    if (context.training) {
+        StepTimer timer(context, Step::auxiliary_losses);
+        saved->losses = auxiliary_losses(saved->routed.losses, global_counts_,
+                                         make_loss_rule(config_, B));
+        if (expert_bias_.defined() && !counts_choices)
+            count_for_expert_bias(result, padding_mask);
+        synchronize_if_watched(context);
+    }
+    if (saved->losses.dscores.defined())
+        context.value_beside(Step::auxiliary_losses, "aux_scores",
+                             [&] { return compute_aux_scores(saved->logits, rule_); });
+    result.losses = late_losses(*saved);
+    result.saved = std::move(saved);
+    return result;
+}
+//! [router_forward]
+
+void TopKRouter::apply_capacity(Output& output, RouterSaved& saved) const {
+    const std::int64_t capacity = capacity_of_experts(config_, saved.ids.dim(0));
+    const bool by_probs = config_.moe_token_drop_policy == "probs";
+    saved.kept = drop_tokens(saved.ids, saved.weights, rule_.num_experts, capacity,
+                             by_probs, nullptr);
+    output.topk_ids = saved.kept.ids;
+    if (!config_.moe_pad_expert_input_to_capacity) return;
+    // Experts that are filled up may give a token more than K of them.
+    saved.padded = pad_to_capacity(saved.ids, saved.weights, rule_.num_experts, capacity,
+                                   by_probs, nullptr);
+    output.probs = saved.padded.probs;
+    output.routing_map = saved.padded.map;
+    output.topk_ids = output.topk_probs = {};
+}
+
+void TopKRouter::count_for_expert_bias(const Output& output, const Tensor& padding_mask) {
+    const Tensor map = output.routing_map.defined()
+                           ? output.routing_map
+                           : indices_to_multihot(output.topk_ids, output.topk_probs,
+                                                 rule_.num_experts, nullptr)
+                                 .map;
+    gpu::launch(
+        "count_tokens_kernel", count_tokens_kernel, gpu::one_thread_per(map.numel()),
+        gpu::device_counts(local_tokens_per_expert_), gpu::device_data<std::uint8_t>(map),
+        gpu::device_data<std::uint8_t>(padding_mask), map.numel(), map.dim(1));
+}
+
+void TopKRouter::make_dense(Output& output) const {
+    const Multihot dense = indices_to_multihot(output.topk_ids, output.topk_probs,
+                                               rule_.num_experts, nullptr);
+    output.probs = dense.probs;
+    output.routing_map = dense.map;
+}
+
+Tensor TopKRouter::make_dense_backward(const Tensor& dprobs,
+                                       const Saved& saved_base) const {
+    const auto& saved = saved_as<RouterSaved>(saved_base);
+    return saved.padded.map.defined() ? dprobs : choices_of(dprobs, saved);
+}
+
+/// The scale on the device; it travels only when it has changed.
+const Tensor& TopKRouter::backward_scale(double scale) {
+    if (scale != backward_scale_value_)
+        backward_scale_ = gpu::to_device(std::vector<float>{float(scale)});
+    backward_scale_value_ = scale;
+    return backward_scale_;
+}
+
+//! [router_backward]
+void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
+                          const Saved& saved_base, const RunContext& context) {
+    const auto& saved = saved_as<RouterSaved>(saved_base);
+    const Tensor none = {};
+
+    // ⑰ What was dropped comes back as 0: it has no gradient of its own, but stays in its
+    // token's sum.
+    const Tensor dweights = saved.padded.map.defined()
+                                ? choices_of(dprobs, saved)
+                                : cast_logits(dprobs, DType::f32);  // (T, K)
+    const LossGradients losses = {saved.losses.dscores, saved.losses.z_scale,
+                                  backward_scale(context.main_loss_backward_scale)};
+    const bool has_losses = losses.dscores.defined() || losses.z_scale.defined();
+    const auto through = [&](const Tensor& from) {
+        Tensor dlogits = gpu::device_empty<float>(saved.logits.shape());
+        route_backward(dlogits,
+                       {from, saved.logits, saved.routed.ids, saved.padding_mask, losses},
+                       rule_);
+        return dlogits;
+    };
+    const auto of_losses = [&] {
+        return through(gpu::device_zeros<float>(saved.weights.shape()));
+    };
+
+    // ⑯ the losses' own gradient, ⑱ through weights and scores
+    Tensor dlogits;  // (T, E)
+    {
+        StepTimer timer(context,
+                        {Step::auxiliary_losses_backward, Step::routing_backward});
+        if (config_.is_sinkhorn()) {
+            dlogits =
+                has_losses ? of_losses() : gpu::device_zeros<float>(saved.logits.shape());
+            route_sinkhorn_backward(dlogits, dweights, saved.ids, saved.logits, config_,
+                                    nullptr);
+        } else {
+            dlogits = through(dweights);
+        }
+        dlogits = cast_logits(dlogits, weight_.dtype());
+        synchronize_if_watched(context);
+    }
+    context.value_beside(Step::auxiliary_losses_backward, "d_logits_losses",
+                         [&] { return cast_logits(of_losses(), weight_.dtype()); });
+    context.value_beside(Step::token_dropping_backward, "d_topk_probs", [&] {
+        if (saved.padded.map.defined()) return masked(dprobs, saved.padded.map);
+        return indices_to_multihot(saved.ids, dweights, rule_.num_experts, nullptr).probs;
+    });
+    context.value(Step::routing_backward, "d_logits", dlogits);
+
+    // ⑲ dX += dlogits W, dW = dlogitsᵀ X, db = Σ dlogits
+    {
+        StepTimer timer(context, Step::gating_backward);
+        gating_backward_input(dhidden, dlogits, weight_);
+        gradients["router.weight"] = gating_backward_weight(dlogits, saved.hidden);
+        if (bias_.defined()) gradients["router.bias"] = gating_backward_bias(dlogits);
+        synchronize_if_watched(context);
+    }
+    context.value(Step::gating_backward, "d_hidden_states_router", dhidden);
+}
+//! [router_backward]
+
+Tensor TopKRouter::update_expert_bias() {
+    if (!expert_bias_.defined()) return {};
+    expert_bias_ = get_updated_expert_bias(expert_bias_, local_tokens_per_expert_,
+                                           config_.moe_router_bias_update_rate);
+    reset_counts(local_tokens_per_expert_);
+    return expert_bias_;
+}
+
+}  // namespace moe::optimized
