@@ -21,6 +21,8 @@ MoEConfig swiglu_layer(std::int64_t hidden, std::int64_t experts, std::int64_t t
     config.activation_func = "silu";
     config.add_bias_linear = false;
     config.moe_token_dispatcher_type = "alltoall";
+    config.moe_permute_fusion = config.moe_router_fusion = true;
+    config.moe_grouped_gemm = true;
     return config;
 }
 

@@ -31,7 +31,7 @@ class StepWatcher : public Observer {
     }
     bool wants_values_beside() const override { return false; }
     void on_value(Step, const std::string& name, const TensorView& view) override {
-        if (name == "dispatched_hidden_states") num_rows_ = view.shape[0];
+        if (name == "dispatched_probs") num_rows_ = view.shape[0];
     }
     std::optional<Step> step_of(std::size_t launch) const {
         return launch < steps_.size() ? steps_[launch] : std::nullopt;

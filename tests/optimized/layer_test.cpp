@@ -109,6 +109,16 @@ class OptimizedLayer : public testing::TestWithParam<LayerCase> {
         return results;
     }
 
+    static void expect_same(const Results& got, const Results& expected) {
+        EXPECT_TRUE(BitwiseEqual(got.output, expected.output));
+        EXPECT_TRUE(
+            BitwiseEqual(got.gradients.hidden_states, expected.gradients.hidden_states));
+        for (const auto& [name, gradient] : expected.gradients.parameters)
+            EXPECT_TRUE(BitwiseEqual(got.gradients.parameters.at(name), gradient))
+                << name;
+        EXPECT_EQ(got.losses, expected.losses);
+    }
+
     MoEConfig config_;
     TensorMap parameters_;
     Tensor hidden_, doutput_;
@@ -137,14 +147,19 @@ TEST_P(OptimizedLayer, MakesTheSameBitsWhoeverLooks) {
     MoELayer layer = make_layer(), watched_layer = make_layer();
     ValueRecorder recorder;
     const Results alone = run(layer), watched = run(watched_layer, &recorder);
-    EXPECT_TRUE(BitwiseEqual(watched.output, alone.output));
-    EXPECT_TRUE(
-        BitwiseEqual(watched.gradients.hidden_states, alone.gradients.hidden_states));
-    for (const auto& [name, gradient] : alone.gradients.parameters)
-        EXPECT_TRUE(BitwiseEqual(watched.gradients.parameters.at(name), gradient))
-            << name;
-    EXPECT_EQ(watched.losses, alone.losses);
+    expect_same(watched, alone);
     EXPECT_TRUE(recorder.values.contains("d_activation_output")) << "computed beside";
+}
+
+/// Gathered by its ids or copied, a row is the same row.
+TEST_P(OptimizedLayer, MakesTheSameBitsWithAndWithoutPermuteFusion) {
+    NEEDS_DEVICE();
+    MoELayer layer = make_layer();
+    const Results one = run(layer);
+    config_.moe_permute_fusion = !config_.moe_permute_fusion;
+    MoELayer other_layer = make_layer();
+    const Results other = run(other_layer);
+    expect_same(other, one);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, OptimizedLayer, testing::ValuesIn(layer_cases()),
