@@ -65,6 +65,9 @@ struct Rows {
     Tensor values;    ///< (N, H); with ids (T, H), of which row r is values[ids[r]]
     Tensor ids = {};  ///< (N) i32, or undefined
     std::function<Tensor()> gather = {};  ///< with ids: makes the rows themselves
+    /// (L + 1) i32 on the device: rows [offsets[e], offsets[e + 1]) are local expert e's;
+    /// or undefined, and counts say it. For experts, who need not sum up their counts.
+    Tensor offsets = {};
 
     Rows(Tensor values) : values(std::move(values)) {}
     Rows(Tensor source, Tensor ids, std::function<Tensor()> gather)

@@ -50,10 +50,16 @@ Tensor to_router(const Tensor& tensor, const Router& router) {
 
 Rows to_experts(const Rows& rows, const Experts& experts) {
     const Placement& target = experts.placement();
+    Rows placed;
     if (!rows.ids.defined() || !experts.takes_row_ids())
-        return transfer(rows.plain(), target);
-    return {transfer(rows.values, target), transfer(rows.ids, target),
-            [rows, target] { return transfer(rows.plain(), target); }};
+        placed = transfer(rows.plain(), target);
+    else
+        placed = {transfer(rows.values, target), transfer(rows.ids, target),
+                  [rows, target] { return transfer(rows.plain(), target); }};
+    // Elsewhere the counts are enough
+    if (rows.offsets.defined() && rows.offsets.space() == target.space)
+        placed.offsets = rows.offsets;
+    return placed;
 }
 
 MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters,

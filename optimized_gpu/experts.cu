@@ -64,7 +64,10 @@ GroupedMLP::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
 Experts::Output GroupedMLP::forward(const Rows& rows, const Tensor& tokens_per_expert,
                                     const Tensor& row_probs, const RunContext& context) {
     auto saved = std::make_unique<ExpertsSaved>();
-    const RowGroups& groups = saved->groups = make_row_groups(tokens_per_expert);
+    saved->groups = rows.offsets.defined() ? RowGroups{rows.offsets}
+                                           : make_row_groups(tokens_per_expert);
+    const RowGroups& groups = saved->groups;
+    MOE_CHECK_EQ(groups.num_groups(), fc1_weight_.dim(0));
     saved->rows = rows;
     saved->row_probs = row_probs;
 

@@ -64,6 +64,7 @@ TokenDispatcher::Dispatched LocalDispatcher::dispatch(const Tensor& hidden,
                            [=] { return permute(hidden, map, nullptr); }};
         else
             result.rows = permute(hidden, map, nullptr);
+        result.rows.offsets = map.offsets;
         synchronize_if_watched(context);
     }
     show_dispatched(context, config_, map, hidden, result.row_probs);
