@@ -18,19 +18,20 @@ struct DispatcherSaved : Saved {
     SavedPtr shared_experts;  // with moe_shared_expert_overlap
 };
 
-/// Of ids (T, K) i32, or of a dense map (T, E) u8.
-RowMap map_of(const Tensor& routing, const MoEConfig& config) {
+/// Of ids (T, K) i32, or of a dense map (T, E) u8, with their probs.
+RowMap map_of(const Tensor& routing, const Tensor& probs, const MoEConfig& config) {
     constexpr int kNoPadding = 1;
     if (routing.dtype() == DType::i32)
-        return make_row_map(routing, int(config.num_experts()), kNoPadding, nullptr);
+        return make_row_map(routing, int(config.num_experts()), kNoPadding, probs,
+                            nullptr);
     if (config.moe_pad_expert_input_to_capacity)
         return make_row_map_of_dense(routing, get_capacity(config, routing.dim(0)),
-                                     kNoPadding, nullptr);
+                                     kNoPadding, probs, nullptr);
     // Another tier's router: rather than room for every expert of every token, a wait.
-    RowMap map = make_row_map_of_dense(routing, kNoPadding, nullptr);
+    RowMap map = make_row_map_of_dense(routing, kNoPadding, probs, nullptr);
     map.capacity = gpu::to_host<std::int32_t>(map.offsets).back();
-    map.row_token = map.row_token.first(map.capacity);
-    map.row_slot = map.row_slot.first(map.capacity);
+    for (Tensor* rows : {&map.row_token, &map.row_slot, &map.row_probs})
+        *rows = rows->first(map.capacity);
     return map;
 }
 
@@ -56,8 +57,8 @@ TokenDispatcher::Dispatched LocalDispatcher::dispatch(const Tensor& hidden,
         }
         // ⑥ which token stands in which row: experts find it by this, or a copy is made
         saved->routing = routing;
-        saved->map = map_of(routing, config_);
-        result.row_probs = permute_probs(probs, map, nullptr);
+        saved->map = map_of(routing, probs, config_);
+        result.row_probs = map.row_probs;
         result.tokens_per_expert = map.tokens_per_expert;
         if (config_.moe_permute_fusion)
             result.rows = {hidden, map.row_token,

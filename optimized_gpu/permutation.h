@@ -34,10 +34,6 @@ Tensor combine_backward(const Tensor& doutput, const RowMap& map, cudaStream_t s
 /// @param drows (capacity, H) @return (T, H)
 Tensor permute_backward(const Tensor& drows, const RowMap& map, cudaStream_t stream);
 
-/// ⑥ The routing weights in row order, 0 for padding rows.
-/// @param weights (T, K) f32, as the ids lay @return (capacity) f32
-Tensor permute_probs(const Tensor& weights, const RowMap& map, cudaStream_t stream);
-
 /// ⑮ dweights (T, K) f32, as the ids lay; 0 for dropped choices. A memset and a kernel.
 /// @param drow_probs (capacity) f32
 Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,

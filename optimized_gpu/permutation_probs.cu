@@ -1,4 +1,4 @@
-// permutation_probs.cu: routing weights into the order of rows and back.
+// permutation_probs.cu: gradients of routing weights, back from the order of rows.
 
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
@@ -6,17 +6,8 @@
 
 namespace moe::optimized {
 
-//! [permute_probs]
+//! [permute_probs_backward]
 namespace {
-
-/// One thread per row, of as many as there may be.
-__global__ void permute_probs_kernel(float* row_probs, const float* weights,
-                                     const int* row_slot, const int* num_rows) {
-    const std::int64_t r = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (r >= *num_rows) return;
-    const int slot = row_slot[r];
-    row_probs[r] = slot < 0 ? 0.0f : weights[slot];
-}
 
 /// One thread per row, of as many as there may be; each choice has at most one row.
 __global__ void permute_probs_backward_kernel(float* dweights, const float* drow_probs,
@@ -33,16 +24,6 @@ const int* num_rows_of(const RowMap& map) {
 
 }  // namespace
 
-Tensor permute_probs(const Tensor& weights, const RowMap& map, cudaStream_t stream) {
-    MOE_CHECK_EQ(weights.numel(), map.token_rows.numel());
-    Tensor row_probs = gpu::device_empty<float>({map.capacity});
-    gpu::launch("permute_probs_kernel", permute_probs_kernel,
-                gpu::one_thread_per(map.capacity, stream),
-                gpu::device_data<float>(row_probs), gpu::device_data<float>(weights),
-                gpu::device_data<int>(map.row_slot), num_rows_of(map));
-    return row_probs;
-}
-
 Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
                               cudaStream_t stream) {
     MOE_CHECK(drow_probs.numel() <= map.capacity);
@@ -57,6 +38,6 @@ Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
                 num_rows_of(map));
     return dweights;
 }
-//! [permute_probs]
+//! [permute_probs_backward]
 
 }  // namespace moe::optimized

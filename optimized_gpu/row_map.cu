@@ -15,10 +15,10 @@ namespace {
 
 /// How often each expert is chosen: in each chunk of `choices` ids, and in all.
 __global__ void __launch_bounds__(kThreads)
-    count_choices_kernel(int* chunk_counts, int* totals, const int* ids, int num_choices,
-                         int choices, int E) {
+    count_choices_kernel(CountPointers counts, const int* ids, int num_choices,
+                         int choices) {
     auto& s = gpu::shared_memory<ChunkCounts>();
-    const int t = int(threadIdx.x);
+    const int t = int(threadIdx.x), E = counts.E;
     for (int e = t; e < E; e += kThreads) s.counts[e] = 0;
     __syncthreads();
     const std::int64_t first = std::int64_t(blockIdx.x) * choices;
@@ -29,91 +29,17 @@ __global__ void __launch_bounds__(kThreads)
         if (e >= 0) atomicAdd(&s.counts[e], 1);
     }
     __syncthreads();
-    add_chunk(chunk_counts, totals, s, E);
+    counts.add_chunk(s);
 }
 
-__device__ int padded(int count, int padding) {
-    return (count + padding - 1) / padding * padding;
-}
-
-/// The most chunks that a warp adds up.
-constexpr int kMaxShare = kMaxChunks / kWarps;
-
-struct ScanSums {
-    int before[kWarps];          ///< parts of the rows of all experts before the block's
-    int pieces[kWarps][kLanes];  ///< choices of expert `lane` in a warp's chunks
-    int last[kLanes], next[kLanes];  ///< where each expert's rows end, without and with
-                                     ///< padding
-};
-
-/// A block for 32 experts, one for each lane; each warp has its share of the chunks.
-/// Counts of chunks become rows, in place.
-__global__ void __launch_bounds__(kThreads)
-    place_chunks_kernel(int* chunk_rows, int* offsets, int* row_token, int* row_slot,
-                        const int* totals, int num_chunks, int E, int padding,
-                        int capacity) {
-    auto& s = gpu::shared_memory<ScanSums>();
-    const int lane = lane_index(), warp = warp_index();
-    const int first_expert = int(blockIdx.x) * kLanes, e = first_expert + lane;
-    const bool is_expert = e < E;
-
-    // TUTORIAL: each block adds up the experts before its own again. That is at most four
-    // numbers for a thread, and cheaper than waiting for other blocks.
-    int before = 0;
-    for (int i = int(threadIdx.x); i < first_expert; i += kThreads)
-        before += padded(totals[i], padding);
-    before = warp_sum(before);
-    if (lane == 0) s.before[warp] = before;
-
-    // All loads before the first store, which might be to the same place for all that the
-    // compiler knows.
-    const int share = (num_chunks + kWarps - 1) / kWarps;
-    const int begin = warp * share, end = is_expert ? min(begin + share, num_chunks) : 0;
-    int counts[kMaxShare], choices = 0;
-    for (int i = 0; i < kMaxShare; ++i) {
-        counts[i] = begin + i < end ? chunk_rows[(begin + i) * E + e] : 0;
-        choices += counts[i];
-    }
-    s.pieces[warp][lane] = choices;
-    __syncthreads();
-
-    const int total = is_expert ? totals[e] : 0, rows = padded(total, padding);
-    int row = warp_sum_before(rows);
-    for (int w = 0; w < kWarps; ++w) row += s.before[w];
-    if (is_expert && row + rows > capacity) __trap();  // rather than rows out of bounds
-    if (warp == 0) {
-        s.last[lane] = row + total;
-        s.next[lane] = row + rows;
-        if (is_expert) offsets[e] = row;
-        if (e == E - 1) offsets[E] = row + rows;
-    }
-    for (int w = 0; w < warp; ++w) row += s.pieces[w][lane];
-    for (int i = 0; i < kMaxShare; ++i) {
-        if (begin + i < end) chunk_rows[(begin + i) * E + e] = row;
-        row += counts[i];
-    }
-
-    __syncthreads();
-    for (int i = warp; i < kLanes; i += kWarps) {  // at most 31 padding rows
-        const int empty = s.last[i] + lane;
-        if (empty >= s.next[i]) continue;
-        row_token[empty] = -1;
-        row_slot[empty] = -1;
-    }
-}
-
-/// Counts the choices of each warp's tokens, and turns the counts into the first row that
-/// the warp may fill at each expert.
-__device__ void find_first_rows(NextRows& s, const int* chunk_rows, const int* ids,
-                                int begin, int end, int E) {
+/// Counts the choices of each warp's tokens.
+__device__ void count_pieces(NextRows& s, const int* ids, int begin, int end, int E) {
     const int t = int(threadIdx.x), warp = warp_index();
     for (int w = 0; w < kWarps; ++w)
         for (int e = t; e < E; e += kThreads) s.rows[w][e] = 0;
     __syncthreads();
     for (int i = begin + lane_index(); i < end; i += kLanes)
         if (ids[i] >= 0) atomicAdd(&s.rows[warp][ids[i]], 1);
-    __syncthreads();
-    turn_counts_into_rows(s, chunk_rows, E);
     __syncthreads();
 }
 
@@ -131,15 +57,15 @@ __device__ int place_in_token(int expert, int first_lane, int topk) {
 /// A block for a chunk. Each warp walks its tokens in order, as many at once as have room
 /// in its lanes, a lane for each choice.
 __global__ void __launch_bounds__(kThreads)
-    place_choices_kernel(int* row_token, int* row_slot, int* token_rows,
-                         const int* chunk_rows, const int* ids, int num_tokens, int K,
-                         int E, int tokens_per_warp) {
+    place_choices_kernel(RowPointers map, CountPointers counts, const int* ids,
+                         int num_tokens, int K, int tokens_per_warp) {
     auto& s = gpu::shared_memory<NextRows>();
     const int lane = lane_index(), warp = warp_index();
     const std::int64_t piece = std::int64_t(blockIdx.x) * kWarps + warp;
     const int begin = int(min(piece * tokens_per_warp, std::int64_t(num_tokens)));
     const int end = min(begin + tokens_per_warp, num_tokens);
-    find_first_rows(s, chunk_rows, ids, begin * K, end * K, E);
+    count_pieces(s, ids, begin * K, end * K, counts.E);
+    turn_counts_into_rows(s, counts, map);
 
     const int at_once = kLanes / K, mine = lane / K;
     for (int first = begin; first < end; first += at_once) {
@@ -160,10 +86,8 @@ __global__ void __launch_bounds__(kThreads)
         if (id >= 0 && rank == 0) s.rows[warp][id] += __popc(same);
         __syncwarp();  // the next step reads
 
-        if (is_choice) token_rows[slot - lane + mine * K + place] = row;
-        if (row < 0) continue;
-        row_token[row] = first + mine;
-        row_slot[row] = slot;
+        if (is_choice) map.token_rows[slot - lane + mine * K + place] = row;
+        if (row >= 0) map.place(row, first + mine, slot);
     }
 }
 
@@ -197,7 +121,9 @@ void check_choices(const char* name, std::int64_t num_choices) {
 }
 
 RowMap begin_row_map(int num_tokens, int topk, int num_experts, int padding,
-                     std::int64_t capacity, int num_chunks, cudaStream_t stream) {
+                     std::int64_t capacity, int num_chunks, const Tensor& weights,
+                     cudaStream_t stream) {
+    const int num_groups = (num_chunks + kChunksOfGroup - 1) / kChunksOfGroup;
     RowMap map;
     map.num_tokens = num_tokens;
     map.topk = topk;
@@ -206,28 +132,40 @@ RowMap begin_row_map(int num_tokens, int topk, int num_experts, int padding,
     map.capacity = capacity;
     for (Tensor* rows : {&map.row_token, &map.row_slot})
         *rows = gpu::device_empty<int>({capacity});
+    if (weights.defined()) {
+        MOE_CHECK_EQ(weights.numel(), std::int64_t(num_tokens) * topk);
+        map.row_probs = gpu::device_empty<float>({capacity});
+    }
     map.token_rows = gpu::device_empty<int>({num_tokens, topk});
     map.offsets = gpu::device_empty<int>({num_experts + 1});
     map.tokens_per_expert = gpu::device_empty<int>({num_experts});
-    map.chunk_rows = gpu::device_empty<int>({num_chunks, num_experts});
-    gpu::check(cudaMemsetAsync(gpu::device_data<int>(map.tokens_per_expert), 0,
-                               map.tokens_per_expert.size_bytes(), stream),
+    map.chunk_counts = gpu::device_empty<int>({num_chunks, num_experts});
+    map.group_counts = gpu::device_empty<int>({num_groups, num_experts});
+    gpu::check(cudaMemsetAsync(gpu::device_data<int>(map.group_counts), 0,
+                               map.group_counts.size_bytes(), stream),
                "cudaMemsetAsync");
     return map;
 }
 
-void place_chunks(RowMap& map, cudaStream_t stream) {
-    gpu::launch(
-        "place_chunks_kernel", place_chunks_kernel,
-        {(map.num_experts + kLanes - 1) / kLanes, kThreads, sizeof(ScanSums), stream},
-        gpu::device_data<int>(map.chunk_rows), gpu::device_data<int>(map.offsets),
-        gpu::device_data<int>(map.row_token), gpu::device_data<int>(map.row_slot),
-        gpu::device_data<int>(map.tokens_per_expert), int(map.chunk_rows.dim(0)),
-        map.num_experts, map.padding, int(map.capacity));
+CountPointers count_pointers(RowMap& map) {
+    return {gpu::device_data<int>(map.chunk_counts),
+            gpu::device_data<int>(map.group_counts), map.num_experts};
+}
+
+RowPointers row_pointers(RowMap& map, const Tensor& weights) {
+    return {gpu::device_data<int>(map.row_token),
+            gpu::device_data<int>(map.row_slot),
+            gpu::device_data<int>(map.token_rows),
+            gpu::device_data<int>(map.offsets),
+            gpu::device_data<int>(map.tokens_per_expert),
+            gpu::device_data<float>(map.row_probs),
+            gpu::device_data<float>(weights),
+            map.padding,
+            int(map.capacity)};
 }
 
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
-                    cudaStream_t stream) {
+                    const Tensor& weights, cudaStream_t stream) {
     check_sizes(ids, num_experts, padding);
     const int T = int(ids.dim(0)), K = int(ids.dim(1)), E = num_experts;
     const Chunks chunks(T, kLanes / K);
@@ -236,18 +174,15 @@ RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
     std::int64_t capacity = ids.numel() + experts_with_rows * (padding - 1);
     capacity -= capacity % padding;
 
-    RowMap map = begin_row_map(T, K, E, padding, capacity, chunks.count, stream);
-    int* const chunk_rows = gpu::device_data<int>(map.chunk_rows);
+    RowMap map = begin_row_map(T, K, E, padding, capacity, chunks.count, weights, stream);
+    const CountPointers counts = count_pointers(map);
     const int* const choices = gpu::device_data<int>(ids);
     gpu::launch("count_choices_kernel", count_choices_kernel,
-                {chunks.count, kThreads, sizeof(ChunkCounts), stream}, chunk_rows,
-                gpu::device_data<int>(map.tokens_per_expert), choices, T * K,
-                chunks.tokens * K, E);
-    place_chunks(map, stream);
+                {chunks.count, kThreads, sizeof(ChunkCounts), stream}, counts, choices,
+                T * K, chunks.tokens * K);
     gpu::launch("place_choices_kernel", place_choices_kernel,
                 {chunks.count, kThreads, sizeof(NextRows), stream},
-                gpu::device_data<int>(map.row_token), gpu::device_data<int>(map.row_slot),
-                gpu::device_data<int>(map.token_rows), chunk_rows, choices, T, K, E,
+                row_pointers(map, weights), counts, choices, T, K,
                 chunks.tokens_per_warp);
     return map;
 }

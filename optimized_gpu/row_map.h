@@ -19,41 +19,48 @@ inline constexpr int kMaxTopk = 32, kMaxExperts = 1024;
 /// Rows are in ascending order of expert, and of token within an expert; behind those of
 /// an expert come its padding rows, which are no token's. How many rows there are is
 /// known only on the device, offsets[E]: `capacity` is a bound, and what lies between the
-/// two is never written. All tensors are i32 on the device.
+/// two is never written. All tensors are on the device, i32 but for row_probs.
 struct RowMap {
     int num_tokens = 0, topk = 0, num_experts = 0;
     int padding = 1;            ///< the rows of an expert are a multiple of it
     std::int64_t capacity = 0;  ///< rows to allocate
     Tensor row_token;           ///< (capacity) token of row r, -1: padding
     Tensor row_slot;            ///< (capacity) its choice, t * K + k, -1: padding
+    /// (capacity) f32, the choice's weight, 0 for padding; undefined without weights
+    Tensor row_probs;
     Tensor
         token_rows;  ///< (T, K) rows of token t, ascending: in the order of its experts,
                      ///< whatever their order in the ids; then -1 for dropped choices
     Tensor offsets;  ///< (E + 1) rows [offsets[e], offsets[e + 1]) are expert e's
     Tensor tokens_per_expert;  ///< (E) its rows without padding
-    /// (chunks, E) the first row of each expert in each chunk of tokens: the sort's own.
-    /// TUTORIAL: kept, because cudaFree() would wait for the kernels that use it.
-    Tensor chunk_rows;
+    /// (chunks, E) and (groups, E) how often each expert is chosen in each chunk of
+    /// tokens, and in each group of chunks: the sort's own. TUTORIAL: kept, because
+    /// cudaFree() would wait for the kernels that use them.
+    Tensor chunk_counts, group_counts;
 };
 
-/// Three kernels and a memset. The result is the same in every run.
+/// Two kernels and a memset. The result is the same in every run.
 /// InputError, before anything is launched, beyond the limits above and for a padding
 /// that nothing asks for. An id that names no expert stops the kernel.
 /// @param ids      (T, K) i32 on the device: experts, in any order; negative: none
 /// @param padding  1, 16 or 32
-RowMap make_row_map(const Tensor& ids, int num_experts, int padding, cudaStream_t stream);
+/// @param weights  (T, K) f32 of the choices, or undefined
+RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
+                    const Tensor& weights, cudaStream_t stream);
 
 /// The same for a map with a column for each expert, in which a token may have any number
 /// of them: topk is E, and choice t * E + e stands where (t, e) does, so that
-/// permute_probs() and its backward take probabilities (T, E). token_rows (T, E) begins
-/// with the rows that the token has.
+/// permute_probs_backward() makes gradients (T, E). token_rows (T, E) begins with the
+/// rows that the token has.
 /// @param routing_map  (T, E) u8 on the device, not 0: the token goes to the expert
-RowMap make_row_map_of_dense(const Tensor& routing_map, int padding, cudaStream_t stream);
+/// @param probs        (T, E) f32, or undefined
+RowMap make_row_map_of_dense(const Tensor& routing_map, int padding, const Tensor& probs,
+                             cudaStream_t stream);
 
 /// The same where the caller knows that no expert has more tokens than `most_per_expert`,
 /// e.g. its capacity: room is allocated for E times as many (padded), not for T E. More
 /// tokens than there is room for stop the kernel.
 RowMap make_row_map_of_dense(const Tensor& routing_map, std::int64_t most_per_expert,
-                             int padding, cudaStream_t stream);
+                             int padding, const Tensor& probs, cudaStream_t stream);
 
 }  // namespace moe::optimized

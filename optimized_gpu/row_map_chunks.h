@@ -1,6 +1,7 @@
 /// @file
-/// What the row maps of lists and of dense maps share: tokens are counted in chunks, and
-/// the counts become the rows at which each chunk begins.
+/// What the row maps of lists and of dense maps share: one kernel counts the tokens in
+/// chunks, and a second one turns the counts into the rows at which each chunk begins,
+/// and fills them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,8 +15,12 @@ namespace moe::optimized {
 
 /// More chunks keep more multiprocessors busy, and leave more counters to add up.
 inline constexpr int kMaxChunks = 256;
+/// Chunks whose counts are added up together: a chunk's first rows take the counts of
+/// the groups and of at most 15 chunks, and not of 255.
+inline constexpr int kChunksOfGroup = 16;
 
-/// Chunks of consecutive tokens, one for each block; in it a piece for each warp.
+/// Chunks of consecutive tokens, one for each block; in it a piece for each warp. There
+/// is one even without tokens, to say so.
 struct Chunks {
     int tokens_per_warp = 0, tokens = 0, count = 0;
 
@@ -25,7 +30,7 @@ struct Chunks {
         const int wanted = num_tokens / kMaxChunks + (num_tokens % kMaxChunks > 0);
         tokens = std::max(1, (wanted + step - 1) / step) * step;
         tokens_per_warp = tokens / kWarps;
-        count = num_tokens / tokens + (num_tokens % tokens > 0);
+        count = std::max(1, num_tokens / tokens + (num_tokens % tokens > 0));
     }
 };
 
@@ -33,30 +38,110 @@ struct ChunkCounts {
     int counts[kMaxExperts];
 };
 
-/// The block's counts, to its chunk's and to all.
-__device__ inline void add_chunk(int* chunk_counts, int* totals, const ChunkCounts& s,
-                                 int E) {
-    for (int e = int(threadIdx.x); e < E; e += kThreads) {
-        chunk_counts[int(blockIdx.x) * E + e] = s.counts[e];
-        // TUTORIAL: sums of whole numbers do not depend on the order of the atomics.
-        if (s.counts[e] > 0) atomicAdd(&totals[e], s.counts[e]);
+/// Where a map's counts lie: a chunk is a block.
+struct CountPointers {
+    int *chunks, *groups;  // (chunks, E), (groups, E)
+    int E;
+
+    /// The block's counts, to its chunk's and to its group's.
+    __device__ void add_chunk(const ChunkCounts& s) const {
+        const int chunk = int(blockIdx.x), group = chunk / kChunksOfGroup;
+        for (int e = int(threadIdx.x); e < E; e += kThreads) {
+            chunks[chunk * E + e] = s.counts[e];
+            // TUTORIAL: sums of whole numbers do not depend on the order of the atomics.
+            if (s.counts[e] > 0) atomicAdd(&groups[group * E + e], s.counts[e]);
+        }
     }
-}
+    /// How often an expert is chosen before the block's chunk, and in all.
+    struct Share {
+        int before, total;
+    };
+    __device__ Share share_of(int e) const {
+        const int chunk = int(blockIdx.x), group = chunk / kChunksOfGroup;
+        const int last = (int(gridDim.x) - 1) / kChunksOfGroup;
+        Share share = {};
+        for (int g = 0; g <= last; ++g) {
+            const int count = groups[g * E + e];
+            share.total += count;
+            share.before += g < group ? count : 0;
+        }
+        for (int c = group * kChunksOfGroup; c < chunk; ++c)
+            share.before += chunks[c * E + e];
+        return share;
+    }
+};
+
+/// The map, as its second kernel fills it.
+struct RowPointers {
+    int *row_token, *row_slot, *token_rows, *offsets, *tokens_per_expert;
+    float* row_probs;      // or null
+    const float* weights;  // (T, K); null without row_probs
+    int padding, capacity;
+
+    __device__ void place(int row, int token, int slot) const {
+        const float prob = row_probs != nullptr ? weights[slot] : 0.0f;
+        row_token[row] = token;
+        row_slot[row] = slot;
+        if (row_probs != nullptr) row_probs[row] = prob;
+    }
+    /// An expert's rows from `first` on: its sums, and the rows that nobody fills.
+    __device__ void finish_expert(int e, int first, int total, int rows, int E) const {
+        offsets[e] = first;
+        if (e == E - 1) offsets[E] = first + rows;
+        tokens_per_expert[e] = total;
+        for (int row = first + total; row < first + rows; ++row) {
+            row_token[row] = row_slot[row] = -1;
+            if (row_probs != nullptr) row_probs[row] = 0.0f;
+        }
+    }
+};
 
 struct NextRows {
     int rows[kWarps][kMaxExperts];
+    int sums[kWarps];  ///< rows of the experts of each warp's lanes
 };
 
-/// How many rows each warp fills at each expert becomes the first that it may fill.
-__device__ inline void turn_counts_into_rows(NextRows& s, const int* chunk_rows, int E) {
-    for (int e = int(threadIdx.x); e < E; e += kThreads) {
-        int row = chunk_rows[int(blockIdx.x) * E + e];
+/// The sum over the threads before this one; adds that over all to `all`.
+__device__ inline int block_sum_before(NextRows& s, int value, int& all) {
+    const int in_warp = warp_sum_before(value), warp = warp_index();
+    if (lane_index() == kLanes - 1) s.sums[warp] = in_warp + value;
+    __syncthreads();
+    int before = all + in_warp;
+    for (int w = 0; w < kWarps; ++w) {
+        before += w < warp ? s.sums[w] : 0;
+        all += s.sums[w];
+    }
+    __syncthreads();  // all have read
+    return before;
+}
+
+/// How many rows each warp fills at each expert becomes the first that it may fill; what
+/// is one number for an expert is written by one of the blocks. Stops where rows are more
+/// than the map's capacity.
+__device__ inline void turn_counts_into_rows(NextRows& s, const CountPointers& counts,
+                                             const RowPointers& map) {
+    const int E = counts.E;
+    int placed = 0;
+    // TUTORIAL: each block adds up all experts for itself. That is a few numbers for a
+    // thread, and cheaper than a launch that does it for all, or waiting for a block.
+    for (int first = 0; first < E; first += kThreads) {
+        const int e = first + int(threadIdx.x);
+        const auto [before, total] =
+            e < E ? counts.share_of(e) : CountPointers::Share{0, 0};
+        const int rows = (total + map.padding - 1) / map.padding * map.padding;
+        const int begin = block_sum_before(s, rows, placed);
+        if (e >= E) continue;
+        if (begin + rows > map.capacity) __trap();  // rather than rows out of bounds
+        if (e % int(gridDim.x) == int(blockIdx.x))
+            map.finish_expert(e, begin, total, rows, E);
+        int row = begin + before;
         for (int w = 0; w < kWarps; ++w) {
             const int count = s.rows[w][e];
             s.rows[w][e] = row;
             row += count;
         }
     }
+    __syncthreads();
 }
 
 /// InputError for more experts, or another padding, than these kernels take.
@@ -66,11 +151,12 @@ void check_experts(std::int64_t num_experts, int padding);
 void check_choices(const char* name, std::int64_t num_choices);
 
 /// The map before its kernels: no expert has a token yet. A memset.
+/// @param weights  of the choices, or undefined: the map has no row_probs
 RowMap begin_row_map(int num_tokens, int topk, int num_experts, int padding,
-                     std::int64_t capacity, int num_chunks, cudaStream_t stream);
+                     std::int64_t capacity, int num_chunks, const Tensor& weights,
+                     cudaStream_t stream);
 
-/// Offsets and padding rows from tokens_per_expert; counts in chunk_rows become rows.
-/// Stops where the rows are more than the map's capacity.
-void place_chunks(RowMap& map, cudaStream_t stream);
+CountPointers count_pointers(RowMap& map);
+RowPointers row_pointers(RowMap& map, const Tensor& weights);
 
 }  // namespace moe::optimized

@@ -14,8 +14,9 @@ namespace {
 /// How many tokens of each chunk, and of all, go to each expert. A warp for each token of
 /// the block's chunk in turn.
 __global__ void __launch_bounds__(kThreads)
-    count_columns_kernel(int* chunk_counts, int* totals, const std::uint8_t* routing_map,
-                         int num_tokens, int E, int tokens) {
+    count_columns_kernel(CountPointers counts, const std::uint8_t* routing_map,
+                         int num_tokens, int tokens) {
+    const int E = counts.E;
     auto& s = gpu::shared_memory<ChunkCounts>();
     for (int e = int(threadIdx.x); e < E; e += kThreads) s.counts[e] = 0;
     __syncthreads();
@@ -25,16 +26,15 @@ __global__ void __launch_bounds__(kThreads)
         for (int e = lane_index(); e < E; e += kLanes)
             if (routing_map[t * E + e] != 0) atomicAdd(&s.counts[e], 1);
     __syncthreads();
-    add_chunk(chunk_counts, totals, s, E);
+    counts.add_chunk(s);
 }
 
 /// One token of a warp. Its lanes take 32 experts at a time, always the same ones, so
 /// that each has the counters of its own experts to itself.
 /// @param next_rows  (E) the warp's, a row further on where the token has one
 /// @param slot       choice of the token's first expert
-__device__ void place_token(int* row_token, int* row_slot, int* token_rows,
-                            int* next_rows, const std::uint8_t* routing_map, int token,
-                            int slot, int E) {
+__device__ void place_token(const RowPointers& map, int* next_rows,
+                            const std::uint8_t* routing_map, int token, int slot, int E) {
     const int lane = lane_index();
     int placed = 0;
     for (int first = 0; first < E; first += kLanes) {
@@ -43,20 +43,20 @@ __device__ void place_token(int* row_token, int* row_slot, int* token_rows,
         const unsigned routed = __ballot_sync(kAllLanes, is_routed);
         if (is_routed) {
             const int row = next_rows[e]++;
-            token_rows[slot + placed + __popc(routed & lanes_before())] = row;
-            row_token[row] = token;
-            row_slot[row] = slot + e;
+            map.token_rows[slot + placed + __popc(routed & lanes_before())] = row;
+            map.place(row, token, slot + e);
         }
         placed += __popc(routed);
     }
-    for (int i = placed + lane; i < E; i += kLanes) token_rows[slot + i] = -1;
+    for (int i = placed + lane; i < E; i += kLanes) map.token_rows[slot + i] = -1;
 }
 
 /// A block for a chunk; each warp walks its tokens in order.
 __global__ void __launch_bounds__(kThreads)
-    place_columns_kernel(int* row_token, int* row_slot, int* token_rows,
-                         const int* chunk_rows, const std::uint8_t* routing_map,
-                         int num_tokens, int E, int tokens_per_warp) {
+    place_columns_kernel(RowPointers map, CountPointers counts,
+                         const std::uint8_t* routing_map, int num_tokens,
+                         int tokens_per_warp) {
+    const int E = counts.E;
     auto& s = gpu::shared_memory<NextRows>();
     int* const next_rows = s.rows[warp_index()];
     const std::int64_t piece = std::int64_t(blockIdx.x) * kWarps + warp_index();
@@ -68,22 +68,20 @@ __global__ void __launch_bounds__(kThreads)
         next_rows[e] = count;
     }
     __syncthreads();
-    turn_counts_into_rows(s, chunk_rows, E);
-    __syncthreads();
+    turn_counts_into_rows(s, counts, map);
     for (std::int64_t t = begin; t < end; ++t)
-        place_token(row_token, row_slot, token_rows, next_rows, routing_map, int(t),
-                    int(t) * E, E);
+        place_token(map, next_rows, routing_map, int(t), int(t) * E, E);
 }
 
 }  // namespace
 
-RowMap make_row_map_of_dense(const Tensor& routing_map, int padding,
+RowMap make_row_map_of_dense(const Tensor& routing_map, int padding, const Tensor& probs,
                              cudaStream_t stream) {
-    return make_row_map_of_dense(routing_map, routing_map.dim(0), padding, stream);
+    return make_row_map_of_dense(routing_map, routing_map.dim(0), padding, probs, stream);
 }
 
 RowMap make_row_map_of_dense(const Tensor& routing_map, std::int64_t most_per_expert,
-                             int padding, cudaStream_t stream) {
+                             int padding, const Tensor& probs, cudaStream_t stream) {
     MOE_CHECK_EQ(routing_map.shape().size(), 2u);
     check_experts(routing_map.dim(1), padding);
     check_choices("tokens * num_moe_experts", routing_map.numel());
@@ -92,19 +90,15 @@ RowMap make_row_map_of_dense(const Tensor& routing_map, std::int64_t most_per_ex
     const std::int64_t capacity = E * ((most + padding - 1) / padding * padding);
 
     const Chunks chunks(T, 1);
-    RowMap map = begin_row_map(T, E, E, padding, capacity, chunks.count, stream);
-    int* const chunk_rows = gpu::device_data<int>(map.chunk_rows);
+    RowMap map = begin_row_map(T, E, E, padding, capacity, chunks.count, probs, stream);
+    const CountPointers counts = count_pointers(map);
     const auto* const choices = gpu::device_data<std::uint8_t>(routing_map);
     gpu::launch("count_columns_kernel", count_columns_kernel,
-                {chunks.count, kThreads, sizeof(ChunkCounts), stream}, chunk_rows,
-                gpu::device_data<int>(map.tokens_per_expert), choices, T, E,
+                {chunks.count, kThreads, sizeof(ChunkCounts), stream}, counts, choices, T,
                 chunks.tokens);
-    place_chunks(map, stream);
     gpu::launch("place_columns_kernel", place_columns_kernel,
                 {chunks.count, kThreads, sizeof(NextRows), stream},
-                gpu::device_data<int>(map.row_token), gpu::device_data<int>(map.row_slot),
-                gpu::device_data<int>(map.token_rows), chunk_rows, choices, T, E,
-                chunks.tokens_per_warp);
+                row_pointers(map, probs), counts, choices, T, chunks.tokens_per_warp);
     return map;
 }
 //! [make_row_map_of_dense]

@@ -96,7 +96,24 @@ std::vector<T> host(const Tensor& tensor, std::size_t count = std::size_t(-1)) {
     return {values, values + std::min(count, std::size_t(copy.numel()))};
 }
 
-/// Calls `body` with a map of each case, made in a stream of its own.
+/// Weights of `count` choices, all different and not 0.
+inline std::vector<float> weights_of(std::int64_t count) {
+    std::vector<float> weights(count);
+    for (std::int64_t i = 0; i < count; ++i) weights[i] = 0.25f + float(i);
+    return weights;
+}
+
+/// The rows' weights by the plain map.
+inline std::vector<float> row_probs_of(const PlainMap& plain,
+                                       const std::vector<float>& weights) {
+    std::vector<float> probs;
+    for (const int slot : plain.row_slot)
+        probs.push_back(slot < 0 ? 0.0f : weights[slot]);
+    return probs;
+}
+
+/// Calls `body` with a map of each case and weights_of() its choices, made in a stream of
+/// its own.
 using Body =
     std::function<void(const PermutationCase&, const Ints&, const RowMap&, cudaStream_t)>;
 inline void with_maps(const std::vector<PermutationCase>& cases, const Body& body) {
@@ -104,8 +121,9 @@ inline void with_maps(const std::vector<PermutationCase>& cases, const Body& bod
         SCOPED_TRACE(c.text());
         const gpu::Stream stream;
         const Ints ids = ids_of(c);
+        const Tensor weights = on_device(weights_of(c.T * c.K), {c.T, c.K});
         const RowMap map = optimized::make_row_map(on_device(ids, {c.T, c.K}), c.E,
-                                                   c.padding, stream.get());
+                                                   c.padding, weights, stream.get());
         body(c, ids, map, stream.get());
         gpu::check(cudaStreamSynchronize(stream.get()), "stream");
     }

@@ -25,6 +25,9 @@ struct DenseProblem {
     Tensor on_device() const {
         return moe::test::on_device(map, {sizes.T, sizes.E}, DType::u8);
     }
+    Tensor probs() const {
+        return moe::test::on_device(weights_of(sizes.T * sizes.E), {sizes.T, sizes.E});
+    }
 };
 
 /// "some": tokens with few, with half and with no experts, and nobody goes to expert 1;
@@ -48,8 +51,8 @@ void expect_plain(const DenseProblem& p) {
     const PermutationCase& c = p.sizes;
     SCOPED_TRACE(c.text());
     const gpu::Stream stream;
-    const RowMap map =
-        optimized::make_row_map_of_dense(p.on_device(), c.padding, stream.get());
+    const RowMap map = optimized::make_row_map_of_dense(p.on_device(), c.padding,
+                                                        p.probs(), stream.get());
     gpu::check(cudaStreamSynchronize(stream.get()), "stream");
     const PlainMap plain(c, p.ids);
     const std::int64_t most = (c.T + c.padding - 1) / c.padding * c.padding;
@@ -59,6 +62,8 @@ void expect_plain(const DenseProblem& p) {
     EXPECT_EQ(host<int>(map.tokens_per_expert), plain.tokens_per_expert);
     EXPECT_EQ(host<int>(map.row_token, plain.num_rows()), plain.row_token);
     EXPECT_EQ(host<int>(map.row_slot, plain.num_rows()), plain.row_slot);
+    EXPECT_EQ(host<float>(map.row_probs, plain.num_rows()),
+              row_probs_of(plain, weights_of(c.T * c.E)));
     EXPECT_EQ(host<int>(map.token_rows), plain.token_rows);
     EXPECT_EQ(map.token_rows.shape(), (Shape{c.T, c.E}));
 }
@@ -83,8 +88,8 @@ TEST(OptimizedRowMapOfDense, CountsInManyChunks) {
     gpu::register_device_memory();
     const DenseProblem p = make_dense(5000, 9, 16);
     expect_plain(p);
-    const RowMap map = optimized::make_row_map_of_dense(p.on_device(), 16, nullptr);
-    EXPECT_EQ(map.chunk_rows.dim(0), 209);  // of 24 tokens
+    const RowMap map = optimized::make_row_map_of_dense(p.on_device(), 16, {}, nullptr);
+    EXPECT_EQ(map.chunk_counts.dim(0), 209);  // of 24 tokens
     gpu::synchronize();
 }
 
@@ -92,7 +97,8 @@ TEST(OptimizedRowMapOfDense, AllocatesWhatTheCallerKnows) {
     gpu::register_device_memory();
     const Tensor map = on_device(Bytes{1, 0, 1, 1, 0, 1}, {3, 2}, DType::u8);
     const auto capacity_of = [&](std::int64_t most, int padding) {
-        const auto rows = optimized::make_row_map_of_dense(map, most, padding, nullptr);
+        const auto rows =
+            optimized::make_row_map_of_dense(map, most, padding, {}, nullptr);
         gpu::synchronize();
         EXPECT_EQ(host<int>(rows.tokens_per_expert), (Ints{2, 2}));
         return rows.capacity;
@@ -120,7 +126,7 @@ TEST(OptimizedRowMapOfDense, RefusesWhatItsKernelsDoNotHold) {
             static std::uint8_t never_read = 0;
             const Tensor map =
                 Tensor::borrow({&never_read, DType::u8, {T, E}, MemorySpace::device});
-            optimized::make_row_map_of_dense(map, padding, nullptr);
+            optimized::make_row_map_of_dense(map, padding, {}, nullptr);
         });
     };
     EXPECT_EQ(map_of(2, 1025, 1),
@@ -153,7 +159,7 @@ void expect_moved(const DenseProblem& p, int H, DType dtype) {
     SCOPED_TRACE(c.text() + fmt::format(" H={} ", H) + to_string(dtype));
     const gpu::Stream stream;
     const RowMap map =
-        optimized::make_row_map_of_dense(p.on_device(), c.padding, stream.get());
+        optimized::make_row_map_of_dense(p.on_device(), c.padding, {}, stream.get());
     const PlainMap plain(c, p.ids);
 
     const Floats tokens = random_values(c.T * H, 1), addend = random_values(c.T * H, 3);
@@ -204,24 +210,20 @@ TEST(OptimizedRowMapOfDense, MovesTokensOfManyExperts) {
     in_every_mode([] { expect_moved(make_dense(9, 70, 16), 8, DType::bf16); });
 }
 
-TEST(OptimizedRowMapOfDense, MovesProbabilitiesThereAndBack) {
+TEST(OptimizedRowMapOfDense, MovesGradientsOfProbabilitiesBack) {
     gpu::register_device_memory();
     for (const DenseProblem& p : {make_dense(19, 70, 16), make_dense(33, 3, 1)}) {
         const PermutationCase& c = p.sizes;
         SCOPED_TRACE(c.text());
         const RowMap map =
-            optimized::make_row_map_of_dense(p.on_device(), c.padding, nullptr);
+            optimized::make_row_map_of_dense(p.on_device(), c.padding, {}, nullptr);
         const PlainMap plain(c, p.ids);
-        const Floats probs = random_values(c.T * c.E, 5);
-        const Tensor row_probs =
-            optimized::permute_probs(on_device(probs, {c.T, c.E}), map, nullptr);
-        const Tensor dprobs = optimized::permute_probs_backward(row_probs, map, nullptr);
-        Floats expected, dexpected;
-        for (const int slot : plain.row_slot)
-            expected.push_back(slot < 0 ? 0.0f : probs[slot]);
-        for (std::size_t i = 0; i < probs.size(); ++i)
-            dexpected.push_back(p.map[i] != 0 ? probs[i] : 0.0f);
-        EXPECT_EQ(host<float>(row_probs, expected.size()), expected);
+        const Floats gradients = weights_of(map.capacity);
+        const Tensor dprobs = optimized::permute_probs_backward(
+            on_device(gradients, {map.capacity}), map, nullptr);
+        Floats dexpected(c.T * c.E);
+        for (std::size_t r = 0; r < plain.num_rows(); ++r)
+            if (plain.row_slot[r] >= 0) dexpected[plain.row_slot[r]] = gradients[r];
         EXPECT_EQ(host<float>(dprobs), dexpected);
         EXPECT_EQ(dprobs.shape(), (Shape{c.T, c.E}));
     }
@@ -231,9 +233,9 @@ TEST(OptimizedRowMapOfDense, NeedsNoHost) {
     gpu::register_device_memory();
     const Tensor map = make_dense(257, 40, 16).on_device();
     const auto before = gpu::counters();
-    const RowMap rows = optimized::make_row_map_of_dense(map, 16, nullptr);
+    const RowMap rows = optimized::make_row_map_of_dense(map, 16, {}, nullptr);
     const auto after = gpu::counters();
-    EXPECT_EQ(after.launches - before.launches, 3);
+    EXPECT_EQ(after.launches - before.launches, 2);
     EXPECT_EQ(after.host_waits, before.host_waits);
     gpu::synchronize();
 }
@@ -244,18 +246,17 @@ TEST(OptimizedRowMapOfDense, StaysInItsStream) {
     gpu::register_device_memory();
     const DenseProblem p = make_dense(33, 7, 16);
     const Tensor device = p.on_device();
-    const Floats probs = random_values(p.sizes.T * p.sizes.E, 5);
-    const Tensor device_probs = on_device(probs, {p.sizes.T, p.sizes.E});
+    const Floats probs = weights_of(p.sizes.T * p.sizes.E);
+    const Tensor device_probs = p.probs();
     for (const char* order : kStreamOrders) {
         const HeldStreams held(order);
         const gpu::Stream own;
-        const RowMap map = optimized::make_row_map_of_dense(device, 16, own.get());
-        const Tensor row_probs = optimized::permute_probs(device_probs, map, own.get());
+        const RowMap map =
+            optimized::make_row_map_of_dense(device, 16, device_probs, own.get());
         gpu::check(cudaStreamSynchronize(own.get()), "stream");
         const PlainMap plain(p.sizes, p.ids);
-        const Floats got = host<float>(row_probs, plain.num_rows());
-        for (std::size_t r = 0; r < got.size(); ++r)
-            EXPECT_EQ(got[r], plain.row_slot[r] < 0 ? 0.0f : probs[plain.row_slot[r]]);
+        EXPECT_EQ(host<float>(map.row_probs, plain.num_rows()),
+                  row_probs_of(plain, probs));
     }
 }
 #endif

@@ -2,6 +2,8 @@
 
 #include "optimized_gpu/row_map.h"
 
+#include <cmath>
+
 #include "tests/conformance/modes.h"
 #include "tests/optimized/permutation_support.h"
 
@@ -31,6 +33,13 @@ void expect_plain(const PermutationCase& c, const Ints& ids, const RowMap& map,
     EXPECT_EQ(host<int>(map.tokens_per_expert), plain.tokens_per_expert);
     EXPECT_EQ(host<int>(map.row_token, plain.num_rows()), plain.row_token);
     EXPECT_EQ(host<int>(map.row_slot, plain.num_rows()), plain.row_slot);
+    EXPECT_EQ(host<float>(map.row_probs, plain.num_rows()),
+              row_probs_of(plain, weights_of(c.T * c.K)));
+#ifndef __CUDACC__  // which starts memory as NaN: behind the rows nobody wrote
+    const auto probs = host<float>(map.row_probs);
+    EXPECT_TRUE(std::all_of(probs.begin() + std::ptrdiff_t(plain.num_rows()), probs.end(),
+                            [](float prob) { return std::isnan(prob); }));
+#endif
     EXPECT_EQ(host<int>(map.token_rows), plain.token_rows);
     EXPECT_EQ(map.token_rows.shape(), (Shape{c.T, c.K}));
 }
@@ -50,8 +59,16 @@ TEST(OptimizedRowMap, CountsInManyChunks) {
     with_maps({{16384, 9, 8, 16}}, [](const PermutationCase& c, const Ints& ids,
                                       const RowMap& map, cudaStream_t stream) {
         expect_plain(c, ids, map, stream);
-        EXPECT_EQ(map.chunk_rows.dim(0), 256);  // of 64 tokens: the most
+        EXPECT_EQ(map.chunk_counts.dim(0), 256);  // of 64 tokens: the most
     });
+}
+
+TEST(OptimizedRowMap, HasNoWeightsUnlessTheyAreGiven) {
+    gpu::register_device_memory();
+    const Tensor ids = on_device(Ints{1, 0}, {2, 1});
+    const RowMap map = optimized::make_row_map(ids, 2, 16, {}, nullptr);
+    EXPECT_FALSE(map.row_probs.defined());
+    EXPECT_EQ(host<int>(map.offsets), (Ints{0, 16, 32}));
 }
 
 TEST(OptimizedRowMap, RefusesWhatItsKernelsDoNotHold) {
@@ -59,7 +76,7 @@ TEST(OptimizedRowMap, RefusesWhatItsKernelsDoNotHold) {
     const auto map_of = [](std::int64_t K, int E, int padding) {
         return refusal([&] {
             const Tensor ids = gpu::device_empty<int>({2, K});
-            optimized::make_row_map(ids, E, padding, nullptr);
+            optimized::make_row_map(ids, E, padding, {}, nullptr);
         });
     };
     EXPECT_EQ(map_of(33, 64, 1),
@@ -76,7 +93,7 @@ TEST(OptimizedRowMap, StopsAtAnExpertThatDoesNotExist) {
     gpu::register_device_memory();
     const Tensor ids = on_device(Ints{0, 2}, {2, 1});
     try {
-        const RowMap map = optimized::make_row_map(ids, 2, 1, nullptr);
+        const RowMap map = optimized::make_row_map(ids, 2, 1, {}, nullptr);
         gpu::synchronize();
         ADD_FAILURE() << "taken";
     } catch (const gpu::DeviceError& error) {

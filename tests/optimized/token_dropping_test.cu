@@ -206,9 +206,10 @@ TEST(OptimizedTokenDropping, StaysInItsStream) {
             optimized::indices_to_multihot(kept.ids, weights, 2, own.get());
         const auto padded =
             optimized::pad_to_capacity(ids, weights, 2, 2, true, own.get());
-        const auto rows = optimized::make_row_map_of_dense(padded.map, 2, 1, own.get());
-        const Tensor probs = optimized::permute_probs(padded.probs, rows, own.get());
-        const auto again = optimized::permute_probs_backward(probs, rows, own.get());
+        const auto rows =
+            optimized::make_row_map_of_dense(padded.map, 2, 1, padded.probs, own.get());
+        const auto again =
+            optimized::permute_probs_backward(rows.row_probs, rows, own.get());
         gpu::check(cudaStreamSynchronize(own.get()), "stream");
         EXPECT_EQ(host<float>(columns.probs), (Floats{0, 0, 0, 2, 3, 0}));
         EXPECT_EQ(host<int>(rows.row_token), (Ints{0, 2, 0, 1}));
