@@ -46,10 +46,13 @@ struct AuxiliaryLosses {
     // For LossGradients
     Tensor dscores;  ///< (P, E) f32; undefined without a load-balancing loss
     Tensor z_scale;  ///< (1) f32; undefined without a z-loss
+    /// (blocks, 4) f64, the sums of the kernel's blocks. TUTORIAL: kept, because
+    /// cudaFree() would wait for the kernel.
+    Tensor block_sums;
 };
 
-/// ⑤ in one launch by one block; no launch when there is no loss. Each load-balancing
-/// loss is, over a population of N valid tokens with counts n_e,
+/// ⑤ in one launch; none when there is no loss. The same bits every time. Each
+/// load-balancing loss is, over a population of N valid tokens with counts n_e,
 ///
 ///     loss = E / (K N²) * Σ_e n_e Σ_t scores[t, e]
 ///

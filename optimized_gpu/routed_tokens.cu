@@ -1,14 +1,23 @@
 // routed_tokens.cu: the buffers of what the router hands on, and the late word on its
 // logits.
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "core/transfer.h"
 #include "gpu/tensor.h"
-#include "optimized_gpu/routing_sums.h"
+#include "optimized_gpu/routing.h"
+#include "optimized_gpu/token_range.h"
 
 namespace moe::optimized {
+
+TokenRange make_token_range(std::int64_t num_tokens, std::int64_t populations) {
+    constexpr std::int64_t kBusyWarps = 8192;  // 62 for each of 132 multiprocessors
+    const auto rounds = std::clamp<std::int64_t>(num_tokens / kBusyWarps, 1, 16);
+    return {num_tokens, int(populations), int(rounds)};
+}
+
 namespace {
 
 /// Some of the i32 sums.
@@ -26,7 +35,7 @@ RoutedTokens make_routed_tokens(const RoutingRule& rule, std::int64_t num_tokens
     RoutedTokens routed;
     routed.weights = gpu::device_empty<float>({T, rule.topk});
     routed.ids = gpu::device_empty<int>({T, rule.topk});
-    routed.counters = gpu::device_empty<int>({E + 2 + P * E});
+    routed.counters = gpu::device_empty<int>({E + 3 + P * E});
     routed.tokens_per_expert = part_of(routed.counters, 0, {E});
     routed.non_finite = part_of(routed.counters, E, {1});
     if (P == 0) return routed;
@@ -34,9 +43,8 @@ RoutedTokens make_routed_tokens(const RoutingRule& rule, std::int64_t num_tokens
     const std::int64_t blocks = P * make_token_range(T, P).num_blocks();
     LossStatistics& losses = routed.losses;
     losses.num_valid = part_of(routed.counters, E + 1, {1});
-    losses.assignments = part_of(routed.counters, E + 2, {P, E});
-    losses.score_sums = gpu::device_empty<double>({P, E});
-    losses.square_sums = gpu::device_empty<double>({P});
+    losses.blocks_done = part_of(routed.counters, E + 2, {1});
+    losses.assignments = part_of(routed.counters, E + 3, {P, E});
     losses.partial_scores = gpu::device_empty<float>({blocks, E});
     losses.partial_squares = gpu::device_empty<float>({blocks});
     return routed;

@@ -5,8 +5,8 @@
 
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
-#include "optimized_gpu/routing_sums.h"
 #include "optimized_gpu/scores.h"
+#include "optimized_gpu/token_range.h"
 
 namespace moe::optimized {
 namespace {
@@ -233,8 +233,8 @@ void route(RoutedTokens& routed, const RoutingOperands& operands, const RoutingR
            cudaStream_t stream) {
     const std::int64_t T = operands.logits.dim(0), E = rule.num_experts;
     LossStatistics& losses = routed.losses;
-    const bool has_losses = losses.score_sums.defined();
-    const std::int64_t P = has_losses ? losses.score_sums.dim(0) : 1;
+    const bool has_losses = losses.assignments.defined();
+    const std::int64_t P = has_losses ? losses.assignments.dim(0) : 1;
     MOE_CHECK_EQ(operands.logits.dim(1), E);
     MOE_CHECK_EQ(routed.ids.dim(0), T);
     MOE_CHECK_EQ(routed.ids.dim(1), rule.topk);
@@ -273,7 +273,6 @@ void route(RoutedTokens& routed, const RoutingOperands& operands, const RoutingR
         else
             start(route_kernel<N, false>, sizeof(RouteSmem<N, false>));
     });
-    if (has_losses) sum_partials(losses, blocks, stream);
 }
 //! [route]
 

@@ -22,12 +22,12 @@ namespace moe::optimized {
 /// Scores here are the losses' own: softmax over all E experts, or σ / √softplus
 /// normalised over all E, with a plain top-K, whatever bias and groups did.
 struct LossStatistics {
-    Tensor assignments;      ///< (P, E) i32, tokens per expert by this top-K
-    Tensor score_sums;       ///< (P, E) f64, Σ_t scores[t, e]
-    Tensor square_sums;      ///< (P) f64, Σ_t lse_t², lse = log Σ_e exp logits[t, e]
-    Tensor num_valid;        ///< (1) i32, tokens that are no padding
-    Tensor partial_scores;   ///< (blocks, E) f32, and
-    Tensor partial_squares;  ///< (blocks) f32: what each block adds
+    Tensor assignments;  ///< (P, E) i32, tokens per expert by this top-K
+    Tensor num_valid;    ///< (1) i32, tokens that are no padding
+    /// (P N, E) and (P N) f32, Σ_t scores[t, e] and Σ_t lse_t² over the tokens of each of
+    /// N blocks of each population in turn, lse = log Σ_e exp logits[t, e].
+    Tensor partial_scores, partial_squares;
+    Tensor blocks_done;  ///< (1) i32, 0: auxiliary_losses() counts here
 };
 
 /// Step ③ for all tokens: what the router hands on, before any dropping.
@@ -66,8 +66,8 @@ struct RoutingOperands {
 /// | softmax, moe_router_pre_softmax | largest softmax over E | s_k, as it is |
 /// | sigmoid, sqrtsoftplus | largest s + expert bias | s_k / Σ s; s_k when K = 1 |
 ///
-/// then times moe_router_topk_scaling_factor. A memset and one launch; two launches when
-/// `routed` has losses. The same bits every time.
+/// then times moe_router_topk_scaling_factor. A memset and one launch. The same bits
+/// every time.
 void route(RoutedTokens& routed, const RoutingOperands& operands, const RoutingRule& rule,
            cudaStream_t stream = nullptr);
 

@@ -7,8 +7,8 @@
 
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
-#include "optimized_gpu/routing_sums.h"
 #include "optimized_gpu/scores.h"
+#include "optimized_gpu/token_range.h"
 
 namespace moe::optimized {
 

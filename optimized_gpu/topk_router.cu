@@ -63,16 +63,16 @@ Tensor masked(const Tensor& values, const Tensor& map) {
 
 /// What only the device knows, once somebody wants to.
 LateLosses late_losses(const RouterSaved& saved) {
-    const auto& [names, values, dscores, z_scale] = saved.losses;
-    return std::function<Losses()>(
-        [names = names, values = values, routed = saved.routed, logits = saved.logits] {
-            require_finite(routed, logits);
-            Losses losses;
-            if (names.empty()) return losses;
-            const std::vector<double> read = gpu::to_host<double>(values);
-            for (std::size_t i = 0; i < names.size(); ++i) losses[names[i]] = read[i];
-            return losses;
-        });
+    const AuxiliaryLosses& computed = saved.losses;
+    return std::function<Losses()>([names = computed.names, values = computed.values,
+                                    routed = saved.routed, logits = saved.logits] {
+        require_finite(routed, logits);
+        Losses losses;
+        if (names.empty()) return losses;
+        const std::vector<double> read = gpu::to_host<double>(values);
+        for (std::size_t i = 0; i < names.size(); ++i) losses[names[i]] = read[i];
+        return losses;
+    });
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 
 #include "core/floors.h"
 #include "tests/observe/support.h"
-#include "tests/optimized/routing_support.h"
+#include "tests/optimized/load_balancing_support.h"
 
 namespace moe::test {
 namespace {
@@ -117,15 +117,20 @@ TEST(ObserveRouting, TheBackwardMovesItsFloor) {
     }
 }
 
-TEST(ObserveRouting, LossesCostASecondLaunchAndTheirSums) {
+TEST(ObserveRouting, LossesCostTheirSums) {
     const MoEConfig config = config_of(true);
     RoutingProblem p = make_problem(optimized::make_routing_rule(config), kTokens);
     p.populations = 1;
     auto routed = poisoned_buffers(p);
     const auto operands = operands_of(p);
-    const Report report = report_of([&] { optimized::route(routed, operands, p.rule); });
+    const auto loss_rule = make_rule(128, 8, 1, 1 + 4 + 8);
+    Tensor global = zero_counts(loss_rule);
+    const Report report = report_of([&] {
+        optimized::route(routed, operands, p.rule);
+        optimized::auxiliary_losses(routed.losses, global, loss_rule);
+    });
     ASSERT_EQ(report.launches.size(), 2u);
-    EXPECT_EQ(report.launches[1].kernel, "sum_partials_kernel");
+    EXPECT_EQ(report.launches[1].kernel, "auxiliary_losses_kernel");
     // 32 blocks of 8 tokens write 128 sums each, and these are read again
     const std::uint64_t partial = 32 * (128 + 1) * 4;
     const auto bytes = [&](int i) {
@@ -134,7 +139,17 @@ TEST(ObserveRouting, LossesCostASecondLaunchAndTheirSums) {
     EXPECT_LE(double(bytes(0)),
               1.05 * double(floors_of(config).step(Step::routing).total_bytes()) +
                   double(partial));
-    EXPECT_LE(bytes(1), partial + 128 * 8 + 64);
+    // Counts are read and dscores written; counts of the global loss change; five blocks
+    // leave four sums each, which the last one reads
+    EXPECT_LE(bytes(1), partial + 128 * (4 + 4) + 2 * 129 * 8 + 2 * 5 * 32 + 64);
+    std::uint64_t sectors = 0, ideal = 0;
+    for (const auto& kernel : report.kernels)
+        if (kernel.name == "auxiliary_losses_kernel")
+            for (const auto& line : kernel.lines) {
+                sectors += line.counters.loads.sectors;
+                ideal += line.counters.loads.ideal_sectors;
+            }
+    EXPECT_LE(sectors, ideal * 11 / 10);
 }
 
 TEST(ObserveRouting, HasNoRaces) {
@@ -158,9 +173,23 @@ TEST(ObserveRouting, HasNoRaces) {
                 optimized::route_backward(dlogits, above, p.rule);
             },
             true);
-        EXPECT_EQ(report.launches.size(), 3u);
+        EXPECT_EQ(report.launches.size(), 2u);
         EXPECT_EQ(findings_of(report), "") << p;
     }
+}
+
+// Blocks read the counts that the last one changes
+TEST(ObserveRouting, LossesHaveNoRaces) {
+    for (const int P : {1, 3})
+        for (const unsigned losses : {1u, 8u, P == 1 ? 13u : 15u}) {
+            const auto rule = make_rule(70, 4, P, losses);
+            const auto statistics = upload(make_statistics(rule, P, 40, 9, 33));
+            Tensor global = zero_counts(rule);
+            const Report report = report_of(
+                [&] { optimized::auxiliary_losses(statistics, global, rule); }, true);
+            EXPECT_EQ(report.launches.size(), 1u);
+            EXPECT_EQ(findings_of(report), "");
+        }
 }
 
 }  // namespace

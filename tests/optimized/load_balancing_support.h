@@ -22,19 +22,22 @@ struct PlainStatistics {
     std::vector<int> assignments;     // (P, E)
     Doubles score_sums, square_sums;  // (P, E), (P)
     int num_valid = 0;
+    std::vector<float> partial_scores, partial_squares;  // of blocks, see routing.h
 };
 
-/// Some tokens in each population; with three the last has none.
+/// Some tokens in each population, and sums of `blocks` for it; with three the last has
+/// none.
 inline PlainStatistics make_statistics(const LossRule& rule, std::int64_t populations,
-                                       int tokens, std::uint64_t seed) {
+                                       int tokens, std::uint64_t seed,
+                                       std::int64_t blocks = 3) {
     const int E = rule.num_experts;
     PlainStatistics result;
     result.populations = populations;
     result.assignments.assign(populations * E, 0);
-    for (float x : random_multiples(populations * E, seed))
-        result.score_sums.push_back(std::abs(x) + 1e-9);
-    for (float x : random_multiples(populations, seed + 1))
-        result.square_sums.push_back(7.0 + x + 1e-9);
+    for (float x : random_multiples(populations * blocks * E, seed))
+        result.partial_scores.push_back(std::abs(x));
+    for (float x : random_multiples(populations * blocks, seed + 1))
+        result.partial_squares.push_back(7.0f + x);
     for (std::int64_t b = 0; b < populations; ++b)
         for (int t = 0; t < (b == 2 ? 0 : tokens + b); ++t) {
             ++result.num_valid;
@@ -43,9 +46,13 @@ inline PlainStatistics make_statistics(const LossRule& rule, std::int64_t popula
         }
     if (populations == 3 || tokens == 0) {
         const std::int64_t first = tokens == 0 ? 0 : 2;
-        std::fill(result.score_sums.begin() + first * E, result.score_sums.end(), 0.0);
-        std::fill(result.square_sums.begin() + first, result.square_sums.end(), 0.0);
+        std::fill(result.partial_scores.begin() + first * blocks * E,
+                  result.partial_scores.end(), 0.0f);
+        std::fill(result.partial_squares.begin() + first * blocks,
+                  result.partial_squares.end(), 0.0f);
     }
+    result.score_sums = sums_of_blocks(result.partial_scores, populations, E);
+    result.square_sums = sums_of_blocks(result.partial_squares, populations, 1);
     return result;
 }
 
@@ -53,8 +60,10 @@ inline optimized::LossStatistics upload(const PlainStatistics& from) {
     const std::int64_t P = from.populations, E = std::int64_t(from.score_sums.size()) / P;
     optimized::LossStatistics statistics;
     statistics.assignments = on_device(from.assignments, {P, E});
-    statistics.score_sums = on_device(from.score_sums, {P, E});
-    statistics.square_sums = on_device(from.square_sums, {P});
+    const auto blocks = std::int64_t(from.partial_squares.size());
+    statistics.partial_scores = on_device(from.partial_scores, {blocks, E});
+    statistics.partial_squares = on_device(from.partial_squares, {blocks});
+    statistics.blocks_done = on_device(std::vector<int>{0}, {1});
     statistics.num_valid = on_device(std::vector<int>{from.num_valid}, {1});
     return statistics;
 }

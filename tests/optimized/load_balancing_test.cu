@@ -51,14 +51,37 @@ TEST(OptimizedLosses, AtEveryWidth) {
         }
 }
 
+// As few as there may be, fewer and more than a block has warps, and as many as of 32768
+// tokens
+TEST(OptimizedLosses, SumUpAnyNumberOfBlocks) {
+    for (const std::int64_t blocks : {0, 1, 31, 32, 33, 100, 1024})
+        for (const int P : {1, 3}) {
+            const LossRule rule = make_rule(blocks > 100 ? 33 : 64, 4, P, 15);
+            expect_one(rule, make_statistics(rule, P, 40, 9, blocks));
+        }
+}
+
+TEST(OptimizedLosses, StartAfreshWithTheSameStatistics) {
+    const LossRule rule = make_rule(70, 4, 3, 15);
+    const auto plain = make_statistics(rule, 3, 40, 9);
+    const auto statistics = upload(plain);
+    for (int i = 0; i < 3; ++i) {
+        PlainCounts counts;
+        Tensor global = zero_counts(rule);
+        const auto losses = optimized::auxiliary_losses(statistics, global, rule);
+        expect_losses(losses, plain_losses(rule, plain, counts), rule);
+        EXPECT_EQ(ints_of(statistics.blocks_done), std::vector<int>{0});
+    }
+}
+
 TEST(OptimizedLosses, WithoutAValidTokenAllAreZero) {
     for (const bool per_token : {false, true})
         for (const int B : {1, 3}) {
             const LossRule rule = make_rule(5, 2, B, 15, per_token);
             PlainStatistics statistics = make_statistics(rule, B, 0, 5);
+            EXPECT_EQ(statistics.score_sums, Doubles(B * 5, 0.0));
             statistics.assignments.assign(B * 5, 0);
             statistics.num_valid = 0;
-            statistics.score_sums.assign(B * 5, 0.0);
             Tensor global = zero_counts(rule);
             const auto losses =
                 optimized::auxiliary_losses(upload(statistics), global, rule);

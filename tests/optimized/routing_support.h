@@ -190,11 +190,20 @@ inline optimized::RoutedTokens poisoned_buffers(const RoutingProblem& p) {
     poison(routed.ids);
     poison(routed.counters);
     if (p.populations == 0) return routed;
-    poison(routed.losses.score_sums);
-    poison(routed.losses.square_sums);
     poison(routed.losses.partial_scores);
     poison(routed.losses.partial_squares);
     return routed;
+}
+
+/// The sums of partial sums (populations * blocks, width) over the blocks, as
+/// (populations, width).
+inline Doubles sums_of_blocks(const std::vector<float>& partials,
+                              std::int64_t populations, std::int64_t width) {
+    Doubles sums(populations * width, 0.0);
+    const std::int64_t of_population = std::int64_t(partials.size()) / populations;
+    for (std::int64_t i = 0; i < std::int64_t(partials.size()); ++i)
+        sums[i / of_population * width + i % width] += double(partials[i]);
+    return sums;
 }
 
 /// Routes with buffers that held NaN.

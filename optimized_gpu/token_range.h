@@ -1,13 +1,11 @@
 /// @file
-/// How routing shares its tokens out to blocks, and how their sums come together in one
-/// order, so that the losses are the same bits every time.
+/// How routing shares its tokens out to blocks.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "optimized_gpu/routing.h"
 #include "optimized_gpu/warp.h"
 
 namespace moe::optimized {
@@ -37,9 +35,5 @@ struct TokenRange {
 /// many blocks there are decides in which order scores are summed, and every GPU shall
 /// get the same bits.
 TokenRange make_token_range(std::int64_t num_tokens, std::int64_t populations);
-
-/// Fills score_sums and square_sums from what `num_blocks` blocks of each population left
-/// in partial_scores and partial_squares.
-void sum_partials(LossStatistics& losses, std::int64_t num_blocks, cudaStream_t stream);
 
 }  // namespace moe::optimized
