@@ -1,0 +1,86 @@
+// How many kernels a layer on optimized_gpu launches on its way there and back: what its
+// fusions save, and what they do not yet.
+
+#include "core/moe_layer.h"
+#include "core/parameters.h"
+#include "core/transfer.h"
+#include "gpu/counters.h"
+#include "tests/support.h"
+
+namespace moe::test {
+namespace {
+
+/// The most that a layer with all fusions may take, without shared experts and biases.
+/// Memsets and copies are no launches.
+constexpr std::int64_t kMostForward = 8, kMostBackward = 12;
+
+struct LaunchCase {
+    std::string name;
+    bool permute_fusion, losses;
+    std::int64_t forward, backward;
+};
+
+std::ostream& operator<<(std::ostream& out, const LaunchCase& c) {
+    return out << c.name;
+}
+
+class OptimizedLaunches : public testing::TestWithParam<LaunchCase> {
+  protected:
+    struct Counted {
+        std::int64_t forward, backward;
+    };
+    static Counted count(MoELayer& layer, const Tensor& hidden, const Tensor& doutput) {
+        const std::int64_t start = gpu::counters().launches;
+        auto forward = layer.forward(hidden, {}, {});
+        const std::int64_t middle = gpu::counters().launches;
+        layer.backward(doutput, forward.saved, {});
+        const std::int64_t end = gpu::counters().launches;
+        forward.losses.read();
+        return {middle - start, end - middle};
+    }
+};
+
+TEST_P(OptimizedLaunches, AreAsManyAsTheTableSays) {
+    NEEDS_DEVICE();
+    available_tiers();
+    MoEConfig config = small_config(16, 7, 3, 8);
+    config.gated_linear_unit = true;
+    config.activation_func = "silu";
+    config.moe_permute_fusion = GetParam().permute_fusion;
+    if (GetParam().losses) {
+        config.moe_router_load_balancing_type = {"aux_loss"};
+        config.moe_aux_loss_coeff = {0.1};
+    }
+    config.finalize();
+    MoELayer layer(config, ModuleSpec::uniform({"optimized_gpu", DType::bf16}),
+                   random_parameters(config, 1));
+    const Placement device = {MemorySpace::device, DType::bf16};
+    const Shape shape = {200, 3, 16};  // so many that gradients are summed up in chunks
+    const Tensor hidden = transfer(random_tensor(shape, 2), device);
+    const Tensor doutput = transfer(random_tensor(shape, 3), device);
+
+    layer.forward(hidden, {}, {});  // the first one makes the gate's single group
+    const Counted counted = count(layer, hidden, doutput);
+    EXPECT_EQ(counted.forward, GetParam().forward);
+    EXPECT_EQ(counted.backward, GetParam().backward);
+    if (GetParam().permute_fusion) {
+        EXPECT_LE(counted.forward, kMostForward);
+        EXPECT_LE(counted.backward, kMostBackward);
+    }
+}
+
+// Forward: gate, routing, losses if there are any, 2 for the map, a copy of the rows
+// unless they are gathered, 2 for the experts, combination. Backward: a copy likewise, 4
+// for the experts, 2 for the dispatch, routing, and 3 for the gate.
+const LaunchCase kLaunchCases[] = {
+    {"plain", false, false, 8, 11},
+    {"losses", false, true, 9, 11},
+    {"gathered", true, false, 7, 10},
+    {"gathered_with_losses", true, true, 8, 10},
+};
+
+INSTANTIATE_TEST_SUITE_P(Cases, OptimizedLaunches, testing::ValuesIn(kLaunchCases),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace moe::test
