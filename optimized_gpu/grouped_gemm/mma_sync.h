@@ -3,7 +3,7 @@
 /// are there, by ldmatrix and mma.sync.
 #pragma once
 
-#include "optimized_gpu/grouped_gemm/tile.h"
+#include "optimized_gpu/grouped_gemm/sums.h"
 
 namespace moe::optimized {
 
@@ -15,19 +15,8 @@ struct MmaSyncSmem {
 };
 
 // Eight warps divide the 128 x 128 tile: two halves of rows, four quarters of columns.
-inline constexpr int kWarpRows = 64, kWarpColumns = 32;
-inline constexpr int kRowBlocks = kWarpRows / 16, kColumnBlocks = kWarpColumns / 8;
-
-/// A thread's part of the result. With g = lane / 4 and t = lane mod 4, element [i][j][e]
-/// is row 16 i + g + 8 (e / 2), column 8 j + 2 t + e mod 2 of the warp's part.
-using Sums = float[kRowBlocks][kColumnBlocks][4];
-
-inline __device__ int warp_row() {
-    return int(threadIdx.x) / 32 / 4 * kWarpRows;
-}
-inline __device__ int warp_column() {
-    return int(threadIdx.x) / 32 % 4 * kWarpColumns;
-}
+inline constexpr int kRowBlocks = 4, kColumnBlocks = 4;
+using Sums = WarpSums<kRowBlocks, kColumnBlocks>;
 
 /// What a tile has of each operand's lines, and of what is summed over.
 struct TileExtent {
@@ -39,20 +28,21 @@ struct TileExtent {
 template <Along kA, Along kB>
 __device__ void multiply_tile(Sums& sums, const __nv_bfloat16* a_tile,
                               const __nv_bfloat16* b_tile, const TileExtent& extent) {
-    if (warp_row() >= extent.a_lines || warp_column() >= extent.b_lines) return;
+    using Part = WarpPart<kRowBlocks, kColumnBlocks>;
+    if (Part::row() >= extent.a_lines || Part::column() >= extent.b_lines) return;
     for (int depth = 0; depth < kDepth && depth < extent.depth; depth += 16) {
         std::uint32_t a[kRowBlocks][4], b[kColumnBlocks / 2][4];
 #pragma unroll
         for (int i = 0; i < kRowBlocks; ++i)
-            load_a<kA>(a[i], a_tile, warp_row() + 16 * i, depth);
+            load_a<kA>(a[i], a_tile, Part::row() + 16 * i, depth);
 #pragma unroll
         for (int j = 0; j < kColumnBlocks / 2; ++j)
-            load_b<kB>(b[j], b_tile, warp_column() + 16 * j, depth);
+            load_b<kB>(b[j], b_tile, Part::column() + 16 * j, depth);
 #pragma unroll
         for (int i = 0; i < kRowBlocks; ++i)
 #pragma unroll
             for (int j = 0; j < kColumnBlocks; ++j) {
-                if (warp_row() + 16 * i >= extent.a_lines) continue;
+                if (Part::row() + 16 * i >= extent.a_lines) continue;
                 const std::uint32_t part[2] = {b[j / 2][j % 2 * 2],
                                                b[j / 2][j % 2 * 2 + 1]};
                 ptx::mma_m16n8k16_bf16(sums[i][j], a[i], part);
@@ -67,12 +57,7 @@ __device__ void multiply_tile(Sums& sums, const __nv_bfloat16* a_tile,
 template <Along kA, Along kB, int Vector>
 __device__ void multiply(Sums& sums, MmaSyncSmem& s, const Operand& a, int a_line,
                          const Operand& b, int b_line, int depth) {
-#pragma unroll
-    for (int i = 0; i < kRowBlocks; ++i)
-#pragma unroll
-        for (int j = 0; j < kColumnBlocks; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
+    set_zero(sums);
     const int steps = (depth + kDepth - 1) / kDepth;
     const int a_lines = lines_of<kA>(a) - a_line, b_lines = lines_of<kB>(b) - b_line;
     const auto load = [&](int step) {

@@ -25,7 +25,7 @@ struct Operand {
     const int* row_ids;  ///< row r lies at row_ids[r], or null: at r; negative: zeros
     int rows, width;     ///< what lies beyond counts as zero
     /// F, for the weights of a gated unit (2F, width): lines are then 16 of the gate, 16
-    /// of what it gates, and so on, see row_of(). 0: lines are rows.
+    /// of what it gates, and so on, see gated_row(). 0: lines are rows.
     int half = 0;
 };
 
@@ -38,14 +38,21 @@ __device__ inline Operand rows_of_group(const __nv_bfloat16* data, const int* ro
 }
 
 // TUTORIAL: act(gate) * up wants both factors in one thread, but checkpoints hold all
-// gates first. A warp's 32 columns of the result are 16 gates and the 16 that they gate,
+// gates first. A warp's columns of the result are some gates and as many that they gate,
 // because the tile is filled in that order: no weight is moved in memory, and no lane
 // asks another.
+/// The row of the weights (2 half, width) of a gated unit that is line `line` of the
+/// result, which has kUnit gates, what they gate, and so on; -1: there is none.
+template <int kUnit>
+__device__ int gated_row(int line, int half) {
+    const int f = line / (2 * kUnit) * kUnit + line % kUnit;
+    return f >= half ? -1 : line / kUnit % 2 == 0 ? f : half + f;
+}
+
 /// The row in memory of line `line`, or -1: there is none.
 __device__ inline int row_of(const Operand& from, int line) {
     if (from.half == 0) return line < from.rows ? line : -1;
-    const int f = line / 32 * 16 + line % 16;
-    return f >= from.half ? -1 : line / 16 % 2 == 0 ? f : from.half + f;
+    return gated_row<16>(line, from.half);
 }
 
 /// Which way an operand lies in memory.

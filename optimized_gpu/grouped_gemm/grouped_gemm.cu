@@ -1,0 +1,109 @@
+// grouped_gemm.cu: the products of grouped_gemm.h, each on the rung that is chosen.
+
+#include "optimized_gpu/grouped_gemm/grouped_gemm.h"
+
+#include "core/error.h"
+#include "gpu/tensor.h"
+#include "optimized_gpu/grouped_gemm/launch.h"
+#include "optimized_gpu/grouped_gemm/problem.h"
+#include "optimized_gpu/grouped_gemm/rung.h"
+
+namespace moe::optimized {
+namespace {
+
+using bf16 = __nv_bfloat16;
+
+template <Along kWeight, typename Y>
+Tensor multiply_rows(RowsProblem<Y> problem, Rung rung, cudaStream_t stream) {
+    Tensor y = gpu::device_empty<Y>({problem.rows, problem.columns});
+    problem.y = gpu::device_data<Y>(y);
+    if (rung == Rung::tma_wgmma)
+        tma_wgmma_rows<kWeight>(problem, stream);
+    else
+        mma_sync_rows<kWeight>(problem, stream);
+    return y;
+}
+
+template <typename Y>
+Tensor forward(const Tensor& x, const Tensor& weight, const Bias& bias,
+               const Tensor& row_ids, const RowGroups& groups, cudaStream_t stream) {
+    const RowsProblem<Y> problem = {nullptr,
+                                    gpu::device_data<bf16>(x),
+                                    gpu::device_data<bf16>(weight),
+                                    gpu::device_data<bf16>(bias.values),
+                                    gpu::device_data<float>(bias.row_scale),
+                                    gpu::device_data<std::int32_t>(row_ids),
+                                    gpu::device_data<std::int32_t>(groups.offsets),
+                                    int(groups.num_groups()),
+                                    int(weight.dim(2)),
+                                    int(weight.dim(1)),
+                                    num_rows_of(x, row_ids)};
+    return multiply_rows<Along::depth>(problem, chosen_rung({weight.dim(2)}), stream);
+}
+
+template <typename Y>
+Tensor backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
+                       const Tensor& x_row_ids, const RowGroups& groups,
+                       cudaStream_t stream) {
+    const std::int64_t out = dy.dim(1), in = x.dim(1);
+    Tensor dweight = gpu::device_empty<Y>({groups.num_groups(), out, in});
+    const WeightProblem<Y> problem = {gpu::device_data<Y>(dweight),
+                                      gpu::device_data<bf16>(dy),
+                                      gpu::device_data<bf16>(x),
+                                      gpu::device_data<std::int32_t>(dy_row_ids),
+                                      gpu::device_data<std::int32_t>(x_row_ids),
+                                      gpu::device_data<std::int32_t>(groups.offsets),
+                                      int(groups.num_groups()),
+                                      int(out),
+                                      int(in),
+                                      num_rows_of(x, x_row_ids)};
+    if (chosen_rung({out, in}) == Rung::tma_wgmma)
+        tma_wgmma_weight(problem, stream);
+    else
+        mma_sync_weight(problem, stream);
+    return dweight;
+}
+
+}  // namespace
+
+Tensor linear_forward(const Tensor& x, const Tensor& weight, const Bias& bias,
+                      const Tensor& row_ids, const RowGroups& groups, DType dtype,
+                      cudaStream_t stream) {
+    MOE_CHECK_EQ(x.dim(1), weight.dim(2));
+    MOE_CHECK_EQ(weight.dim(0), groups.num_groups());
+    if (dtype == DType::bf16)
+        return forward<bf16>(x, weight, bias, row_ids, groups, stream);
+    MOE_CHECK(dtype == DType::f32);
+    return forward<float>(x, weight, bias, row_ids, groups, stream);
+}
+
+Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
+                             const RowGroups& groups, cudaStream_t stream) {
+    MOE_CHECK_EQ(dy.dim(1), weight.dim(1));
+    MOE_CHECK_EQ(weight.dim(0), groups.num_groups());
+    const RowsProblem<bf16> problem = {nullptr,
+                                       gpu::device_data<bf16>(dy),
+                                       gpu::device_data<bf16>(weight),
+                                       nullptr,
+                                       nullptr,
+                                       nullptr,
+                                       gpu::device_data<std::int32_t>(groups.offsets),
+                                       int(groups.num_groups()),
+                                       int(weight.dim(1)),
+                                       int(weight.dim(2)),
+                                       dy.dim(0)};
+    return multiply_rows<Along::lines>(
+        problem, chosen_rung({weight.dim(1), weight.dim(2)}), stream);
+}
+
+Tensor linear_backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
+                              const Tensor& x_row_ids, const RowGroups& groups,
+                              DType dtype, cudaStream_t stream) {
+    MOE_CHECK_EQ(num_rows_of(dy, dy_row_ids), num_rows_of(x, x_row_ids));
+    if (dtype == DType::bf16)
+        return backward_weight<bf16>(dy, dy_row_ids, x, x_row_ids, groups, stream);
+    MOE_CHECK(dtype == DType::f32);
+    return backward_weight<float>(dy, dy_row_ids, x, x_row_ids, groups, stream);
+}
+
+}  // namespace moe::optimized

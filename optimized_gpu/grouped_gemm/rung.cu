@@ -1,0 +1,44 @@
+// rung.cu: which rung of the ladder a product takes.
+
+#include "optimized_gpu/grouped_gemm/rung.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "gpu/check.h"
+#include "optimized_gpu/grouped_gemm/tile.h"
+
+namespace moe::optimized {
+namespace {
+
+std::atomic<int> wanted_rung = 0;  // 0: none
+
+// TUTORIAL: wgmma is code of sm_90a, which runs on compute capability 9.0 and on no
+// other, later ones included.
+bool device_has_wgmma() {
+    int device = 0, major = 0, minor = 0;
+    gpu::check(cudaGetDevice(&device), "device");
+    gpu::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+               "device");
+    gpu::check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+               "device");
+    return major == 9 && minor == 0;
+}
+
+}  // namespace
+
+Rung chosen_rung(std::initializer_list<std::int64_t> widths) {
+    if (wanted_rung == int(Rung::mma_sync)) return Rung::mma_sync;
+    const bool whole_chunks = std::all_of(widths.begin(), widths.end(), [](auto width) {
+        return width > 0 && width % kChunk == 0;
+    });
+    return whole_chunks && device_has_wgmma() ? Rung::tma_wgmma : Rung::mma_sync;
+}
+
+void set_rung(std::optional<Rung> rung) {
+    wanted_rung = rung ? int(*rung) : 0;
+}
+
+}  // namespace moe::optimized

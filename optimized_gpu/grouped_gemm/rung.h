@@ -1,0 +1,26 @@
+/// @file
+/// Which rung of the ladder a product takes.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+
+namespace moe::optimized {
+
+/// Kernels of grouped_gemm.h, each rung with one idea more than the last.
+enum class Rung {
+    mma_sync = 1,  ///< cp.async and mma.sync: sm_80, any widths
+    tma_wgmma = 2  ///< TMA, mbarriers and wgmma: sm_90a, rows of a multiple of 16 bytes
+};
+
+/// The highest rung, or that of set_rung(), where the device and the widths allow it;
+/// else the first. The CPU executor is a device of compute capability 9.0.
+/// @param widths  elements in a row of each bf16 operand
+Rung chosen_rung(std::initializer_list<std::int64_t> widths);
+
+/// For the whole process, from now on; nothing: the highest again. Tests and measurements
+/// compare rungs by it.
+void set_rung(std::optional<Rung> rung);
+
+}  // namespace moe::optimized

@@ -1,0 +1,143 @@
+// tma_wgmma_test.cu: the products of groups of rows on the second rung: TMA, mbarriers
+// and wgmma.
+
+#include "optimized_gpu/grouped_gemm/rung.h"
+#include "tests/conformance/modes.h"
+#include "tests/optimized/activation_backward_support.h"
+#include "tests/optimized/grouped_products.h"
+
+namespace moe::test {
+namespace {
+
+using optimized::Rung;
+using Problem = GroupedRows;
+
+class OptimizedTmaWgmma : public testing::Test {
+  protected:
+    void SetUp() override {
+        MOE_NEEDS_HOPPER;
+        gpu::register_device_memory();
+    }
+
+  private:
+    RungGuard rung_{Rung::tma_wgmma};
+};
+
+/// Rows that fill no tile, a tile, and more; at the end NaN.
+const std::vector<std::int32_t> kRagged = {0, 1, 127, 0, 129, 300};
+
+const std::vector<Problem>& problems() {
+    static const std::vector<Problem> all = {
+        {kRagged, 64, 72},                           // a stage, and a little of the next
+        {{129, 0}, 256, 192},                        // tiles side by side
+        {{0, 65, 128}, 200, 328},                    // stages are filled a second time
+        {{3}, 72, 8},                                // the narrowest
+        {{0, 0}, 64, 64},                            // nothing but rows of nobody
+        {{0}, 64, 64, 0},                            // nothing at all
+        {std::vector<std::int32_t>(71, 1), 16, 8}};  // more groups than a warp has lanes
+    return all;
+}
+
+TEST_F(OptimizedTmaWgmma, Forward) {
+    for (const Problem& p : problems()) {
+        expect_forward(p, DType::f32);
+        expect_forward(p, DType::bf16);
+    }
+    expect_forward({{2, 130}, 33, 64}, DType::bf16);  // a width of y that TMA could not
+}
+
+TEST_F(OptimizedTmaWgmma, ForwardGathersRowsAndAddsAScaledBias) {
+    expect_gathered_forward({{4, 0, 131}, 80, 72});
+    expect_gathered_forward({{127, 129}, 136, 328});
+    expect_gathered_forward({{1}, 31, 8, 0});
+    for (const std::int64_t in : {40, 136}) expect_zeros_of_negative_row_ids(in);
+}
+
+TEST_F(OptimizedTmaWgmma, BackwardInput) {
+    for (const Problem& p : problems()) expect_backward_input(p);
+}
+
+TEST_F(OptimizedTmaWgmma, BackwardWeightIsZeroForGroupsWithoutRows) {
+    for (const Problem& p : problems()) expect_weight_gradient(p, DType::f32, {});
+    expect_weight_gradient(problems()[0], DType::bf16, {});
+}
+
+/// NaN lies behind the last row of what is not gathered.
+TEST_F(OptimizedTmaWgmma, BackwardWeightGathersEitherOperand) {
+    for (const Gathers gathers : {Gathers{true, false}, {false, true}, {true, true}})
+        expect_weight_gradient({{3, 0, 129, 70}, 24, 136}, DType::bf16, gathers);
+    expect_weight_gradient({{300, 64, 63}, 136, 72}, DType::f32, {true, true});
+}
+
+TEST_F(OptimizedTmaWgmma, UpProjectionTakesTheActivationOfItsSums) {
+    const std::vector<Problem> shapes = {
+        {{3, 0, 130}, 160, 72},   // F = 80: a tile of gates and more
+        {{5}, 200, 16},           // F = 100: no multiple of 8
+        {{1, 129}, 384, 264, 0},  // F = 192: three whole tiles
+        {{2}, 26, 8}};            // F = 13
+    for (const Problem& p : shapes)
+        for (const bool gated : {true, false})
+            for (const DType dtype : {DType::bf16, DType::f32})
+                expect_up_projection(p, {ActivationFunction::silu, gated}, dtype);
+    expect_up_projection({{2, 4}, 48, 16}, {ActivationFunction::quick_gelu, true, 1, 3},
+                         DType::bf16, true);
+}
+
+TEST_F(OptimizedTmaWgmma, ActivationBackward) {
+    const std::vector<Problem> shapes = {{{0, 1, 0, 130}, 24, 40},
+                                         {{129}, 328, 136},
+                                         {{4}, 72, 264},
+                                         {{0, 0}, 16, 8},
+                                         {{0}, 16, 8, 0}};
+    for (const Problem& rows : shapes)
+        for (const bool gated : {true, false})
+            for (const DType dtype : {DType::bf16, DType::f32})
+                expect_backward({rows, {ActivationFunction::silu, gated}, dtype, gated});
+    expect_backward({shapes[0], {ActivationFunction::gelu, true, 1.0f, 2.5f}});
+}
+
+/// Ten steps: each stage is filled a third time, so that its phases come round.
+TEST_F(OptimizedTmaWgmma, InEveryOrderOfThreadsAndCopies) {
+    in_every_mode([] {
+        expect_forward({{2, 130}, 40, 600}, DType::bf16);
+        expect_gathered_forward({{1, 3}, 136, 600});
+        expect_backward_input({{5}, 600, 72});
+    });
+}
+
+TEST_F(OptimizedTmaWgmma, WeightGradientsInEveryOrderOfThreadsAndCopies) {
+    in_every_mode([] {
+        expect_weight_gradient({{600, 0, 3}, 24, 40}, DType::bf16, {});
+        expect_weight_gradient({{590}, 24, 40}, DType::f32, {true, false});
+        expect_weight_gradient({{2, 130}, 24, 40}, DType::f32, {true, true});
+    });
+}
+
+TEST_F(OptimizedTmaWgmma, ActivationsInEveryOrderOfThreadsAndCopies) {
+    in_every_mode([] {
+        expect_up_projection({{2, 5}, 144, 328}, {}, DType::bf16);
+        expect_backward({{{2, 0, 5}, 328, 136}});
+    });
+}
+
+TEST(OptimizedRung, TheHighestThatWidthsAllow) {
+    using optimized::chosen_rung;
+    const Rung highest = has_hopper() ? Rung::tma_wgmma : Rung::mma_sync;
+    EXPECT_EQ(chosen_rung({64}), highest);
+    EXPECT_EQ(chosen_rung({8, 72}), highest);
+    EXPECT_EQ(chosen_rung({8, 68}), Rung::mma_sync);
+    EXPECT_EQ(chosen_rung({0}), Rung::mma_sync);
+    {
+        const RungGuard first(Rung::mma_sync);
+        EXPECT_EQ(chosen_rung({64}), Rung::mma_sync);
+    }
+    {
+        const RungGuard second(Rung::tma_wgmma);
+        EXPECT_EQ(chosen_rung({64}), highest);
+        EXPECT_EQ(chosen_rung({64, 4}), Rung::mma_sync);
+    }
+    EXPECT_EQ(chosen_rung({64}), highest);
+}
+
+}  // namespace
+}  // namespace moe::test
