@@ -56,7 +56,8 @@ CUtensorMap operand_map(const bf16* data, std::int64_t groups, std::int64_t rows
     if (groups == 0 || rows == 0) return {};
     gpu::TensorMapShape shape;
     shape.sizes = {std::uint64_t(width), std::uint64_t(rows), std::uint64_t(groups)};
-    shape.box = {kChunk * 8, kBoxLines, 1};
+    static_assert(kDepth == kBoxLines, "a box is the same either way round");
+    shape.box = {kDepth, kBoxLines, 1};
     shape.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
     return gpu::make_tensor_map(data, shape);
 }

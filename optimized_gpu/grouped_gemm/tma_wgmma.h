@@ -102,8 +102,8 @@ __device__ void gather(__nv_bfloat16 (&tile)[2][kBoxElements], const TileSource&
 template <Along kA, Along kB>
 class TmaPipeline {
   public:
-    /// @param depth  what is summed over; beyond it, operands may hold anything only if
-    ///               they lie along their lines
+    /// @param depth  what is summed over. Where both operands lie along their lines, rows
+    ///               beyond it may hold anything; else they end there
     __device__ TmaPipeline(TmaWgmmaSmem& s, const TileSource& a, const TileSource& b,
                            int depth)
         : s_(s), a_(a), b_(b), depth_(depth) {

@@ -30,7 +30,7 @@ const std::vector<Problem>& problems() {
     static const std::vector<Problem> all = {
         {kRagged, 64, 72},                           // a stage, and a little of the next
         {{129, 0}, 256, 192},                        // tiles side by side
-        {{0, 65, 128}, 200, 328},                    // stages are filled a second time
+        {{0, 65}, 200, 328},                         // stages are filled a second time
         {{3}, 72, 8},                                // the narrowest
         {{0, 0}, 64, 64},                            // nothing but rows of nobody
         {{0}, 64, 64, 0},                            // nothing at all
@@ -66,15 +66,15 @@ TEST_F(OptimizedTmaWgmma, BackwardWeightIsZeroForGroupsWithoutRows) {
 TEST_F(OptimizedTmaWgmma, BackwardWeightGathersEitherOperand) {
     for (const Gathers gathers : {Gathers{true, false}, {false, true}, {true, true}})
         expect_weight_gradient({{3, 0, 129, 70}, 24, 136}, DType::bf16, gathers);
-    expect_weight_gradient({{300, 64, 63}, 136, 72}, DType::f32, {true, true});
+    expect_weight_gradient({{200, 64, 63}, 136, 72}, DType::f32, {true, true});
 }
 
 TEST_F(OptimizedTmaWgmma, UpProjectionTakesTheActivationOfItsSums) {
     const std::vector<Problem> shapes = {
-        {{3, 0, 130}, 160, 72},   // F = 80: a tile of gates and more
-        {{5}, 200, 16},           // F = 100: no multiple of 8
-        {{1, 129}, 384, 264, 0},  // F = 192: three whole tiles
-        {{2}, 26, 8}};            // F = 13
+        {{3, 0, 130}, 160, 72},  // F = 80: a tile of gates and more
+        {{5}, 200, 16},          // F = 100: no multiple of 8
+        {{1, 64}, 256, 136, 0},  // F = 128: whole tiles
+        {{2}, 26, 8}};           // F = 13
     for (const Problem& p : shapes)
         for (const bool gated : {true, false})
             for (const DType dtype : {DType::bf16, DType::f32})
@@ -85,7 +85,7 @@ TEST_F(OptimizedTmaWgmma, UpProjectionTakesTheActivationOfItsSums) {
 
 TEST_F(OptimizedTmaWgmma, ActivationBackward) {
     const std::vector<Problem> shapes = {{{0, 1, 0, 130}, 24, 40},
-                                         {{129}, 328, 136},
+                                         {{64}, 328, 136},
                                          {{4}, 72, 264},
                                          {{0, 0}, 16, 8},
                                          {{0}, 16, 8, 0}};
@@ -96,27 +96,27 @@ TEST_F(OptimizedTmaWgmma, ActivationBackward) {
     expect_backward({shapes[0], {ActivationFunction::gelu, true, 1.0f, 2.5f}});
 }
 
-/// Ten steps: each stage is filled a third time, so that its phases come round.
+/// Nine steps: each stage is filled a third time, so that its phases come round.
 TEST_F(OptimizedTmaWgmma, InEveryOrderOfThreadsAndCopies) {
     in_every_mode([] {
-        expect_forward({{2, 130}, 40, 600}, DType::bf16);
-        expect_gathered_forward({{1, 3}, 136, 600});
-        expect_backward_input({{5}, 600, 72});
+        expect_forward({{2, 130}, 24, 520}, DType::bf16);
+        expect_gathered_forward({{3}, 24, 520});
+        expect_backward_input({{5}, 520, 40});
     });
 }
 
 TEST_F(OptimizedTmaWgmma, WeightGradientsInEveryOrderOfThreadsAndCopies) {
     in_every_mode([] {
-        expect_weight_gradient({{600, 0, 3}, 24, 40}, DType::bf16, {});
-        expect_weight_gradient({{590}, 24, 40}, DType::f32, {true, false});
-        expect_weight_gradient({{2, 130}, 24, 40}, DType::f32, {true, true});
+        expect_weight_gradient({{520, 0, 3}, 8, 24}, DType::bf16, {});
+        expect_weight_gradient({{330}, 8, 24}, DType::f32, {true, false});
+        expect_weight_gradient({{2, 70}, 8, 24}, DType::f32, {true, true});
     });
 }
 
 TEST_F(OptimizedTmaWgmma, ActivationsInEveryOrderOfThreadsAndCopies) {
     in_every_mode([] {
-        expect_up_projection({{2, 5}, 144, 328}, {}, DType::bf16);
-        expect_backward({{{2, 0, 5}, 328, 136}});
+        expect_up_projection({{5}, 80, 328}, {}, DType::bf16);
+        expect_backward({{{5}, 328, 72}});
     });
 }
 
