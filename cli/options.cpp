@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "core/known_names.h"
 #include "core/tier.h"
+#include "optimized_gpu/grouped_gemm/rung.h"
 
 namespace moe {
 namespace {
@@ -263,6 +264,20 @@ void add_threads_flag(Command& command) {
 #endif
         },
         "CPU threads (default: all)");
+}
+
+void add_rung_flag(Command& command) {
+    command.option(
+        "--grouped-gemm-rung",
+        [](const std::string& text) {
+            const std::int64_t rung = parse_integer("--grouped-gemm-rung", text);
+            if (rung < 1 || rung > 2)
+                reject("--grouped-gemm-rung", rung,
+                       "must be 1 (1_mma_sync) or 2 (2_tma_wgmma)");
+            optimized::set_rung(static_cast<optimized::Rung>(rung));
+        },
+        "Products of optimized_gpu: 1 (mma.sync) or 2 (TMA, wgmma); default: the highest "
+        "that device and widths allow");
 }
 
 std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier_names,

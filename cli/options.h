@@ -77,6 +77,9 @@ std::vector<std::string> dtype_names();
 /// Adds --threads; applies it when parsed.
 void add_threads_flag(Command& command);
 
+/// Adds --grouped-gemm-rung; applies it when parsed.
+void add_rung_flag(Command& command);
+
 /// Suppliers for --tier and --dtype: every dtype of every chosen tier. Empty lists mean
 /// all that can run here; a note on stderr names the others. InputError for a tier or
 /// dtype that is not there.

@@ -146,7 +146,7 @@ __device__ void finish(const LossPointers& to, const LossRule& rule, int num_blo
     if (lane != 0) return;
     store_losses(to, rule, sums);
     if (to.global_counts != nullptr) to.global_counts[E] += 1.0;
-    *to.blocks_done = 0;  // for the next time
+    atomicExch(to.blocks_done, 0);  // for the next time
 }
 
 /// A block for 32 columns, one for each lane, and a population; each warp has its share

@@ -19,6 +19,7 @@
 #include "cli/words.h"
 #include "core/tier.h"
 #include "core/transfer.h"
+#include "optimized_gpu/grouped_gemm/rung.h"
 
 namespace moe {
 namespace {
@@ -53,6 +54,12 @@ void print_header(const Comparison& c) {
                        ? "  (emulated: ran on this CPU, not on a GPU; "
                          "no times)"
                        : "");
+    const auto is_optimized = [](const ColumnOutcome& column) {
+        return column.spec.experts.tier == "optimized_gpu";
+    };
+    if (std::any_of(c.columns.begin(), c.columns.end(), is_optimized))
+        fmt::print("        optimized_gpu's products on rung {}\n",
+                   to_string(optimized::chosen_rung({config.hidden_size, config.ffn()})));
     fmt::print(
         "        times on this machine, median; bytes: the least that must move,\n"
         "        with m: maps, ids, row numbers and counts\n");
@@ -270,6 +277,7 @@ void add_compare(CommandLine& line) {
                    "dispatcher, experts, shared_experts)");
     command.option("--repeats", options->repeats, "Timed runs (default 3)");
     add_threads_flag(command);
+    add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"mixtral_8x7b", 16, 256, 4});
     options->ranks =

@@ -254,6 +254,7 @@ void add_verify(CommandLine& line) {
         .values(dispatcher_choices());
     command.flag("--json", options->json, "One JSON object per file, tier and dtype");
     add_threads_flag(command);
+    add_rung_flag(command);
     command.runs([options] { return run_verify(*options); });
 }
 

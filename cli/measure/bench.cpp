@@ -265,6 +265,7 @@ void add_bench(CommandLine& line) {
     command.option("--report", options->report,
                    "Folder for pictures, or none (default moe-report)");
     add_threads_flag(command);
+    add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"qwen3_30b_a3b", 8, 256, 1});
     command.runs([options] { return run_bench_command(*options); });

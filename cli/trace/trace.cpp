@@ -280,6 +280,7 @@ void add_trace(CommandLine& line) {
                    "unless given (default: eight tokens of round numbers)");
     command.option("--token", options->token, "Show this token alone, counted from 0");
     add_threads_flag(command);
+    add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"tiny", 1, 4, 2, tiny_config()});
     options->ranks = std::make_unique<RankOptions>(command, RankOptions::Kind::threads);

@@ -29,6 +29,10 @@ bool device_has_wgmma() {
 
 }  // namespace
 
+std::string to_string(Rung rung) {
+    return rung == Rung::tma_wgmma ? "2_tma_wgmma" : "1_mma_sync";
+}
+
 Rung chosen_rung(std::initializer_list<std::int64_t> widths) {
     if (wanted_rung == int(Rung::mma_sync)) return Rung::mma_sync;
     const bool whole_chunks = std::all_of(widths.begin(), widths.end(), [](auto width) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <string>
 
 namespace moe::optimized {
 
@@ -13,6 +14,9 @@ enum class Rung {
     mma_sync = 1,  ///< cp.async and mma.sync: sm_80, any widths
     tma_wgmma = 2  ///< TMA, mbarriers and wgmma: sm_90a, rows of a multiple of 16 bytes
 };
+
+/// "1_mma_sync", "2_tma_wgmma".
+std::string to_string(Rung rung);
 
 /// The highest rung, or that of set_rung(), where the device and the widths allow it;
 /// else the first. The CPU executor is a device of compute capability 9.0.

@@ -61,6 +61,8 @@ TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     EXPECT_TRUE(rejects("--threads 0", {"--threads = 0: ", "1 to 1024"}));
     EXPECT_TRUE(rejects("--threads 1025", {"--threads = 1025: "}));
     EXPECT_TRUE(rejects("--threads x", {"--threads"}));
+    EXPECT_TRUE(rejects("--grouped-gemm-rung 3",
+                        {"--grouped-gemm-rung = 3: ", "1 (1_mma_sync) or 2"}));
 }
 
 // What does not fit into 64 bits must not become another seed.

@@ -222,7 +222,9 @@ TEST(Presets, AreThePublishedLayers) {
         json expected = megatron_defaults();
         expected.update(
             json::parse(R"({"gated_linear_unit": true, "activation_func": "silu",
-            "add_bias_linear": false, "moe_token_dispatcher_type": "alltoall"})"));
+            "add_bias_linear": false, "moe_token_dispatcher_type": "alltoall",
+            "moe_permute_fusion": true, "moe_router_fusion": true,
+            "moe_grouped_gemm": true})"));
         expected.update(json::parse(published.at(name)));
         MoEConfig config = preset(name, 1);
         EXPECT_EQ(json(config_to_json(config)), expected) << name;

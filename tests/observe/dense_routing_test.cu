@@ -27,7 +27,8 @@ struct Choices {
 };
 
 TEST(ObserveDenseRouting, MapsHaveNoRaces) {
-    for (const auto [T, K, E] : {std::array{257, 3, 67}, {40, 17, 33}, {5, 1, 1}}) {
+    for (const auto [T, K, E] :
+         {std::array{257, 3, 67}, {40, 17, 33}, {5, 1, 1}, {9, 3, 301}}) {
         const Choices choices(T, K, E);
         const Tensor x = gpu::device_zeros<float>({T, 8});
         EXPECT_EQ(races_of([&] {

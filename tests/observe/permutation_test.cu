@@ -175,8 +175,10 @@ TEST_F(ObservePermutation, CountsWithoutWaitingOrWaste) {
 
 TEST_F(ObservePermutation, HasNoRaces) {
     for (const int padding : {1, 16})
-        for (const auto [T, K, E, H] :
-             {std::array{257, 3, 67, 72}, {40, 17, 33, 7}, {5, 1, 1, 8}}) {
+        for (const auto [T, K, E, H] : {std::array{257, 3, 67, 72},
+                                        {40, 17, 33, 7},
+                                        {5, 1, 1, 8},
+                                        {9, 3, 301, 8}}) {
             const Tensor ids = some_ids(T, K, E);
             const Tensor x = bf16_zeros(T, H);
             const Tensor weights = gpu::device_zeros<float>({T, K});
