@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "cli/compare/closeness.h"
-#include "core/moe_layer.h"
+#include "core/kept_bytes.h"
 #include "core/transfer.h"
 
 namespace moe::bench {
@@ -58,10 +58,11 @@ class RouterPart : public Part {
     }
     Deviation forward_deviation() const override {
         Judge judge(dtype_, false);
-        Router::Output dense = {.probs = out_.probs,
-                                .routing_map = out_.routing_map,
-                                .topk_probs = out_.topk_probs,
-                                .topk_ids = out_.topk_ids};
+        Router::Output dense;
+        dense.probs = out_.probs;
+        dense.routing_map = out_.routing_map;
+        dense.topk_probs = out_.topk_probs;
+        dense.topk_ids = out_.topk_ids;
         if (!dense.probs.defined()) router_->make_dense(dense);
         judge.hold("routing_map", dense.routing_map, reference_.at("routing_map"));
         judge.hold("probs", dense.probs, reference_.at("probs"));
@@ -197,8 +198,9 @@ class DispatcherPart : public Part {
     const Reference& reference_;
     DType dtype_;
     std::unique_ptr<TokenDispatcher> dispatcher_;
+    Tensor hidden_;
     GivenRouting routing_;
-    Tensor hidden_, probs_, map_, rows_, shared_, doutput_, drows_, drow_probs_;
+    Tensor probs_, map_, rows_, shared_, doutput_, drows_, drow_probs_;
     TokenDispatcher::Dispatched out_;
     Tensor output_, dexpert_output_;
     TokenDispatcher::Gradients gradients_;
@@ -324,6 +326,7 @@ class LayerPart : public Part {
         judge.hold(gradients_.parameters, reference_.gradients, "");
         return judge.worst();
     }
+    std::int64_t kept_bytes() override { return count_kept_bytes(layer_, hidden_); }
     void release_forward() override { out_ = {}; }
     void release_backward() override { gradients_ = {}; }
 

@@ -29,6 +29,8 @@ class Part {
     /// What the last forward, or backward, made, against the reference.
     virtual Deviation forward_deviation() const = 0;
     virtual Deviation backward_deviation() const = 0;
+    /// Bytes that a forward keeps for its backward; of the whole layer alone.
+    virtual std::int64_t kept_bytes() { return 0; }
     /// Frees what forward and backward left, so that the next sample does not pay for it.
     virtual void release_forward() = 0;
     virtual void release_backward() = 0;

@@ -16,7 +16,7 @@
 
 namespace moe::bench {
 
-inline constexpr int kResultVersion = 1;
+inline constexpr int kResultVersion = 2;
 
 /// Milliseconds of timed samples.
 struct Timing {
@@ -44,6 +44,10 @@ struct Measurement {
     /// Milliseconds that nothing with these ceilings can be under.
     std::optional<double> floor_ms;
     std::int64_t launches = 0, host_waits = 0, peak_device_bytes = 0;
+    /// What the layer keeps from a forward for its backward, see core/kept_bytes.h: in
+    /// all, and what of it the tier's formula says, 0 for a mix. Of parts nothing.
+    std::int64_t kept_bytes = 0, kept_bytes_by_formula = 0;
+    std::string kept_formula;  ///< "TH + 2TKF"
     /// The worst, against the reference; infinite (in JSON null) where values are not
     /// even finite. Of a peer nothing is asked, and its bound is 0.
     double error = 0.0, bound = 0.0;

@@ -68,6 +68,9 @@ inline void each_field(auto& fields, Measurement& measurement) {
     fields("launches", measurement.launches);
     fields("host_waits", measurement.host_waits);
     fields("peak_device_bytes", measurement.peak_device_bytes);
+    fields("kept_bytes", measurement.kept_bytes);
+    fields("kept_bytes_by_formula", measurement.kept_bytes_by_formula);
+    fields("kept_formula", measurement.kept_formula);
     fields.or_infinite("error", measurement.error);
     fields("bound", measurement.bound);
     const auto derived = [&](double (*rate)(const Measurement&)) {

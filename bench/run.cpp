@@ -9,6 +9,7 @@
 #include "bench/result_words.h"
 #include "bench/roofline.h"
 #include "bench/timing.h"
+#include "core/kept_bytes.h"
 #include "gpu/counters.h"
 
 namespace moe::bench {
@@ -122,6 +123,15 @@ class Bench {
                 outcome_.failures.push_back(fmt::format("{}, {}: {}", to_string(spec),
                                                         subject, deviation->detail));
             }
+        if (subject == "layer") {
+            const std::int64_t bytes = part.kept_bytes();
+            const Floor kept = kept_by_formula(reference_.config, reference_.sizes, spec);
+            for (auto& [pass, measurement] : counted) {
+                measurement.kept_bytes = bytes;
+                measurement.kept_bytes_by_formula = kept.bytes;
+                measurement.kept_formula = kept.formula;
+            }
+        }
         for (const std::string& pass : passes) {
             Candidate candidate =
                 candidate_of(part, subject, pass, spec, counted.at(pass));

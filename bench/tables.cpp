@@ -4,6 +4,8 @@
 
 #include <fmt/ranges.h>
 
+#include <set>
+
 #include "bench/result_words.h"
 #include "cli/report/svg.h"
 #include "cli/words.h"
@@ -131,6 +133,19 @@ std::string counts_table(const Run& run) {
                            bytes_in_words(m->peak_device_bytes),
                            bytes_in_words(std::int64_t(m->bytes)), of_bound(*m)});
     return table.text();
+}
+
+std::string kept_table(const Run& run) {
+    Table table({"supplier:", "bytes per token", "by formula", "what is kept:"});
+    const std::int64_t T = run.workload.tokens;
+    std::set<std::string> told;
+    for (const Measurement& m : run.measurements)
+        if (T > 0 && m.kept_bytes > 0 && told.insert(m.spec).second)
+            table.add(
+                {cell(spec_in_words(m.spec)), grouped(m.kept_bytes / T),
+                 m.kept_formula.empty() ? "–" : grouped(m.kept_bytes_by_formula / T),
+                 m.kept_formula.empty() ? "–" : m.kept_formula + " + m"});
+    return told.empty() ? "" : table.text();
 }
 
 std::string calibration_table(const Run& run) {

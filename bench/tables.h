@@ -24,6 +24,9 @@ std::string waterfall_table(const Run& run);
 /// times.
 std::string counts_table(const Run& run);
 
+/// What the whole layer keeps from a forward for its backward, of each supplier.
+std::string kept_table(const Run& run);
+
 /// The ceilings before and after a run, and how far the machine drifted between them.
 std::string calibration_table(const Run& run);
 

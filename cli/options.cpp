@@ -280,17 +280,31 @@ void add_rung_flag(Command& command) {
         "that device and widths allow");
 }
 
+std::string refusal(const Tier& tier, const MoEConfig& config) {
+    try {
+        tier.check(config);
+        return "";
+    } catch (const InputError& error) {
+        return error.what();
+    }
+}
+
 std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier_names,
-                                            const std::vector<std::string>& dtype_names) {
+                                            const std::vector<std::string>& dtype_names,
+                                            const MoEConfig* config) {
     std::vector<const Tier*> chosen;
     std::string left_out;
-    for (const std::string& name : tier_names)
+    for (const std::string& name : tier_names) {
         chosen.push_back(&find_tier("--tier", name));
+        if (config != nullptr) chosen.back()->check(*config);
+    }
     for (const Tier* tier : tier_names.empty() ? tiers() : std::vector<const Tier*>()) {
-        if (const std::string missing = tier->missing(); missing.empty())
+        std::string why = tier->missing();
+        if (why.empty() && config != nullptr) why = refusal(*tier, *config);
+        if (why.empty())
             chosen.push_back(tier);
         else
-            left_out += "; left out: tier = " + tier->name() + ": " + missing;
+            left_out += "; left out: tier = " + tier->name() + ": " + why;
     }
     std::vector<DType> wanted;
     for (const std::string& name : dtype_names)

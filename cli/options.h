@@ -12,6 +12,7 @@
 #include "cli/flags.h"
 #include "core/config.h"
 #include "core/module_spec.h"
+#include "core/tier.h"
 
 namespace moe {
 
@@ -81,10 +82,15 @@ void add_threads_flag(Command& command);
 void add_rung_flag(Command& command);
 
 /// Suppliers for --tier and --dtype: every dtype of every chosen tier. Empty lists mean
-/// all that can run here; a note on stderr names the others. InputError for a tier or
-/// dtype that is not there.
+/// all that can run here, and do this layer; a note on stderr names the others.
+/// InputError for a tier or dtype that is not there, or a named tier that cannot.
+/// @param config  of the layer, or null: any
 std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tiers,
-                                            const std::vector<std::string>& dtypes);
+                                            const std::vector<std::string>& dtypes,
+                                            const MoEConfig* config = nullptr);
+
+/// Why a tier cannot do a layer, or nothing.
+std::string refusal(const Tier& tier, const MoEConfig& config);
 
 /// For layers over ranks: leaves out tiers that work on one rank alone. InputError for
 /// those that were asked for by name, in --tier or --spec.

@@ -1,5 +1,6 @@
 #include "core/buffer_pool.h"
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -7,6 +8,25 @@
 #include "core/transfer.h"
 
 namespace moe {
+namespace {
+
+std::atomic<std::int64_t> bytes_in_use = 0;
+
+/// Counts a tensor's bytes as long as it lives.
+class InUse {
+  public:
+    explicit InUse(std::size_t bytes) : bytes_(std::int64_t(bytes)) {
+        bytes_in_use += bytes_;
+    }
+    InUse(const InUse& other) : InUse(std::size_t(other.bytes_)) {}
+    InUse& operator=(const InUse&) = delete;
+    ~InUse() { bytes_in_use -= bytes_; }
+
+  private:
+    std::int64_t bytes_;
+};
+
+}  // namespace
 
 /// What nobody uses, by memory space and size.
 struct BufferPool::Blocks {
@@ -66,7 +86,11 @@ std::size_t BufferPool::bytes() const {
 
 std::shared_ptr<void> BufferPool::allocate(std::size_t bytes, MemorySpace space) {
     const MemoryFunctions& memory = memory_functions(space);
-    if (current_ == nullptr) return {memory.allocate(bytes), memory.release};
+    if (current_ == nullptr)
+        return {memory.allocate(bytes),
+                [counted = InUse(bytes), release = memory.release](void* pointer) {
+                    release(pointer);
+                }};
     const std::shared_ptr<Blocks> blocks = current_->blocks_;
     auto [block, size] = blocks->take(bytes, space);
     if (block == nullptr) {
@@ -76,9 +100,13 @@ std::shared_ptr<void> BufferPool::allocate(std::size_t bytes, MemorySpace space)
         ++blocks->allocations;
         blocks->bytes += bytes;
     }
-    return {block, [blocks, size = size, space](void* pointer) {
+    return {block, [counted = InUse(bytes), blocks, size = size, space](void* pointer) {
                 blocks->give_back(pointer, size, space);
             }};
+}
+
+std::int64_t tensor_bytes() {
+    return bytes_in_use;
 }
 
 }  // namespace moe

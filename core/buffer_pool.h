@@ -52,4 +52,8 @@ class BufferPool {
     static thread_local BufferPool* current_;
 };
 
+/// Bytes of all tensors that exist, in any memory space, each memory once however many
+/// share it. What pools hold in reserve is not among them.
+std::int64_t tensor_bytes();
+
 }  // namespace moe

@@ -1,9 +1,8 @@
 #include "core/floors.h"
 
 #include <algorithm>
-#include <vector>
 
-#include "core/error.h"
+#include "core/floor_sum.h"
 
 namespace moe {
 namespace {
@@ -22,87 +21,6 @@ Formats formats_of(const MoEConfig& config, DType dtype) {
     if (config.moe_router_dtype == "fp64") formats.logits = DType::f64;
     return formats;
 }
-
-/// A floor under construction: terms such as "2 EFH in bf16".
-class Floors::Sum {
-  public:
-    explicit Sum(const Floors& floors) : floors_(floors) {}
-
-    /// `times` tensors of activations or weights; their sizes as letters.
-    Sum& add(std::int64_t times, const std::string& letters) {
-        return add(times, letters, floors_.formats_.dtype);
-    }
-    Sum& logits(std::int64_t times) { return add(times, "TE", floors_.formats_.logits); }
-    Sum& probs(std::int64_t times, const std::string& letters) {
-        return add(times, letters, floors_.formats_.probs);
-    }
-    /// The shape of W1, of h or of its bias: 2F where the linear unit is gated.
-    Sum& add_gated(std::int64_t times, const std::string& letters) {
-        return add(times * (floors_.config_.gated_linear_unit ? 2 : 1), letters);
-    }
-    Sum& metadata(const std::string& letters, DType dtype) {
-        floor_.metadata += count(letters) * std::int64_t(size_of(dtype));
-        return *this;
-    }
-    Sum& ids(const std::string& letters) {
-        return metadata(letters, floors_.formats_.ids);
-    }
-    /// Rows of each expert, for products over rows in expert order.
-    Sum& counts() { return floors_.routed_ ? ids("E") : *this; }
-    Sum& product(std::int64_t times, const std::string& letters) {
-        floor_.flops += 2.0 * double(times) * double(count(letters));
-        return *this;
-    }
-    Sum& gated_product(const std::string& letters) {
-        return product(floors_.config_.gated_linear_unit ? 2 : 1, letters);
-    }
-
-    operator Floor() const {
-        Floor floor = floor_;
-        for (const auto& [letters, times] : terms_)
-            floor.formula += (floor.formula.empty() ? "" : " + ") +
-                             (times > 1 ? std::to_string(times) : "") + letters;
-        if (floor.metadata > 0) floor.formula += " + m";
-        return floor;
-    }
-
-  private:
-    Sum& add(std::int64_t times, const std::string& letters, DType dtype) {
-        const auto same = std::find_if(terms_.begin(), terms_.end(),
-                                       [&](const auto& t) { return t.first == letters; });
-        if (same != terms_.end())
-            same->second += times;
-        else
-            terms_.emplace_back(letters, times);
-        floor_.bytes += times * count(letters) * std::int64_t(size_of(dtype));
-        return *this;
-    }
-
-    /// The product of the sizes that the letters stand for.
-    std::int64_t count(const std::string& letters) const {
-        const MoEConfig& c = floors_.config_;
-        std::int64_t product = 1;
-        for (std::size_t i = 0; i < letters.size(); ++i) switch (letters[i]) {
-                case 'T': product *= floors_.sizes_.num_tokens; break;
-                case 'N': product *= floors_.sizes_.num_rows; break;
-                case 'H': product *= c.hidden_size; break;
-                case 'E': product *= c.num_experts(); break;
-                case 'K': product *= c.moe_router_topk; break;
-                case 'F':
-                    if (letters.compare(i, 2, "Fs") == 0)
-                        product *= c.shared_ffn(), ++i;
-                    else
-                        product *= c.ffn();
-                    break;
-                default: MOE_CHECK(false);
-            }
-        return product;
-    }
-
-    const Floors& floors_;
-    Floor floor_;
-    std::vector<std::pair<std::string, std::int64_t>> terms_;
-};
 
 Floors::Floors(const MoEConfig& config, const StepSizes& sizes, const Formats& formats)
     : config_(config), sizes_(sizes), formats_(formats) {}
@@ -217,86 +135,6 @@ Floor Floors::step(Step step) const {
             return sum.product(2 * shared_matrices, "TFsH");
     }
     return {};
-}
-
-// ----------------------------------------------------------------------------- fused
-Floor Floors::gating_and_routing() const {
-    Sum sum(*this);
-    sum.add(1, "TH").add(1, "EH").logits(1).product(1, "TEH");
-    if (config_.add_bias_linear) sum.add(1, "E");
-    if (config_.moe_router_enable_expert_bias) sum.probs(1, "E");
-    add_routing(sum, 1);
-    return sum;
-}
-
-Floor Floors::dispatch_to_activation() const {
-    Sum sum(*this);
-    add_routing(sum.add(1, "TH"), 1);
-    add_row_map(sum.add_gated(1, "EFH").add_gated(1, "NF").add(1, "NF"));
-    if (config_.add_bias_linear) sum.add_gated(1, "EF");
-    return sum.gated_product("NFH");
-}
-
-Floor Floors::fc1_and_activation() const {
-    Sum sum(*this);
-    sum.add(1, "NH").add_gated(1, "EFH").add_gated(1, "NF").add(1, "NF").counts();
-    if (config_.add_bias_linear && routed_) sum.add_gated(1, "EF");
-    if (routed_) sum.probs(1, "N");
-    return sum.gated_product("NFH");
-}
-
-Floor Floors::experts_dh(Rows rows) const {
-    Sum sum(*this);
-    add_tokens(sum, rows);
-    sum.add(1, "EFH").add_gated(2, "NF").add(1, "NF").product(1, "NFH");
-    if (routed_) sum.probs(2, "N");
-    return sum;
-}
-
-Floor Floors::experts_dw2(Rows rows) const {
-    Sum sum(*this);
-    add_tokens(sum, rows);
-    sum.add(1, "NF").add(1, "EFH").product(1, "NFH");
-    if (config_.add_bias_linear && routed_) sum.add(1, "EH");
-    return sum;
-}
-
-Floor Floors::experts_dx() const {
-    Sum sum(*this);
-    sum.add_gated(1, "NF").add_gated(1, "EFH").add(1, "NH").counts();
-    return sum.gated_product("NFH");
-}
-
-Floor Floors::experts_dw1(Rows rows) const {
-    Sum sum(*this);
-    add_tokens(sum.add_gated(1, "NF"), rows);
-    sum.add_gated(1, "EFH");
-    if (config_.add_bias_linear && routed_) sum.add_gated(1, "EF");
-    return sum.gated_product("NFH");
-}
-
-Floor Floors::losses_to_routing_backward() const {
-    Sum sum(*this);
-    add_routing(sum, 1);
-    return sum.logits(2);
-}
-
-Floor Floors::gating_dx() const {
-    return Sum(*this).logits(1).add(1, "EH").add(2, "TH").product(1, "TEH");
-}
-
-Floor Floors::gating_dw() const {
-    return Sum(*this).logits(1).add(1, "TH").add(1, "EH").product(1, "TEH");
-}
-
-Floors Floors::shared_experts() const {
-    Floors one = *this;
-    one.config_.num_moe_experts = 1;
-    one.config_.moe_ffn_hidden_size = config_.shared_ffn();
-    one.config_.add_bias_linear = false;
-    one.sizes_.num_rows = sizes_.num_tokens;
-    one.routed_ = false;
-    return one;
 }
 
 }  // namespace moe

@@ -6,9 +6,11 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/config.h"
 #include "core/dtype.h"
+#include "core/kept.h"
 #include "core/steps.h"
 
 namespace moe {
@@ -48,6 +50,8 @@ struct Floor {
 
     std::int64_t total_bytes() const { return bytes + metadata; }
     bool is_off() const { return formula.empty(); }
+    /// One after the other.
+    Floor operator+(const Floor& other) const;
 };
 
 /// The floors of a layer's operations. A step alone reads what the step before it wrote;
@@ -59,18 +63,24 @@ class Floors {
 
     Floor step(Step step) const;
 
+    /// The size of what a tier keeps.
+    Floor kept(const std::vector<KeptTensor>& tensors) const;
+
+    /// How many tokens' rows a product reads: T where it gathers them itself.
+    enum class Rows { gathered, dispatched };
+
     // Forward, several steps in one
     /// ②③: routing finds the logits where gating made them. They are still written, for
     /// the losses and the backward.
     Floor gating_and_routing() const;
     /// ⑥–⑧: FC1 gathers its rows from the tokens, which are never copied.
     Floor dispatch_to_activation() const;
-    /// ⑦⑧ over rows that lie in expert order.
-    Floor fc1_and_activation() const;
+    /// ⑦⑧.
+    Floor fc1_and_activation(Rows rows = Rows::dispatched) const;
+    /// ⑥ where rows are gathered later: which token each row is of, and its weight.
+    Floor row_map() const;
 
     // Backward, as kernels; source of the cut: SonicMoE, arXiv 2512.14080
-    /// How many tokens' rows a product reads: T where it gathers them itself.
-    enum class Rows { gathered, dispatched };
     /// ⑫⑬: dh and dp, and the weighted activation again, for dW2.
     Floor experts_dh(Rows rows) const;
     Floor experts_dw2(Rows rows) const;

@@ -9,6 +9,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/kept.h"
 
 namespace moe {
 
@@ -36,8 +37,15 @@ class Tier {
     virtual MemorySpace memory_space() const { return MemorySpace::host; }
     /// False when its components exchange nothing: only layers on one rank.
     virtual bool works_on_ranks() const { return true; }
+    /// InputError for a layer that it cannot do; who can is named.
+    virtual void check(const MoEConfig&) const {}
     /// Floating-point types, most precise first.
     virtual std::vector<DType> dtypes() const = 0;
+
+    /// What a layer, all of this tier, keeps for its backward.
+    /// @param router  dtype of the router, @param dtype  of all else
+    virtual std::vector<KeptTensor> kept(const MoEConfig& config, DType router,
+                                         DType dtype) const = 0;
 
     /// Factories. `parameters` holds the layer's weights under the names of
     /// core/parameters.h, in any dtype and memory space; a component takes its own.

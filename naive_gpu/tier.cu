@@ -35,6 +35,23 @@ class NaiveGpu : public Tier {
     bool is_emulated() const override { return gpu::is_emulated(); }
     MemorySpace memory_space() const override { return MemorySpace::device; }
     std::vector<DType> dtypes() const override { return {DType::f32, DType::bf16}; }
+    /// What reference_cpu keeps, with h in fp32.
+    std::vector<KeptTensor> kept(const MoEConfig& config, DType router,
+                                 DType dtype) const override {
+        const int halves = config.gated_linear_unit ? 2 : 1;
+        std::vector<KeptTensor> kept = {{"tokens", 1, "TH", router},
+                                        {"rows", 1, "NH", dtype},
+                                        {"h", halves, "NF", DType::f32},
+                                        {"act(h) p", 1, "NF", dtype}};
+        if (config.moe_apply_probs_on_input)
+            kept.push_back({"rows weighted", 1, "NH", dtype});
+        if (config.shared_ffn() == 0) return kept;
+        if (router != dtype) kept.push_back({"tokens", 1, "TH", dtype});
+        kept.push_back({"shared h", halves, "TFs", DType::f32});
+        kept.push_back({"shared act(h)", 1, "TFs", dtype});
+        kept.push_back({"shared output", 1, "TH", dtype});
+        return kept;
+    }
 
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
                                         const TensorMap& parameters,

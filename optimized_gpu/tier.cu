@@ -6,6 +6,7 @@
 #include "gpu/tensor.h"
 #include "optimized_gpu/experts.h"
 #include "optimized_gpu/local_dispatcher.h"
+#include "optimized_gpu/routing_rule.h"
 #include "optimized_gpu/shared_experts.h"
 #include "optimized_gpu/topk_router.h"
 
@@ -43,7 +44,27 @@ class OptimizedGpu : public Tier {
     bool is_emulated() const override { return gpu::is_emulated(); }
     MemorySpace memory_space() const override { return MemorySpace::device; }
     bool works_on_ranks() const override { return false; }
+    void check(const MoEConfig& config) const override { check_router_limits(config); }
     std::vector<DType> dtypes() const override { return {DType::bf16}; }
+    /// Tokens once, and h: rows are gathered again, and act(h) is taken again.
+    /// Source: SonicMoE, arXiv 2512.14080.
+    std::vector<KeptTensor> kept(const MoEConfig& config, DType,
+                                 DType dtype) const override {
+        const int halves = config.gated_linear_unit ? 2 : 1;
+        const DType h = config.activation_func_clamp_value ? DType::f32 : dtype;
+        // Room for all choices, whether dropped or not, unless experts are padded
+        const std::string rows = config.moe_pad_expert_input_to_capacity ? "N" : "TK";
+        std::vector<KeptTensor> kept = {{"tokens", 1, "TH", dtype},
+                                        {"h", halves, rows + "F", h}};
+        if (!config.moe_permute_fusion) kept.push_back({"rows", 1, rows + "H", dtype});
+        if (config.moe_apply_probs_on_input)
+            kept.push_back({"rows weighted", 1, rows + "H", dtype});
+        if (config.shared_ffn() == 0) return kept;
+        kept.push_back({"shared h", halves, "TFs", h});
+        if (config.moe_shared_expert_gate)
+            kept.push_back({"shared output", 1, "TH", dtype});
+        return kept;
+    }
 
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
                                         const TensorMap& parameters,

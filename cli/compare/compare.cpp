@@ -76,6 +76,28 @@ void print_losses(const Comparison& c) {
     }
 }
 
+/// What training needs for every layer at once.
+void print_kept(const Comparison& c) {
+    const std::int64_t T = c.sizes.num_tokens;
+    if (T == 0) return;
+    fmt::print(
+        "\n{}\n",
+        wrapped("Kept from the forward for the backward, bytes per token; m, which is "
+                "counted: logits, scores, maps, ids and weights of rows",
+                2));
+    for (const ColumnOutcome& column : c.columns) {
+        const std::int64_t metadata = column.kept_bytes - column.kept.bytes;
+        const std::string parts =
+            column.kept.is_off()
+                ? ""
+                : fmt::format("  {} + m = {} + {}", column.kept.formula,
+                              grouped(column.kept.bytes / T), grouped(metadata / T));
+        fmt::print("{}\n", wrapped(fmt::format("  {:<20}{:>10}{}", column.label,
+                                               grouped(column.kept_bytes / T), parts),
+                                   34));
+    }
+}
+
 void print_expert_load(const Comparison& c) {
     constexpr std::int64_t kMostBars = 64;
     constexpr double kWidth = 48.0;
@@ -136,11 +158,13 @@ TextTokens read_tokens(const CompareOptions& options, std::int64_t seq_len,
 }
 
 /// The chosen suppliers, and the mix of --spec.
-std::vector<ModuleSpec> choose_columns(const CompareOptions& options) {
+std::vector<ModuleSpec> choose_columns(const CompareOptions& options,
+                                       const MoEConfig& config) {
     // First what may be refused, then what may only be noted.
     const ModuleSpec mix = parse_spec(options.spec, {"reference_cpu", DType::f32});
     std::vector<ModuleSpec> columns;
-    for (const ComponentSpec& supplier : choose_suppliers(options.tiers, options.dtypes))
+    for (const ComponentSpec& supplier :
+         choose_suppliers(options.tiers, options.dtypes, &config))
         columns.push_back(ModuleSpec::uniform(supplier));
     if (!options.spec.empty()) columns.push_back(mix);
     return columns;
@@ -161,7 +185,7 @@ ComparisonRequest make_request(const CompareOptions& options) {
 
     require_memory(request.config, request.text.seq_len * request.text.micro_batch);
 
-    request.columns = choose_columns(options);
+    request.columns = choose_columns(options, request.config);
     std::erase(request.columns, ModuleSpec::uniform({"reference_cpu", DType::f64}));
     return request;
 }
@@ -181,7 +205,7 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     const RankSizes sizes = choose_rank_sizes(layer, chosen.sizes);
     request.text = read_tokens(options, sizes.seq_len, sizes.micro_batch, sizes.shards);
     require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch);
-    request.columns = choose_columns(options);
+    request.columns = choose_columns(options, chosen.configs[0]);
     keep_works_on_ranks(request.columns, options.tiers);
     return request;
 }
@@ -243,6 +267,7 @@ int run_compare(const CompareOptions& options) {
     print_header(comparison);
     print_steps(comparison, options.report);
     print_losses(comparison);
+    print_kept(comparison);
     print_expert_load(comparison);
     print_verdict(comparison);
     if (options.report != "none")

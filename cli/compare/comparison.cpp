@@ -9,7 +9,7 @@
 
 #include "cli/compare/closeness.h"
 #include "cli/golden/golden.h"
-#include "core/moe_layer.h"
+#include "core/kept_bytes.h"
 #include "core/parameters.h"
 #include "core/rng.h"
 #include "core/transfer.h"
@@ -53,15 +53,27 @@ class Runner {
            const TensorMap& parameters, const Tensor& hidden, const Tensor& doutput)
         : layer_(request.config, spec, parameters), hidden_(hidden), doutput_(doutput) {}
 
-    /// Forward and backward; returns the losses and takes the parameters' gradients.
-    Losses run(Observer& observer, TensorMap& gradients) {
+    /// Forward and backward, watched.
+    Losses run(Observer& observer) {
         const RunContext context{.observer = &observer};
         auto forward = layer_.forward(hidden_, {}, context);
-        gradients = layer_.backward(doutput_, forward.saved, context).parameters;
+        layer_.backward(doutput_, forward.saved, context);
         layer_.update_expert_bias();
         layer_.reset_global_aux_loss_tracker();
         return forward.losses.read();
     }
+
+    struct Results {
+        Tensor output;  ///< (S, B, H)
+        MoELayer::Gradients gradients;
+    };
+    /// The same, and nobody watches.
+    Results run_unwatched() {
+        const auto forward = layer_.forward(hidden_, {}, {});
+        return {forward.output, layer_.backward(doutput_, forward.saved, {})};
+    }
+    std::int64_t kept_bytes() { return count_kept_bytes(layer_, hidden_); }
+
     const ModuleSpec& spec() const { return layer_.spec(); }
 
   private:
@@ -79,9 +91,8 @@ void time_steps(ColumnOutcome& column, Runner& runner, int repeats) {
     std::vector<double> totals;
     for (int repeat = 0; repeat < repeats; ++repeat) {
         TimeRecorder recorder;
-        TensorMap gradients;
         const auto start = std::chrono::steady_clock::now();
-        runner.run(recorder, gradients);
+        runner.run(recorder);
         const std::chrono::duration<double> passed =
             std::chrono::steady_clock::now() - start;
         runs.push_back(recorder.seconds);
@@ -95,6 +106,23 @@ void time_steps(ColumnOutcome& column, Runner& runner, int repeats) {
         column.steps[step].seconds = median(samples);
     }
     column.seconds = median(totals);
+}
+
+/// The layer's results are those of a run that nobody watched; they take the places of
+/// the same values of the run in which every value was looked at.
+void put_results(std::map<Step, TensorMap>& values, const Runner::Results& results) {
+    const auto put = [&](Step step, const std::string& name, const Tensor& result) {
+        Tensor& place = values[step][name];
+        const Tensor copy = transfer(result, {MemorySpace::host, result.dtype()});
+        place = place.defined() ? copy.reshaped(place.shape()) : copy;
+    };
+    const bool shared = values.contains(Step::shared_experts_backward);
+    put(Step::combine, "output", results.output);
+    put(shared ? Step::shared_experts_backward : Step::gating_backward,
+        shared ? "d_hidden_states" : "d_hidden_states_router",
+        results.gradients.hidden_states);
+    for (const auto& [name, gradient] : results.gradients.parameters)
+        put(step_of_gradient(name), "d_" + name, gradient);
 }
 
 /// How close a choice was that differs: it may lie below what the precision can tell
@@ -237,11 +265,11 @@ Comparison run_comparison(const ComparisonRequest& request) {
             request.progress(fmt::format("{}: every value, {} {}", column.label,
                                          circled(step), title(step)));
         });
-        TensorMap gradients;
-        column.losses = runner.run(recorder, gradients);
-        for (const auto& [name, gradient] : gradients)
-            recorder.values[step_of_gradient(name)]["d_" + name] =
-                transfer(gradient, {MemorySpace::host, gradient.dtype()});
+        column.losses = runner.run(recorder);
+        request.progress(column.label + ": unwatched");
+        Runner unwatched(request, spec, parameters, hidden, doutput);
+        put_results(recorder.values, unwatched.run_unwatched());
+        column.kept_bytes = unwatched.kept_bytes();
 
         if (result.columns.empty())
             reference = std::move(recorder.values);
@@ -262,6 +290,8 @@ Comparison run_comparison(const ComparisonRequest& request) {
     result.tokens_per_expert = reference.at(Step::dispatch).at("tokens_per_expert");
     result.row_token = reference.at(Step::dispatch).at("row_token");
     result.sizes = {hidden.dim(0) * hidden.dim(1), result.row_token.numel()};
+    for (ColumnOutcome& column : result.columns)
+        column.kept = kept_by_formula(result.config, result.sizes, column.spec);
     result.golden = run_golden_cases(request, uniform_suppliers);
     for (const GoldenOutcome& outcome : result.golden)
         result.ok = result.ok && outcome.failed.empty();

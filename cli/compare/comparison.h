@@ -41,6 +41,9 @@ struct ColumnOutcome {
     std::string label;  ///< "reference_cpu:fp32"
     std::array<StepOutcome, kNumSteps> steps;
     Losses losses;
+    /// Bytes that a forward keeps for its backward, counted, …
+    std::int64_t kept_bytes = 0;
+    Floor kept;             ///< … and by formula; off where suppliers are mixed
     double seconds = 0.0;   ///< forward and backward, median; 0 when emulated
     bool emulated = false;  ///< ran on the CPU executor: no times, they mean nothing
     bool ok = true;

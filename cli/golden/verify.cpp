@@ -144,6 +144,13 @@ bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& s
                            to_string(spec));
             continue;
         }
+        const std::string why =
+            refusal(find_tier("spec", spec.experts.tier), subject.golden.config);
+        if (options.tiers.empty() && !why.empty()) {
+            if (!options.json)
+                fmt::print("- {}  {}: skipped: {}\n", shown, to_string(spec), why);
+            continue;
+        }
         CaseResult result;
         try {
             Progress progress(is_long(subject.golden));

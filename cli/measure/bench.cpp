@@ -71,9 +71,10 @@ std::vector<std::string> choose(const std::string& flag,
 /// Suppliers to bench: what was asked for. By default, with a GPU, what runs on it (the
 /// reference would take most of the time; the waterfall has it); without, all, fp64 left
 /// out as the reference itself.
-std::vector<ComponentSpec> choose_bench_suppliers(const BenchOptions& options) {
+std::vector<ComponentSpec> choose_bench_suppliers(const BenchOptions& options,
+                                                  const MoEConfig& config) {
     std::vector<ComponentSpec> suppliers =
-        choose_suppliers(options.tiers, options.dtypes);
+        choose_suppliers(options.tiers, options.dtypes, &config);
     if (options.tiers.empty())
         std::erase_if(suppliers, [&](const ComponentSpec& s) {
             return has_gpu() &&
@@ -88,12 +89,14 @@ std::vector<ComponentSpec> choose_bench_suppliers(const BenchOptions& options) {
 }
 
 /// reference_cpu:fp32, then every tier that can be timed here in its least precise dtype.
-std::vector<ModuleSpec> choose_waterfall(const BenchOptions& options) {
+std::vector<ModuleSpec> choose_waterfall(const BenchOptions& options,
+                                         const MoEConfig& config) {
     if (options.no_waterfall || !options.subjects.empty() || !options.passes.empty())
         return {};
     std::vector<ComponentSpec> suppliers;
     for (const Tier* tier : tiers())
-        if (tier->missing().empty() && !tier->is_emulated())
+        if (tier->missing().empty() && !tier->is_emulated() &&
+            refusal(*tier, config).empty())
             suppliers.push_back({tier->name(), tier->dtypes().back()});
     if (suppliers.size() < 2) return {};
     return bench::waterfall_specs(suppliers);
@@ -118,10 +121,10 @@ std::vector<bench::BenchRequest> make_requests(const BenchOptions& options) {
     request.seconds = options.seconds;
 
     const ModuleSpec mix = parse_spec(options.spec, {"reference_cpu", DType::f32});
-    for (const ComponentSpec& supplier : choose_bench_suppliers(options))
+    for (const ComponentSpec& supplier : choose_bench_suppliers(options, request.config))
         request.specs.push_back(ModuleSpec::uniform(supplier));
     if (!options.spec.empty()) request.specs.push_back(mix);
-    request.waterfall = choose_waterfall(options);
+    request.waterfall = choose_waterfall(options, request.config);
 
     std::vector<bench::BenchRequest> requests;
     for (const std::int64_t tokens : choose_tokens(options)) {

@@ -30,6 +30,12 @@ bool any_counted(const Run& run) {
                        [](const Measurement& m) { return m.launches > 0; });
 }
 
+bool any_kept(const Run& run) {
+    return run.workload.tokens > 0 &&
+           std::any_of(run.measurements.begin(), run.measurements.end(),
+                       [](const Measurement& m) { return m.kept_bytes > 0; });
+}
+
 /// CPUs are told in GFLOP/s.
 struct RateUnit {
     const char* name;
@@ -61,7 +67,7 @@ void print_trimmed(const std::string& line) {
 struct Column {
     const char* head;
     int width;
-    enum Kind { timed, counted, judged } kind;
+    enum Kind { timed, counted, kept, judged } kind;
     std::function<std::string(const Measurement&)> cell;
 };
 
@@ -112,6 +118,10 @@ std::vector<Column> make_columns(const Run& run, const RateUnit& unit) {
                                return bytes_in_words(m.peak_device_bytes);
                            }});
     }
+    if (any_kept(run))
+        columns.push_back({"kept/token", 12, Column::kept, [&run](const Measurement& m) {
+                               return grouped(m.kept_bytes / run.workload.tokens);
+                           }});
     columns.push_back({"error, of bound ", 18, Column::judged, [](const Measurement& m) {
                            return fmt::format("{:.1e} {:>8}", m.error,
                                               share_of(m.error, m.bound));
@@ -122,8 +132,9 @@ std::vector<Column> make_columns(const Run& run, const RateUnit& unit) {
 /// Leaves out columns, the least telling first, until the table fits; a line says which.
 std::string narrow(std::vector<Column>& columns, std::size_t name_width) {
     std::vector<std::string> order;
-    for (const char* head : {"GB/s", "of copy", "p10 - p90", "peak", "of prod.", "waits",
-                             "launches", "floor ms", "GFLOP/s", "TFLOP/s"})
+    for (const char* head :
+         {"GB/s", "of copy", "p10 - p90", "peak", "kept/token", "of prod.", "waits",
+          "launches", "floor ms", "GFLOP/s", "TFLOP/s"})
         for (const Column& column : columns)
             if (head == std::string(column.head)) order.push_back(head);
     const auto without = [&](std::size_t gone) {
@@ -149,6 +160,7 @@ std::string cell(const Column& column, const Measurement& m, bool first) {
             if (m.ms) return column.cell(m);
             return !first ? "" : m.emulated ? "emulated" : "wrong";
         case Column::counted: return m.launches > 0 ? column.cell(m) : "·";
+        case Column::kept: return m.kept_bytes > 0 ? column.cell(m) : "";
         case Column::judged: return m.bound > 0.0 ? column.cell(m) : "";  // not a peer's
     }
     return "";

@@ -230,6 +230,9 @@ ResultPages make_result_pages(const std::vector<FiledResult>& shelf,
     speed["counts"] =
         run_by_run(all, {"executor"}, "Nothing was counted on the CPU executor yet.",
                    [&](const Shown& shown) { return counts(shown, any_gpu); });
+    speed["memory"] =
+        run_by_run(all, {"gpu", "executor", "cpu"}, "Nothing was counted yet.",
+                   [](const Shown& shown) { return bench::kept_table(*shown.run); });
     speed["reference"] = run_by_run(
         all, {"executor", "cpu"}, "The reference was not timed yet.",
         [](const Shown& shown) {

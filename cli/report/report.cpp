@@ -218,6 +218,31 @@ them before their coefficients. A load-balancing loss near 1 means even use.</p>
         head, rows);
 }
 
+std::string kept_section(const Comparison& c) {
+    const std::int64_t T = c.sizes.num_tokens;
+    if (T == 0) return "";
+    std::string rows;
+    for (const ColumnOutcome& column : c.columns) {
+        const bool known = !column.kept.is_off();
+        rows += fmt::format(
+            "<tr><td>{}</td><td>{}</td><td class='words'>{}</td><td>{}</td></tr>\n",
+            escape(column.label), grouped(column.kept_bytes / T),
+            known ? column.kept.formula + " + m" : "–",
+            known ? fmt::format("{} + {}", grouped(column.kept.bytes / T),
+                                grouped((column.kept_bytes - column.kept.bytes) / T))
+                  : "–");
+    }
+    return fmt::format(
+        R"(<h2>Memory that the backward needs</h2>
+<p>Training keeps this for every layer at once. The formula counts activations; m stands
+for logits, scores, maps, ids and weights of rows, and is counted.</p>
+<div class='wide'><table><tr><th>supplier</th><th>bytes per token</th>
+<th class='words'>what is kept</th><th>of these</th></tr>
+{}</table></div>
+)",
+        rows);
+}
+
 std::string golden_section(const Comparison& c) {
     if (c.golden.empty()) return "";
     std::string rows;
@@ -243,7 +268,7 @@ backward, whose numbers come from Megatron-Core’s and Hugging Face’s own cod
 std::string make_body(const Comparison& c) {
     return introduction(c) + routing_section(c) + load_section(c) +
            permutation_section(c) + steps_section(c) + losses_section(c) +
-           golden_section(c);
+           kept_section(c) + golden_section(c);
 }
 
 }  // namespace

@@ -77,8 +77,8 @@ class ResultPages : public CliTest {
         write("README.md", "# Invented\n\n" + marker("summary") + "\n" + kClose + "\n");
         std::string speed = "# Speed\n\n";
         for (const char* name :
-             {"machines", "ladder", "waterfall", "roofline", "calibration", "peers",
-              "counts", "reference", "stages", "disagreements"})
+             {"machines", "ladder", "waterfall", "roofline", "calibration", "memory",
+              "peers", "counts", "reference", "stages", "disagreements"})
             speed += marker(name) + "\n" + kClose + "\n\n";
         write("docs/speed.md", speed);
     }
@@ -125,6 +125,9 @@ TEST_F(ResultPages, ShowWhatWasCountedWhereNoGpuWasMeasured) {
     ASSERT_EQ(run().code, kExitOk);
     EXPECT_TRUE(contains(speed(), "Counted on the CPU executor; not measured on a GPU"));
     EXPECT_TRUE(contains(speed(), "| experts | forward | naive_gpu:bf16 | 14 | 1 |"));
+    EXPECT_TRUE(
+        contains(speed(), "| naive_gpu:bf16 | 30,000 | 28,672 | TH + 2TKF + m |"))
+        << speed();
     EXPECT_FALSE(contains(speed(), "ms (p10"));
     EXPECT_TRUE(contains(readme(), "Not measured on a GPU yet.** Counted instead"));
     EXPECT_TRUE(contains(readme(),
@@ -208,7 +211,7 @@ TEST_F(ResultPages, LeadWithTheNewestAndListTheOthers) {
     EXPECT_TRUE(contains(page, "  * older: [2026-01-02-0123456789ab.json]"));
     EXPECT_TRUE(contains(page,
                          "  * [2026-03-01-later.json](results/invented-gpu-80gb/"
-                         "2026-03-01-later.json): version 2 of the format"));
+                         "2026-03-01-later.json): version 3 of the format"));
     EXPECT_FALSE(contains(page, "137 times faster"));
 }
 

@@ -126,7 +126,7 @@ TEST(Results, NameWhatIsWrong) {
     EXPECT_TRUE(refuses("/device", "", "must be named"));
     EXPECT_TRUE(refuses("/format", "other", "must be \"moe-results\""));
     EXPECT_TRUE(refuses("/version", "1", "must be a whole number"));
-    EXPECT_TRUE(refuses("/version", 7, "version = 7: this build reads version 1"));
+    EXPECT_TRUE(refuses("/version", 7, "version = 7: this build reads version 2"));
     EXPECT_EQ(refusal(json::array()), "r.json = []: must be an object");
 }
 

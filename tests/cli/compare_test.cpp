@@ -119,6 +119,33 @@ TEST_F(CompareTest, ComparesWithoutAReport) {
     EXPECT_EQ(count_lines(output.err), 1);
 }
 
+TEST_F(CompareTest, LeavesOutATierThatCannotDoTheLayer) {
+    NEEDS_DEVICE();
+    const std::string line = kSmall + write("text.txt", std::string(300, 'e')) +
+                             " --dtype bf16 --num-experts 35 --moe-router-topk 33";
+    const Output output = moe(line);
+    EXPECT_EQ(output.code, kExitOk) << output.err;
+    EXPECT_TRUE(output.err.starts_with(
+        "moe: note: left out: tier = optimized_gpu: moe_router_topk = 33: at most 32"))
+        << output.err;
+    EXPECT_TRUE(has(output, "naive_gpu:bf16"));
+    EXPECT_FALSE(has(output, "optimized_gpu"));
+    EXPECT_TRUE(IsBadInput(split(line + " --tier optimized_gpu"),
+                           {"moe_router_topk = 33: at most 32 in optimized_gpu"}));
+}
+
+TEST_F(CompareTest, ShowsWhatIsKeptForTheBackward) {
+    const std::string text = write("text.txt", std::string(300, 'e'));
+    const Output output =
+        moe(kSmall + text +
+            " --tier reference_cpu --dtype fp32 --hidden-size 24 "
+            "--moe-ffn-hidden-size 16 --spec experts=reference_cpu:fp64");
+    EXPECT_EQ(output.code, kExitOk) << output.err;
+    // (24 + 2 24 + 2 3 16) numbers of a token, in 8 bytes and in 4; of a mix no formula
+    EXPECT_TRUE(has(output, "TH + NH + 3NF + m = 1,344 + ")) << output.out;
+    EXPECT_TRUE(has(output, "TH + NH + 3NF + m = 672 + ")) << output.out;
+}
+
 TEST_F(CompareTest, CountsTheRowsThatCapacityDrops) {
     // Two choices of 99 tokens, nearly all alike; 25 = ceil(99 * 2 / 8) fit an expert.
     const std::string text = write("text.txt", std::string(300, 'e'));

@@ -11,18 +11,23 @@ namespace {
 /// Passes on what it is shown, with one element of one value changed.
 struct Spoiler : Observer {
     void on_value(Step step, const std::string& name, const TensorView& view) override {
+        if (name == target)
+            observer->on_value(step, name, spoilt(view));
+        else
+            observer->on_value(step, name, view);
+    }
+    Tensor spoilt(const TensorView& view) const {
         Tensor shown = transfer(view, {MemorySpace::host, view.dtype});
-        if (name == target && shown.numel() > index) {
-            if (shown.dtype() == DType::i32)
-                shown.data<std::int32_t>()[index] = std::int32_t(value);
-            else if (shown.dtype() == DType::i64)
-                shown.data<std::int64_t>()[index] = std::int64_t(value);
-            else if (shown.dtype() == DType::f64)
-                shown.data<double>()[index] = value;
-            else
-                shown.data<float>()[index] = float(value);
-        }
-        observer->on_value(step, name, shown);
+        if (shown.numel() <= index) return shown;
+        if (shown.dtype() == DType::i32)
+            shown.data<std::int32_t>()[index] = std::int32_t(value);
+        else if (shown.dtype() == DType::i64)
+            shown.data<std::int64_t>()[index] = std::int64_t(value);
+        else if (shown.dtype() == DType::f64)
+            shown.data<double>()[index] = value;
+        else
+            shown.data<float>()[index] = float(value);
+        return shown;
     }
     void on_time(const Steps& steps, double seconds) override {
         observer->on_time(steps, seconds);
@@ -34,7 +39,8 @@ struct Spoiler : Observer {
     Observer* observer = nullptr;
 };
 
-/// The reference behind a Spoiler, for what its router and its dispatcher show forward.
+/// The reference behind a Spoiler, for what its router and its dispatcher show forward,
+/// and for the layer's output itself.
 class SpoiltTier : public StandIn {
   public:
     SpoiltTier(std::string target, std::int64_t index, double value) : StandIn("spoilt") {
@@ -92,7 +98,9 @@ class SpoiltTier : public StandIn {
         }
         Tensor combine(const Tensor& rows, const Tensor& shared_output,
                        const Saved& saved, const RunContext& context) override {
-            return good->combine(rows, shared_output, saved, spoil(context, spoiler));
+            const Tensor output =
+                good->combine(rows, shared_output, saved, spoil(context, spoiler));
+            return spoiler.target == "output" ? spoiler.spoilt(output) : output;
         }
         Rows combine_backward(const Tensor& doutput, const Saved& saved,
                               const RunContext& context) override {

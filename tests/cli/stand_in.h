@@ -13,6 +13,10 @@ class StandIn : public Tier {
     std::string name() const override { return name_; }
     std::string device() const override { return "CPU"; }
     std::vector<DType> dtypes() const override { return {DType::f32}; }
+    std::vector<KeptTensor> kept(const MoEConfig& config, DType router,
+                                 DType dtype) const override {
+        return good().kept(config, router, dtype);
+    }
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
                                         const TensorMap& parameters,
                                         const GroupsPtr& groups) const override {
