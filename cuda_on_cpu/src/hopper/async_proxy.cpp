@@ -22,12 +22,20 @@ void AsyncProxy::begin(const Block& block) {
 }
 
 void AsyncProxy::fence() {
+    // Every thread of an epilogue comes here, mostly to find nothing new: big steps
+    // first.
+    constexpr std::size_t kStep = 32 * kLine;
     const std::byte* arena = block_->arena();
-    for (std::size_t at = 0; at < bytes_; at += kLine) {
-        const std::size_t length = std::min(kLine, bytes_ - at);
-        if (std::memcmp(&seen_[at], arena + at, length) == 0) continue;
-        std::memcpy(&seen_[at], arena + at, length);
-        swizzles_[at / kLine] = 0;
+    const auto is_new = [&](std::size_t at, std::size_t most) {
+        return std::memcmp(&seen_[at], arena + at, std::min(most, bytes_ - at)) != 0;
+    };
+    for (std::size_t step = 0; step < bytes_; step += kStep) {
+        if (!is_new(step, kStep)) continue;
+        for (std::size_t at = step; at < std::min(step + kStep, bytes_); at += kLine) {
+            if (!is_new(at, kLine)) continue;
+            std::memcpy(&seen_[at], arena + at, std::min(kLine, bytes_ - at));
+            swizzles_[at / kLine] = 0;
+        }
     }
 }
 
