@@ -271,13 +271,14 @@ void add_rung_flag(Command& command) {
         "--grouped-gemm-rung",
         [](const std::string& text) {
             const std::int64_t rung = parse_integer("--grouped-gemm-rung", text);
-            if (rung < 1 || rung > 2)
+            if (rung < 1 || rung > int(optimized::kHighestRung))
                 reject("--grouped-gemm-rung", rung,
-                       "must be 1 (1_mma_sync) or 2 (2_tma_wgmma)");
+                       "must be 1 (1_mma_sync), 2 (2_tma_wgmma) or 3 "
+                       "(3_warp_specialized)");
             optimized::set_rung(static_cast<optimized::Rung>(rung));
         },
-        "Products of optimized_gpu: 1 (mma.sync) or 2 (TMA, wgmma); default: the highest "
-        "that device and widths allow");
+        "Products of optimized_gpu: 1 (mma.sync), 2 (TMA, wgmma) or 3 (and warps that "
+        "load); default: the highest that device and widths allow");
 }
 
 std::string refusal(const Tier& tier, const MoEConfig& config) {

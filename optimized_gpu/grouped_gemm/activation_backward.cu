@@ -72,10 +72,12 @@ ActivationGradients run(BackwardProblem<H> problem, cudaStream_t stream) {
     problem.dh = gpu::device_data<bf16>(made.dh);
     problem.a = gpu::device_data<bf16>(made.a);
     problem.dp = gpu::device_data<float>(tiles > 1 ? made.dp_parts : made.dp);
-    if (chosen_rung({problem.depth, ffn}) == Rung::tma_wgmma)
-        tma_wgmma_activation_backward(problem, stream);
-    else
-        mma_sync_activation_backward(problem, stream);
+    switch (chosen_rung({problem.depth, ffn})) {
+        case Rung::mma_sync: mma_sync_activation_backward(problem, stream); break;
+        case Rung::tma_wgmma: tma_wgmma_activation_backward(problem, stream); break;
+        case Rung::warp_specialized:
+            warp_specialized_activation_backward(problem, stream);
+    }
     if (tiles > 1)
         gpu::launch("sum_parts_kernel", sum_parts_kernel,
                     gpu::one_thread_per(rows, stream), gpu::device_data<float>(made.dp),

@@ -1,5 +1,5 @@
 /// @file
-/// FC2's input gradient with the activation's backward in its epilogue: what both rungs
+/// FC2's input gradient with the activation's backward in its epilogue: what the rungs
 /// do with the sums.
 #pragma once
 
@@ -43,10 +43,13 @@ struct BackwardProblem {
     __host__ __device__ int width() const { return activation.gated ? 2 * ffn : ffn; }
 };
 
-// The second rung, in a file of its own; see chosen_rung().
+// The other rungs, in files of their own; see chosen_rung().
 template <typename H>
 void tma_wgmma_activation_backward(const BackwardProblem<H>& problem,
                                    cudaStream_t stream);
+template <typename H>
+void warp_specialized_activation_backward(const BackwardProblem<H>& problem,
+                                          cudaStream_t stream);
 
 /// A block's part of h, dh and a: it starts at this row of all, this column of a.
 struct BlockPart {

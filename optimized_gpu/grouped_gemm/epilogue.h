@@ -123,4 +123,14 @@ __device__ void store_tile(__nv_bfloat16* staged,
     store_staged(staged, to);
 }
 
+/// How the first two rungs store the block's tile.
+struct BlockStore {
+    __nv_bfloat16* staged;  ///< room for kLines x kLines, which nobody reads any longer
+
+    template <typename Sums, typename Y>
+    __device__ void operator()(const Sums& sums, const Target<Y>& to) const {
+        store_tile(staged, sums, to);
+    }
+};
+
 }  // namespace moe::optimized

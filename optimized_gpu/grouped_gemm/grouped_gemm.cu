@@ -17,10 +17,11 @@ template <Along kWeight, typename Y>
 Tensor multiply_rows(RowsProblem<Y> problem, Rung rung, cudaStream_t stream) {
     Tensor y = gpu::device_empty<Y>({problem.rows, problem.columns});
     problem.y = gpu::device_data<Y>(y);
-    if (rung == Rung::tma_wgmma)
-        tma_wgmma_rows<kWeight>(problem, stream);
-    else
-        mma_sync_rows<kWeight>(problem, stream);
+    switch (rung) {
+        case Rung::mma_sync: mma_sync_rows<kWeight>(problem, stream); break;
+        case Rung::tma_wgmma: tma_wgmma_rows<kWeight>(problem, stream); break;
+        case Rung::warp_specialized: warp_specialized_rows<kWeight>(problem, stream);
+    }
     return y;
 }
 
@@ -57,10 +58,11 @@ Tensor backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor&
                                       int(out),
                                       int(in),
                                       num_rows_of(x, x_row_ids)};
-    if (chosen_rung({out, in}) == Rung::tma_wgmma)
-        tma_wgmma_weight(problem, stream);
-    else
-        mma_sync_weight(problem, stream);
+    switch (chosen_rung({out, in})) {
+        case Rung::mma_sync: mma_sync_weight(problem, stream); break;
+        case Rung::tma_wgmma: tma_wgmma_weight(problem, stream); break;
+        case Rung::warp_specialized: warp_specialized_weight(problem, stream);
+    }
     return dweight;
 }
 

@@ -5,10 +5,10 @@
 /// waits. Weights are (out, in), y = W x, as in PyTorch.
 ///
 /// Operands are bf16, sums fp32 on tensor cores, rounded once. The kernels are a ladder,
-/// one idea a rung, see rung.h: 1_mma_sync serves every GPU from sm_80 on, and any widths;
-/// 2_tma_wgmma is for compute capability 9.0, and operands whose rows are multiples of 16
-/// bytes and begin at such. Each rung gives the same bits every run; those of two rungs
-/// may differ, as they sum in another order.
+/// one idea a rung, see rung.h: 1_mma_sync serves every GPU from sm_80 on, and any
+/// widths; the others are for compute capability 9.0, and operands whose rows are
+/// multiples of 16 bytes and begin at such. Each rung gives the same bits every run;
+/// those of two rungs may differ, as they sum in another order.
 #pragma once
 
 #include <cuda_runtime.h>

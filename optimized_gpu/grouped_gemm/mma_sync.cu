@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) grouped_rows_kernel(const RowsProble
     Sums sums;
     multiply<Along::depth, kWeight, Vector>(sums, s, x, tile.tile * kLines, weight,
                                             column, p.depth);
-    finish_rows(sums, s.a[0], p, tile, column);
+    finish_rows(sums, BlockStore{s.a[0]}, p, tile, column);
 }
 
 /// One block per tile of dW of one group; what is summed over are the group's rows.
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
     const Operand x = rows_of_group(p.x, p.x_row_ids, first, rows, p.in);
     Sums sums;
     multiply<Along::lines, Along::lines, Vector>(sums, s, dy, row, x, column, rows);
-    finish_weight(sums, s.a[0], p, group, row, column);
+    finish_weight(sums, BlockStore{s.a[0]}, p, group, row, column);
 }
 
 }  // namespace

@@ -30,25 +30,23 @@ struct WeightProblem {
 };
 
 /// Writes the block's tile of y, whose first column is `column`.
-/// @param staging  room for kLines x kLines, which nobody reads any longer
-template <typename Sums, typename Y>
-__device__ void finish_rows(Sums& sums, __nv_bfloat16* staging, const RowsProblem<Y>& p,
+/// @param store  called with the sums and their Target, see BlockStore
+template <typename Sums, typename Store, typename Y>
+__device__ void finish_rows(Sums& sums, Store store, const RowsProblem<Y>& p,
                             const GroupTile& tile, int column) {
     const std::int64_t group = tile.group, first = tile.first_row + tile.tile * kLines;
     const int rows = tile.rows - tile.tile * kLines, columns = p.columns - column;
     add_bias(sums, p.bias == nullptr ? nullptr : p.bias + group * p.columns + column,
              p.row_scale == nullptr ? nullptr : p.row_scale + first, rows, columns);
-    store_tile(staging, sums,
-               Target<Y>{p.y + first * p.columns + column, p.columns, rows, columns});
+    store(sums, Target<Y>{p.y + first * p.columns + column, p.columns, rows, columns});
 }
 
 /// Writes the block's tile of dW_g, whose first row and column these are.
-template <typename Sums, typename Y>
-__device__ void finish_weight(const Sums& sums, __nv_bfloat16* staging,
-                              const WeightProblem<Y>& p, int group, int row, int column) {
+template <typename Sums, typename Store, typename Y>
+__device__ void finish_weight(const Sums& sums, Store store, const WeightProblem<Y>& p,
+                              int group, int row, int column) {
     const std::int64_t target = (std::int64_t(group) * p.out + row) * p.in + column;
-    store_tile(staging, sums,
-               Target<Y>{p.dweight + target, p.in, p.out - row, p.in - column});
+    store(sums, Target<Y>{p.dweight + target, p.in, p.out - row, p.in - column});
 }
 
 /// One block per tile of y.
@@ -62,7 +60,7 @@ dim3 grid_of(const WeightProblem<Y>& problem) {
     return {tiles_of(problem.in), tiles_of(problem.out), unsigned(problem.groups)};
 }
 
-// One function per rung: the first serves all widths, for the second see chosen_rung().
+// One function per rung: the first serves all widths, for the others see chosen_rung().
 /// @tparam kWeight  Along::depth: y_r = W_g x_r; Along::lines: W_gᵀ x_r
 template <Along kWeight, typename Y>
 void mma_sync_rows(const RowsProblem<Y>& problem, cudaStream_t stream);
@@ -72,5 +70,9 @@ template <typename Y>
 void mma_sync_weight(const WeightProblem<Y>& problem, cudaStream_t stream);
 template <typename Y>
 void tma_wgmma_weight(const WeightProblem<Y>& problem, cudaStream_t stream);
+template <Along kWeight, typename Y>
+void warp_specialized_rows(const RowsProblem<Y>& problem, cudaStream_t stream);
+template <typename Y>
+void warp_specialized_weight(const WeightProblem<Y>& problem, cudaStream_t stream);
 
 }  // namespace moe::optimized

@@ -30,15 +30,22 @@ bool device_has_wgmma() {
 }  // namespace
 
 std::string to_string(Rung rung) {
-    return rung == Rung::tma_wgmma ? "2_tma_wgmma" : "1_mma_sync";
+    switch (rung) {
+        case Rung::mma_sync: return "1_mma_sync";
+        case Rung::tma_wgmma: return "2_tma_wgmma";
+        case Rung::warp_specialized: return "3_warp_specialized";
+    }
+    return {};
 }
 
 Rung chosen_rung(std::initializer_list<std::int64_t> widths) {
-    if (wanted_rung == int(Rung::mma_sync)) return Rung::mma_sync;
+    const int wanted = wanted_rung;
+    if (wanted == int(Rung::mma_sync)) return Rung::mma_sync;
     const bool whole_chunks = std::all_of(widths.begin(), widths.end(), [](auto width) {
         return width > 0 && width % kChunk == 0;
     });
-    return whole_chunks && device_has_wgmma() ? Rung::tma_wgmma : Rung::mma_sync;
+    if (!whole_chunks || !device_has_wgmma()) return Rung::mma_sync;
+    return wanted == 0 ? kHighestRung : static_cast<Rung>(wanted);
 }
 
 void set_rung(std::optional<Rung> rung) {

@@ -11,15 +11,18 @@ namespace moe::optimized {
 
 /// Kernels of grouped_gemm.h, each rung with one idea more than the last.
 enum class Rung {
-    mma_sync = 1,  ///< cp.async and mma.sync: sm_80, any widths
-    tma_wgmma = 2  ///< TMA, mbarriers and wgmma: sm_90a, rows of a multiple of 16 bytes
+    mma_sync = 1,   ///< cp.async and mma.sync: sm_80, any widths
+    tma_wgmma = 2,  ///< TMA, mbarriers and wgmma: sm_90a, rows of a multiple of 16 bytes
+    warp_specialized = 3  ///< blocks that stay, warps that load: as the second
 };
+inline constexpr Rung kHighestRung = Rung::warp_specialized;
 
-/// "1_mma_sync", "2_tma_wgmma".
+/// "1_mma_sync", "2_tma_wgmma", "3_warp_specialized".
 std::string to_string(Rung rung);
 
 /// The highest rung, or that of set_rung(), where the device and the widths allow it;
-/// else the first. The CPU executor is a device of compute capability 9.0.
+/// else the first. All rungs but the first want the same, and each has all products. The
+/// CPU executor is a device of compute capability 9.0.
 /// @param widths  elements in a row of each bf16 operand
 Rung chosen_rung(std::initializer_list<std::int64_t> widths);
 

@@ -14,12 +14,12 @@ namespace moe::optimized {
 template <int kRowBlocks, int kColumnBlocks>
 using WarpSums = float[kRowBlocks][kColumnBlocks][4];
 
-/// Which part of the kLines x kLines tile is a warp's.
+/// Which part is a warp's of a tile that has kLines rows.
 template <int kRowBlocks, int kColumnBlocks>
 struct WarpPart {
     static constexpr int kRows = 16 * kRowBlocks, kColumns = 8 * kColumnBlocks;
-    static constexpr int kAcross = kLines / kColumns;  ///< warps side by side
-    static_assert(kWarps * kRows * kColumns == kLines * kLines);
+    static constexpr int kAcross = kWarps * kRows / kLines;  ///< warps side by side
+    static_assert(kAcross > 0 && kWarps * kRows % kLines == 0);
 
     __device__ static int row() { return warp_index() / kAcross * kRows; }
     __device__ static int column() { return warp_index() % kAcross * kColumns; }

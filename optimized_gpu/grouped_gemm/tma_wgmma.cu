@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     multiply<Along::depth, kWeight>(
         sums, s, {&map_x, row, row + kBoxLines, 0, 0, rows},
         {&map_weight, column, column + kBoxLines, 0, tile.group}, p.depth);
-    finish_rows(sums, s.a[0][0], p, tile, column);
+    finish_rows(sums, BlockStore{s.a[0][0]}, p, tile, column);
 }
 
 /// One block per tile of dW of one group; what is summed over are the group's rows.
@@ -46,21 +46,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     multiply<Along::lines, Along::lines>(
         sums, s, {&map_dy, row, row + kBoxLines, first, 0, dy},
         {&map_x, column, column + kBoxLines, first, 0, x}, end - first);
-    finish_weight(sums, s.a[0][0], p, group, row, column);
+    finish_weight(sums, BlockStore{s.a[0][0]}, p, group, row, column);
 }
 
 }  // namespace
-
-CUtensorMap operand_map(const bf16* data, std::int64_t groups, std::int64_t rows,
-                        std::int64_t width) {
-    if (groups == 0 || rows == 0) return {};
-    gpu::TensorMapShape shape;
-    shape.sizes = {std::uint64_t(width), std::uint64_t(rows), std::uint64_t(groups)};
-    static_assert(kDepth == kBoxLines, "a box is the same either way round");
-    shape.box = {kDepth, kBoxLines, 1};
-    shape.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
-    return gpu::make_tensor_map(data, shape);
-}
 
 template <Along kWeight, typename Y>
 void tma_wgmma_rows(const RowsProblem<Y>& problem, cudaStream_t stream) {

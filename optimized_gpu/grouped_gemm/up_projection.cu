@@ -53,10 +53,11 @@ UpProjection run(UpProblem<H> problem, cudaStream_t stream) {
                          gpu::device_empty<bf16>({problem.rows, problem.ffn})};
     problem.h = gpu::device_data<H>(made.h);
     problem.a = gpu::device_data<bf16>(made.a);
-    if (chosen_rung({problem.depth}) == Rung::tma_wgmma)
-        tma_wgmma_up_projection(problem, stream);
-    else
-        mma_sync_up_projection(problem, stream);
+    switch (chosen_rung({problem.depth})) {
+        case Rung::mma_sync: mma_sync_up_projection(problem, stream); break;
+        case Rung::tma_wgmma: tma_wgmma_up_projection(problem, stream); break;
+        case Rung::warp_specialized: warp_specialized_up_projection(problem, stream);
+    }
     return made;
 }
 

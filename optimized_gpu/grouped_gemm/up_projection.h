@@ -1,5 +1,5 @@
 /// @file
-/// FC1 with the activation in its epilogue: what both rungs do with the sums.
+/// FC1 with the activation in its epilogue: what the rungs do with the sums.
 #pragma once
 
 #include "optimized_gpu/activation.h"
@@ -22,9 +22,11 @@ struct UpProblem {
     __host__ __device__ int width() const { return activation.gated ? 2 * ffn : ffn; }
 };
 
-// The second rung, in a file of its own; see chosen_rung().
+// The other rungs, in files of their own; see chosen_rung().
 template <typename H>
 void tma_wgmma_up_projection(const UpProblem<H>& problem, cudaStream_t stream);
+template <typename H>
+void warp_specialized_up_projection(const UpProblem<H>& problem, cudaStream_t stream);
 
 /// A block's tile. Its lines are columns of h; of a gated unit each warp has some gates
 /// and then what they gate, see gated_row().
@@ -34,9 +36,8 @@ struct UpTile {
     static constexpr int kUnit = WarpPart<kRowBlocks, kColumnBlocks>::kColumns / 2;
 
     Sums& sums;
-    __nv_bfloat16* staging;  ///< room for kLines x kLines
-    std::int64_t row;        ///< the tile's first, of all
-    int rows, line, ffn;     ///< rows that remain; the first line
+    std::int64_t row;     ///< the tile's first, of all
+    int rows, line, ffn;  ///< rows that remain; the first line
 
     /// The column of h that a line of the tile is; -1: none.
     __device__ int column_of_h(int tile_line) const {
@@ -54,6 +55,12 @@ struct UpTile {
         });
     }
 
+    /// Columns that are left of a half of h, or of all of it, from column `first` of h
+    /// on.
+    __device__ int left_of(int first) const {
+        return int(first < ffn ? ffn : width()) - first;
+    }
+
     /// Writes 8 columns that lie in shared memory, or those of `left` that there are.
     __device__ void store_chunk(__nv_bfloat16* target, const __nv_bfloat16* source,
                                 int left) const {
@@ -64,20 +71,19 @@ struct UpTile {
     }
 
     /// Writes h as a tile of its own columns, eight at a time where rows allow it.
-    __device__ void store_h(__nv_bfloat16* h) const {
+    /// @param staging  room for kLines x kLines
+    __device__ void store_h(__nv_bfloat16* h, __nv_bfloat16* staging) const {
         constexpr int kChunks = kLines / kChunk;
         stage_tile(staging, sums);
         for (int i = int(threadIdx.x); i < kLines * kChunks; i += kThreads) {
             const int r = i / kChunks, chunk = i % kChunks;
             const int first = column_of_h(chunk * kChunk);
             if (r >= rows || first < 0) continue;
-            // Columns of this half that are left
-            const int left = int(first < ffn ? ffn : width()) - first;
             store_chunk(h + (row + r) * width() + first,
-                        staging + chunk_at<Along::lines>(r, chunk), left);
+                        staging + chunk_at<Along::lines>(r, chunk), left_of(first));
         }
     }
-    __device__ void store_h(float* h) const {
+    __device__ void store_h(float* h, __nv_bfloat16*) const {
         for_each_sum(sums, [&](int i, int j, int e, int r, int tile_line) {
             const int column = column_of_h(tile_line);
             if (r < rows && column >= 0) h[(row + r) * width() + column] = sums[i][j][e];
@@ -99,7 +105,7 @@ struct UpTile {
     }
 
     /// Writes a; of a gated unit the gates' lines are its columns.
-    __device__ void store_a(__nv_bfloat16* a) const {
+    __device__ void store_a(__nv_bfloat16* a, __nv_bfloat16* staging) const {
         constexpr Along kWide = kGated ? Along::depth : Along::lines;
         constexpr int kChunks = (kGated ? kLines / 2 : kLines) / kChunk;
         constexpr int kUnitChunks = kUnit / kChunk;
@@ -122,14 +128,14 @@ __device__ void finish_up_projection(WarpSums<kRowBlocks, kColumnBlocks>& sums,
                                      __nv_bfloat16* staging, const UpProblem<H>& p,
                                      const GroupTile& tile, int line) {
     const int row = tile.tile * kLines;
-    UpTile<kGated, kRowBlocks, kColumnBlocks> up = {
-        sums, staging, tile.first_row + row, tile.rows - row, line, p.ffn};
+    UpTile<kGated, kRowBlocks, kColumnBlocks> up = {sums, tile.first_row + row,
+                                                    tile.rows - row, line, p.ffn};
     up.add_bias(p.bias == nullptr ? nullptr
                                   : p.bias + std::int64_t(tile.group) * p.width());
-    up.store_h(p.h);
+    up.store_h(p.h, staging);
     __syncthreads();
     up.activate(p.activation, p.row_probs);
-    up.store_a(p.a);
+    up.store_a(p.a, staging);
 }
 
 }  // namespace moe::optimized

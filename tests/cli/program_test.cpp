@@ -61,8 +61,10 @@ TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     EXPECT_TRUE(rejects("--threads 0", {"--threads = 0: ", "1 to 1024"}));
     EXPECT_TRUE(rejects("--threads 1025", {"--threads = 1025: "}));
     EXPECT_TRUE(rejects("--threads x", {"--threads"}));
-    EXPECT_TRUE(rejects("--grouped-gemm-rung 3",
-                        {"--grouped-gemm-rung = 3: ", "1 (1_mma_sync) or 2"}));
+    EXPECT_TRUE(rejects("--grouped-gemm-rung 0",
+                        {"--grouped-gemm-rung = 0: ", "1 (1_mma_sync)"}));
+    EXPECT_TRUE(rejects("--grouped-gemm-rung 4",
+                        {"--grouped-gemm-rung = 4: ", "or 3 (3_warp_specialized)"}));
 }
 
 // What does not fit into 64 bits must not become another seed.

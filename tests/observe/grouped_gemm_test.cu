@@ -39,8 +39,8 @@ struct Operands : OnDevice {
 /// Calls visit(rung) while products take that rung.
 template <typename Visit>
 void on_each_rung(Visit visit) {
-    for (const Rung rung : {Rung::mma_sync, Rung::tma_wgmma}) {
-        SCOPED_TRACE(int(rung));
+    for (const Rung rung : {Rung::mma_sync, Rung::tma_wgmma, Rung::warp_specialized}) {
+        SCOPED_TRACE(to_string(rung));
         optimized::set_rung(rung);
         visit(rung);
     }
@@ -154,7 +154,7 @@ TEST(ObserveGroupedGemm, TheGradientOfTheActivationIsNeverInMemory) {
     const std::uint64_t rows = o.kRows, F = 80, H = o.kHidden;
     on_each_rung([&](Rung rung) {
         // TMA knows no groups: it brings the rows behind the last one as well.
-        const std::uint64_t dy_rows = rung == Rung::tma_wgmma ? o.kAllRows : rows;
+        const std::uint64_t dy_rows = rung == Rung::mma_sync ? rows : o.kAllRows;
         expect_ideal(report_of([&] { o.work(); }),
                      2 * dy_rows * H + 2 * 2 * H * F + 2 * rows * 2 * F,
                      2 * rows * 3 * F + 4 * rows);

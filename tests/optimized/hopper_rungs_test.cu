@@ -1,5 +1,5 @@
-// tma_wgmma_test.cu: the products of groups of rows on the second rung: TMA, mbarriers
-// and wgmma.
+// hopper_rungs_test.cu: the products of groups of rows on the rungs that use TMA,
+// mbarriers and wgmma.
 
 #include "optimized_gpu/grouped_gemm/rung.h"
 #include "tests/conformance/modes.h"
@@ -12,7 +12,7 @@ namespace {
 using optimized::Rung;
 using Problem = GroupedRows;
 
-class OptimizedTmaWgmma : public testing::Test {
+class OptimizedHopperRungs : public testing::TestWithParam<Rung> {
   protected:
     void SetUp() override {
         MOE_NEEDS_HOPPER;
@@ -20,7 +20,30 @@ class OptimizedTmaWgmma : public testing::Test {
     }
 
   private:
-    RungGuard rung_{Rung::tma_wgmma};
+    RungGuard rung_{GetParam()};
+};
+
+INSTANTIATE_TEST_SUITE_P(Ladder, OptimizedHopperRungs,
+                         testing::Values(Rung::tma_wgmma, Rung::warp_specialized),
+                         [](const auto& rung) { return "Rung" + to_string(rung.param); });
+
+/// A device of so many multiprocessors while it lives: blocks that stay take many tiles.
+class MultiprocessorsGuard {
+  public:
+#ifdef __CUDACC__
+    explicit MultiprocessorsGuard(int) {}
+#else
+    explicit MultiprocessorsGuard(int count)
+        : before_(cuda_on_cpu::options().multiprocessors) {
+        cuda_on_cpu::options().multiprocessors = count;
+    }
+    ~MultiprocessorsGuard() {
+        cuda_on_cpu::options().multiprocessors = before_;
+    }
+
+  private:
+    int before_;
+#endif
 };
 
 /// Rows that fill no tile, a tile, and more; at the end NaN.
@@ -38,7 +61,7 @@ const std::vector<Problem>& problems() {
     return all;
 }
 
-TEST_F(OptimizedTmaWgmma, Forward) {
+TEST_P(OptimizedHopperRungs, Forward) {
     for (const Problem& p : problems()) {
         expect_forward(p, DType::f32);
         expect_forward(p, DType::bf16);
@@ -46,30 +69,30 @@ TEST_F(OptimizedTmaWgmma, Forward) {
     expect_forward({{2, 130}, 33, 64}, DType::bf16);  // a width of y that TMA could not
 }
 
-TEST_F(OptimizedTmaWgmma, ForwardGathersRowsAndAddsAScaledBias) {
+TEST_P(OptimizedHopperRungs, ForwardGathersRowsAndAddsAScaledBias) {
     expect_gathered_forward({{4, 0, 131}, 80, 72});
     expect_gathered_forward({{127, 129}, 136, 328});
     expect_gathered_forward({{1}, 31, 8, 0});
     for (const std::int64_t in : {40, 136}) expect_zeros_of_negative_row_ids(in);
 }
 
-TEST_F(OptimizedTmaWgmma, BackwardInput) {
+TEST_P(OptimizedHopperRungs, BackwardInput) {
     for (const Problem& p : problems()) expect_backward_input(p);
 }
 
-TEST_F(OptimizedTmaWgmma, BackwardWeightIsZeroForGroupsWithoutRows) {
+TEST_P(OptimizedHopperRungs, BackwardWeightIsZeroForGroupsWithoutRows) {
     for (const Problem& p : problems()) expect_weight_gradient(p, DType::f32, {});
     expect_weight_gradient(problems()[0], DType::bf16, {});
 }
 
 /// NaN lies behind the last row of what is not gathered.
-TEST_F(OptimizedTmaWgmma, BackwardWeightGathersEitherOperand) {
+TEST_P(OptimizedHopperRungs, BackwardWeightGathersEitherOperand) {
     for (const Gathers gathers : {Gathers{true, false}, {false, true}, {true, true}})
         expect_weight_gradient({{3, 0, 129, 70}, 24, 136}, DType::bf16, gathers);
     expect_weight_gradient({{200, 64, 63}, 136, 72}, DType::f32, {true, true});
 }
 
-TEST_F(OptimizedTmaWgmma, UpProjectionTakesTheActivationOfItsSums) {
+TEST_P(OptimizedHopperRungs, UpProjectionTakesTheActivationOfItsSums) {
     const std::vector<Problem> shapes = {
         {{3, 0, 130}, 160, 72},  // F = 80: a tile of gates and more
         {{5}, 200, 16},          // F = 100: no multiple of 8
@@ -83,7 +106,7 @@ TEST_F(OptimizedTmaWgmma, UpProjectionTakesTheActivationOfItsSums) {
                          DType::bf16, true);
 }
 
-TEST_F(OptimizedTmaWgmma, ActivationBackward) {
+TEST_P(OptimizedHopperRungs, ActivationBackward) {
     const std::vector<Problem> shapes = {{{0, 1, 0, 130}, 24, 40},
                                          {{64}, 328, 136},
                                          {{4}, 72, 264},
@@ -96,7 +119,7 @@ TEST_F(OptimizedTmaWgmma, ActivationBackward) {
     expect_backward({shapes[0], {ActivationFunction::gelu, true, 1.0f, 2.5f}});
 }
 
-TEST_F(OptimizedTmaWgmma, WidthsThatTmaCannotReachTakeTheFirstRung) {
+TEST_P(OptimizedHopperRungs, WidthsThatTmaCannotReachTakeTheFirstRung) {
     expect_forward({{3}, 16, 12}, DType::bf16);
     expect_up_projection({{3}, 16, 12}, {}, DType::bf16);
     for (const Problem& p : {Problem{{3}, 12, 16}, Problem{{3}, 16, 12}}) {
@@ -106,8 +129,10 @@ TEST_F(OptimizedTmaWgmma, WidthsThatTmaCannotReachTakeTheFirstRung) {
     }
 }
 
-/// Nine steps: each stage is filled a third time, so that its phases come round.
-TEST_F(OptimizedTmaWgmma, InEveryOrderOfThreadsAndCopies) {
+/// Nine steps: each stage is filled a third time, so that its phases come round. One
+/// multiprocessor: blocks that stay have all tiles, of which some end in mid-ring.
+TEST_P(OptimizedHopperRungs, InEveryOrderOfThreadsAndCopies) {
+    const MultiprocessorsGuard one(1);
     in_every_mode([] {
         expect_forward({{2, 130}, 24, 520}, DType::bf16);
         expect_gathered_forward({{3}, 24, 520});
@@ -115,7 +140,8 @@ TEST_F(OptimizedTmaWgmma, InEveryOrderOfThreadsAndCopies) {
     });
 }
 
-TEST_F(OptimizedTmaWgmma, WeightGradientsInEveryOrderOfThreadsAndCopies) {
+TEST_P(OptimizedHopperRungs, WeightGradientsInEveryOrderOfThreadsAndCopies) {
+    const MultiprocessorsGuard one(1);
     in_every_mode([] {
         expect_weight_gradient({{520, 0, 3}, 8, 24}, DType::bf16, {});
         expect_weight_gradient({{130}, 8, 24}, DType::f32, {true, false});
@@ -123,7 +149,8 @@ TEST_F(OptimizedTmaWgmma, WeightGradientsInEveryOrderOfThreadsAndCopies) {
     });
 }
 
-TEST_F(OptimizedTmaWgmma, ActivationsInEveryOrderOfThreadsAndCopies) {
+TEST_P(OptimizedHopperRungs, ActivationsInEveryOrderOfThreadsAndCopies) {
+    const MultiprocessorsGuard one(1);
     in_every_mode([] {
         expect_up_projection({{5}, 64, 328}, {}, DType::bf16);
         expect_backward({{{5}, 328, 72}});
@@ -132,21 +159,17 @@ TEST_F(OptimizedTmaWgmma, ActivationsInEveryOrderOfThreadsAndCopies) {
 
 TEST(OptimizedRung, TheHighestThatWidthsAllow) {
     using optimized::chosen_rung;
-    const Rung highest = has_hopper() ? Rung::tma_wgmma : Rung::mma_sync;
-    EXPECT_EQ(chosen_rung({64}), highest);
-    EXPECT_EQ(chosen_rung({8, 72}), highest);
+    const auto here = [](Rung rung) { return has_hopper() ? rung : Rung::mma_sync; };
+    EXPECT_EQ(chosen_rung({64}), here(optimized::kHighestRung));
+    EXPECT_EQ(chosen_rung({8, 72}), here(optimized::kHighestRung));
     EXPECT_EQ(chosen_rung({8, 68}), Rung::mma_sync);
     EXPECT_EQ(chosen_rung({0}), Rung::mma_sync);
-    {
-        const RungGuard first(Rung::mma_sync);
-        EXPECT_EQ(chosen_rung({64}), Rung::mma_sync);
-    }
-    {
-        const RungGuard second(Rung::tma_wgmma);
-        EXPECT_EQ(chosen_rung({64}), highest);
+    for (const Rung rung : {Rung::mma_sync, Rung::tma_wgmma, Rung::warp_specialized}) {
+        const RungGuard guard(rung);
+        EXPECT_EQ(chosen_rung({64}), here(rung));
         EXPECT_EQ(chosen_rung({64, 4}), Rung::mma_sync);
     }
-    EXPECT_EQ(chosen_rung({64}), highest);
+    EXPECT_EQ(chosen_rung({64}), here(optimized::kHighestRung));
 }
 
 }  // namespace
