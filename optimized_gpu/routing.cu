@@ -5,7 +5,7 @@
 
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
-#include "optimized_gpu/scores.h"
+#include "optimized_gpu/choice.h"
 #include "optimized_gpu/token_range.h"
 
 namespace moe::optimized {
@@ -54,18 +54,6 @@ struct ChosenExpert {
     float weight;
 };
 
-/// The weight of the chosen before scaling, from its logit (softmax after top-k) or
-/// score.
-/// @param value  0 in lanes past K
-__device__ float weight_of(float value, const RoutingRule& rule, int lane) {
-    if (rule.is_post_softmax()) {
-        const float largest = __shfl_sync(kAllLanes, value, 0);
-        const float e = lane < rule.topk ? expf(value - largest) : 0.0f;
-        return e / warp_sum(e);
-    }
-    return rule.normalizes() ? value / (warp_sum(value) + kNormalizeEpsilon) : value;
-}
-
 /// ③ for one token, x its logits, s the scores of all experts (of a softmax after top-k
 /// they are not looked at). @param logits  (E), where x came from
 template <int N>
@@ -73,7 +61,7 @@ __device__ ChosenExpert route_token(const float (&x)[N], const float (&s)[N],
                                     const SoftmaxSums& softmax_of_row,
                                     const float* logits, const float* expert_bias,
                                     const RoutingRule& rule, int lane) {
-    const int E = rule.num_experts, K = rule.topk;
+    const int E = rule.num_experts;
     const bool post_softmax = rule.is_post_softmax();
     const bool has_bias = expert_bias != nullptr && !post_softmax;
     unsigned keys[N];
@@ -83,16 +71,12 @@ __device__ ChosenExpert route_token(const float (&x)[N], const float (&s)[N],
         const float bias = has_bias && e < E ? expert_bias[e] : 0.0f;  // bias
         keys[j] = key_of(post_softmax ? x[j] : s[j] + bias);
     }
-    const unsigned open = rule.num_groups == 0
-                              ? slots_below(E, lane)
-                              : open_groups(keys, E, rule.num_groups, rule.group_topk,
-                                            K / rule.group_topk, lane);
-    const Choice chosen = top_k(keys, open, K, lane);
+    const Choice chosen = choose_experts(keys, rule, lane);
     // A bias moves the choice, not the weight. TUTORIAL: the score lies in a register of
     // some lane, but which one is known only now, and registers have no addresses. So its
     // logit is read again, from L1, and gives the same score.
-    float value = lane < K ? value_of(chosen.key) : 0.0f;
-    if (has_bias && lane < K) {
+    float value = lane < rule.topk ? value_of(chosen.key) : 0.0f;
+    if (has_bias && lane < rule.topk) {
         const float logit = logits[chosen.index];
         value = score_of(rule.function, logit, softmax_of_row);
     }

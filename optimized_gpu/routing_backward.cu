@@ -2,8 +2,9 @@
 
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
+#include "optimized_gpu/choice.h"
+#include "optimized_gpu/loss_gradients.h"
 #include "optimized_gpu/routing.h"
-#include "optimized_gpu/scores.h"
 
 namespace moe::optimized {
 namespace {
@@ -38,26 +39,13 @@ __device__ ChosenGradient load_chosen(const BackwardPointers& from,
 }
 
 /// dx of the chosen, without a softmax over all experts.
-///
-///     softmax over the chosen  dx_k = p_k (g_k - Σ_j g_j p_j)
-///     others                   dx_k = ds_k s'(x_k), ds_k = g_k, or normalised:
-///                              ds_k = (g_k - Σ_j g_j s_j / D) / D, D = Σ s + 1e-20
 __device__ float chosen_backward(const ChosenGradient& chosen, const RoutingRule& rule,
                                  int lane) {
     const bool mine = lane < rule.topk;
-    if (rule.is_post_softmax()) {
-        const float largest = warp_max(chosen.x);
-        const float e = mine ? expf(chosen.x - largest) : 0.0f;
-        const float p = e / warp_sum(e);
-        return p * (chosen.g - warp_sum(chosen.g * p));
-    }
+    if (rule.is_post_softmax()) return weight_backward(chosen.x, chosen.g, rule, lane);
     const float s = mine ? score_of(rule.function, chosen.x) : 0.0f;
-    float ds = chosen.g;
-    if (rule.normalizes()) {
-        const float normalizer = warp_sum(s) + kNormalizeEpsilon;
-        ds = (ds - warp_sum(ds * s) / normalizer) / normalizer;
-    }
-    return ds * score_slope(rule.function, chosen.x, s);
+    return weight_backward(s, chosen.g, rule, lane) *
+           score_slope(rule.function, chosen.x, s);
 }
 
 /// ⑱ for one token: fills dx. @param softmax_of_row  of x; used before top-k alone
@@ -84,37 +72,6 @@ __device__ void routing_backward(float (&dx)[N], const float (&x)[N],
                   __shfl_sync(kAllLanes, dx_chosen, k), lane);
 }
 
-/// ⑯ for one valid token, x its logits: adds to dx. @param dscores  (E) or null
-template <int N>
-__device__ void losses_backward(float (&dx)[N], const float (&x)[N],
-                                const SoftmaxSums& softmax_of_row, const float* dscores,
-                                float z_scale, float scale, const RoutingRule& rule,
-                                int lane) {
-    // d lse² / dx = 2 lse softmax(x)
-    const float lse = softmax_of_row.log_sum_exp();
-    const float dz = 2.0f * z_scale * scale * lse;
-#pragma unroll
-    for (int j = 0; j < N; ++j) dx[j] += dz * expf(x[j] - lse);
-    if (dscores == nullptr) return;
-
-    float s[N], ds[N];
-    compute_scores(s, rule.function, x, softmax_of_row);
-    float sum = 0.0f;
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-        const int e = j * kLanes + lane;
-        ds[j] = e < rule.num_experts ? scale * dscores[e] : 0.0f;
-        sum += ds[j] * s[j];
-    }
-    const float dot = warp_sum(sum);
-    const bool softmax = rule.function == ScoreFunction::softmax;
-    const float normalizer = softmax ? 1.0f : normalizer_of(s);
-#pragma unroll
-    for (int j = 0; j < N; ++j)
-        dx[j] += (ds[j] - dot / normalizer) / normalizer *
-                 (softmax ? s[j] : score_slope(rule.function, x[j], s[j]));
-}
-
 //! [route_backward_kernel]
 /// One warp per token. With kLosses tokens t = s P + b belong to population b.
 template <int N, bool kLosses>
@@ -136,13 +93,13 @@ __global__ void __launch_bounds__(kThreads)
     routing_backward(dx, x, softmax_of_row, load_chosen(to, rule, t, lane), rule, lane);
     if constexpr (kLosses)
         if (!to.is_padding(t)) {
-            const auto once = [](const float* value, float none) {
-                return value == nullptr ? none : *value;
-            };
-            const float* dscores =
-                to.dscores == nullptr ? nullptr : to.dscores + t % populations * E;
-            losses_backward(dx, x, softmax_of_row, dscores, once(to.z_scale, 0.0f),
-                            once(to.main_loss_backward_scale, 1.0f), rule, lane);
+            // ⑯ the losses, for a valid token
+            const float scale = value_or(to.main_loss_backward_scale, 1.0f);
+            z_loss_backward(dx, x, softmax_of_row.log_sum_exp(),
+                            value_or(to.z_scale, 0.0f) * scale);
+            if (to.dscores != nullptr)
+                loss_scores_backward(dx, x, softmax_of_row,
+                                     to.dscores + t % populations * E, scale, rule, lane);
         }
     store_row(to.dlogits + t * E, dx, E, lane);
 }
