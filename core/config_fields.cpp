@@ -28,7 +28,7 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(glu_linear_offset, "constant added to the linear half of a GLU");
     FIELD(add_bias_linear, "bias on router, FC1 and FC2");
     FIELD(moe_apply_probs_on_input, "scale an expert's input, not its output (K = 1)");
-    FIELD(moe_grouped_gemm, "one grouped GEMM over all experts (optimized_gpu: always)");
+    FIELD(moe_grouped_gemm, "optimized_gpu: one product over all experts, not one each");
     FIELD(moe_router_topk, "K, experts per token");
     FIELD(moe_router_pre_softmax, "softmax over all experts, before top-k");
     FIELD(moe_router_score_function, "softmax, sigmoid or sqrtsoftplus");
@@ -39,7 +39,7 @@ void visit_fields(Config& c, Visit&& visit) {
           "fp32 or fp64: router precision (the layer's, at least fp32)");
     FIELD(moe_router_enable_expert_bias, "bias that steers selection, not weights");
     FIELD(moe_router_bias_update_rate, "step of the expert bias");
-    FIELD(moe_router_fusion, "fused router kernels (optimized_gpu: always)");
+    FIELD(moe_router_fusion, "optimized_gpu: one kernel from logits to losses' sums");
     FIELD(moe_router_load_balancing_type,
           "aux_loss, seq_aux_loss, global_aux_loss (one or several), sinkhorn or none");
     FIELD(moe_aux_loss_coeff, "coefficient of each load balancing type");
@@ -49,7 +49,8 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_pad_expert_input_to_capacity, "pad every expert to its capacity");
     FIELD(moe_token_drop_policy, "probs or position: who stays");
     FIELD(moe_token_dispatcher_type, "allgather, alltoall or flex");
-    FIELD(moe_permute_fusion, "optimized_gpu gathers rows in the products, and copies none");
+    FIELD(moe_permute_fusion,
+          "optimized_gpu gathers rows in the products, and copies none");
     FIELD(moe_flex_peer_heap_bytes,
           "flex: most bytes of each rank's peer memory (none: as it needs); not "
           "Megatron's");

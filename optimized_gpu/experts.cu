@@ -52,6 +52,7 @@ class Shown {
 GroupedMLP::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
     : Experts({MemorySpace::device, DType::bf16}),
       config_(config),
+      products_(config.moe_grouped_gemm),
       activation_(make_activation(config)),
       fc1_weight_(find(parameters, "experts.linear_fc1.weight")),
       fc2_weight_(find(parameters, "experts.linear_fc2.weight")) {
@@ -83,8 +84,9 @@ Experts::Output GroupedMLP::forward(const Rows& rows, const Tensor& tokens_per_e
     UpProjection up;
     {
         StepTimer timer(context, {Step::fc1, Step::activation});
-        up = linear_forward_activation(saved->x.values, fc1_weight_, fc1_bias_, saved->p,
-                                       saved->x.ids, groups, activation_, kept);
+        up = products_.forward_activation(saved->x.values, fc1_weight_, fc1_bias_,
+                                          saved->p, saved->x.ids, groups, activation_,
+                                          kept);
         saved->h = up.h;
         synchronize_if_watched(context);
     }
@@ -93,8 +95,7 @@ Experts::Output GroupedMLP::forward(const Rows& rows, const Tensor& tokens_per_e
     Tensor y;
     {
         StepTimer timer(context, Step::fc2);
-        y = linear_forward(up.a, fc2_weight_, {fc2_bias_, saved->p}, {}, groups,
-                           DType::bf16);
+        y = products_.forward(up.a, fc2_weight_, {fc2_bias_, saved->p}, groups);
         synchronize_if_watched(context);
     }
     const Shown shown(context, groups);
@@ -118,8 +119,8 @@ Experts::Gradients GroupedMLP::backward(TensorMap& gradients, const Rows& doutpu
     ActivationGradients through;
     {
         StepTimer timer(context, {Step::fc2_backward, Step::activation_backward});
-        through = linear_backward_activation(dy, fc2_weight_, saved.h, saved.p, dy_ids,
-                                             groups, activation_);
+        through = products_.backward_activation(dy, fc2_weight_, saved.h, saved.p, dy_ids,
+                                                groups, activation_);
         if (fc2_bias_.defined()) add_bias_dots(through.dp, fc2_bias_, dy, dy_ids, groups);
         synchronize_if_watched(context);
     }
@@ -127,7 +128,7 @@ Experts::Gradients GroupedMLP::backward(TensorMap& gradients, const Rows& doutpu
     {
         StepTimer timer(context, Step::fc2_backward);
         gradients["experts.linear_fc2.weight"] =
-            linear_backward_weight(dy, dy_ids, through.a, {}, groups, DType::bf16);
+            products_.backward_weight(dy, dy_ids, through.a, {}, groups);
         if (fc2_bias_.defined())
             gradients["experts.linear_fc2.bias"] =
                 linear_backward_bias(dy, saved.p, dy_ids, groups, DType::bf16);
@@ -139,9 +140,9 @@ Experts::Gradients GroupedMLP::backward(TensorMap& gradients, const Rows& doutpu
     Tensor dx, dp = through.dp;
     {
         StepTimer timer(context, Step::fc1_backward);
-        dx = linear_backward_input(dh, fc1_weight_, groups);
-        gradients["experts.linear_fc1.weight"] = linear_backward_weight(
-            dh, {}, saved.x.values, saved.x.ids, groups, DType::bf16);
+        dx = products_.backward_input(dh, fc1_weight_, groups);
+        gradients["experts.linear_fc1.weight"] =
+            products_.backward_weight(dh, {}, saved.x.values, saved.x.ids, groups);
         if (fc1_bias_.defined())
             gradients["experts.linear_fc1.bias"] =
                 linear_backward_bias(dh, {}, {}, groups, DType::bf16);

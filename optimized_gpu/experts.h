@@ -5,12 +5,14 @@
 #include "core/components.h"
 #include "core/config.h"
 #include "optimized_gpu/activation.h"
+#include "optimized_gpu/expert_products.h"
 
 namespace moe::optimized {
 
 /// All local experts' MLPs, y_r = W2 (act(W1 x_r + b1) p_r) + p_r b2, over rows sorted by
-/// expert, as grouped products that find their rows by ids and their experts by counts on
-/// the device. bf16; probabilities are fp32. Source: experts.py, TEGroupedMLP.
+/// expert, as products that find their rows by ids and their experts by counts on the
+/// device: grouped, or, without moe_grouped_gemm, one per expert. bf16; probabilities are
+/// fp32. Source: experts.py, TEGroupedMLP and SequentialMLP.
 ///
 /// The backward keeps x (or what it was gathered from), h and the probabilities; act(h)
 /// is taken once more.
@@ -26,6 +28,7 @@ class GroupedMLP : public Experts {
 
   private:
     MoEConfig config_;
+    ExpertProducts products_;
     ExpertActivation activation_;
     Tensor fc1_weight_, fc1_bias_;  // (L, 2F or F, H), (L, 2F or F)
     Tensor fc2_weight_, fc2_bias_;  // (L, H, F), (L, H)

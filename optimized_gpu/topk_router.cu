@@ -9,6 +9,7 @@
 #include "optimized_gpu/multihot.h"
 #include "optimized_gpu/sinkhorn.h"
 #include "optimized_gpu/token_dropping.h"
+#include "optimized_gpu/unfused_routing.h"
 #include "optimized_gpu/watched.h"
 
 namespace moe::optimized {
@@ -20,6 +21,7 @@ struct RouterSaved : Saved {
     Tensor logits;             // the same in fp32
     SinkhornRouting balanced;  // with sinkhorn
     RoutedTokens routed;       // weights, ids, statistics of the losses
+    UnfusedRouting unfused;    // without moe_router_fusion
     Tensor ids, weights;       // (T, K), the choices before dropping
     KeptTokens kept;           // with a capacity
     PaddedTokens padded;       // with experts padded to it
@@ -135,10 +137,13 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
     {
         StepTimer timer(context, Step::routing);
         saved->routed = make_routed_tokens(rule_, T, populations);
-        route(saved->routed,
-              {saved->logits, expert_bias_, padding_mask,
-               counts_choices ? local_tokens_per_expert_ : Tensor()},
-              rule_);
+        const RoutingOperands operands = {
+            saved->logits, expert_bias_, padding_mask,
+            counts_choices ? local_tokens_per_expert_ : Tensor()};
+        if (config_.moe_router_fusion)
+            route(saved->routed, operands, rule_);
+        else
+            saved->unfused = route_unfused(saved->routed, operands, rule_);
         saved->ids = saved->routed.ids;
         saved->weights = saved->routed.weights;
         if (config_.is_sinkhorn()) {
@@ -252,11 +257,16 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
     const LossGradients losses = {saved.losses.dscores, saved.losses.z_scale,
                                   backward_scale(context.main_loss_backward_scale)};
     const bool has_losses = losses.dscores.defined() || losses.z_scale.defined();
+    UnfusedGradient unfused;
     const auto through = [&](const Tensor& from) {
+        const RoutingGradientOperands operands = {from, saved.logits, saved.routed.ids,
+                                                  saved.padding_mask, losses};
+        if (!config_.moe_router_fusion) {
+            unfused = route_unfused_backward(operands, rule_);
+            return unfused.dlogits;
+        }
         Tensor dlogits = gpu::device_empty<float>(saved.logits.shape());
-        route_backward(dlogits,
-                       {from, saved.logits, saved.routed.ids, saved.padding_mask, losses},
-                       rule_);
+        route_backward(dlogits, operands, rule_);
         return dlogits;
     };
     const auto of_losses = [&] {

@@ -61,14 +61,19 @@ void mma_sync_activation_backward(const BackwardProblem<H>& problem,
 }
 
 template <typename H>
-ActivationGradients run(BackwardProblem<H> problem, cudaStream_t stream) {
+ActivationGradients run(BackwardProblem<H> problem, cudaStream_t stream,
+                        const ActivationGradients& into) {
     const std::int64_t rows = problem.num_rows, ffn = problem.ffn;
     const unsigned tiles = tiles_of(ffn);
-    ActivationGradients made = {gpu::device_empty<bf16>({rows, problem.width()}),
-                                gpu::device_empty<bf16>({rows, ffn}),
-                                gpu::device_empty<float>({rows}),
-                                {}};
-    if (tiles > 1) made.dp_parts = gpu::device_empty<float>({tiles, rows});
+    ActivationGradients made = into;
+    if (!made.dh.defined()) {
+        made = {gpu::device_empty<bf16>({rows, problem.width()}),
+                gpu::device_empty<bf16>({rows, ffn}),
+                gpu::device_empty<float>({rows}),
+                {}};
+        if (tiles > 1) made.dp_parts = gpu::device_empty<float>({tiles, rows});
+    }
+    MOE_CHECK_EQ(made.a.numel(), rows * ffn);
     problem.dh = gpu::device_data<bf16>(made.dh);
     problem.a = gpu::device_data<bf16>(made.a);
     problem.dp = gpu::device_data<float>(tiles > 1 ? made.dp_parts : made.dp);
@@ -87,12 +92,10 @@ ActivationGradients run(BackwardProblem<H> problem, cudaStream_t stream) {
 
 }  // namespace
 
-ActivationGradients linear_backward_activation(const Tensor& dy, const Tensor& weight,
-                                               const Tensor& h, const Tensor& row_probs,
-                                               const Tensor& row_ids,
-                                               const RowGroups& groups,
-                                               const ExpertActivation& activation,
-                                               cudaStream_t stream) {
+ActivationGradients linear_backward_activation(
+    const Tensor& dy, const Tensor& weight, const Tensor& h, const Tensor& row_probs,
+    const Tensor& row_ids, const RowGroups& groups, const ExpertActivation& activation,
+    cudaStream_t stream, const ActivationGradients& into) {
     const std::int64_t ffn = weight.dim(2);
     MOE_CHECK_EQ(dy.dim(1), weight.dim(1));
     MOE_CHECK_EQ(weight.dim(0), groups.num_groups());
@@ -107,7 +110,7 @@ ActivationGradients linear_backward_activation(const Tensor& dy, const Tensor& w
                                gpu::device_data<std::int32_t>(groups.offsets),
                                int(groups.num_groups()), int(weight.dim(1)), int(ffn),
                                h.dim(0), activation},
-            stream);
+            stream, into);
     };
     if (h.dtype() == DType::bf16) return make.template operator()<bf16>();
     MOE_CHECK(h.dtype() == DType::f32);

@@ -13,9 +13,18 @@ namespace {
 
 using bf16 = __nv_bfloat16;
 
+/// The caller's tensor, or a new one.
+template <typename Y>
+Tensor result(const Tensor& into, Shape shape) {
+    if (!into.defined()) return gpu::device_empty<Y>(std::move(shape));
+    MOE_CHECK(into.shape() == shape);
+    return into;
+}
+
 template <Along kWeight, typename Y>
-Tensor multiply_rows(RowsProblem<Y> problem, Rung rung, cudaStream_t stream) {
-    Tensor y = gpu::device_empty<Y>({problem.rows, problem.columns});
+Tensor multiply_rows(RowsProblem<Y> problem, Rung rung, cudaStream_t stream,
+                     const Tensor& into) {
+    Tensor y = result<Y>(into, {problem.rows, problem.columns});
     problem.y = gpu::device_data<Y>(y);
     switch (rung) {
         case Rung::mma_sync: mma_sync_rows<kWeight>(problem, stream); break;
@@ -27,7 +36,8 @@ Tensor multiply_rows(RowsProblem<Y> problem, Rung rung, cudaStream_t stream) {
 
 template <typename Y>
 Tensor forward(const Tensor& x, const Tensor& weight, const Bias& bias,
-               const Tensor& row_ids, const RowGroups& groups, cudaStream_t stream) {
+               const Tensor& row_ids, const RowGroups& groups, cudaStream_t stream,
+               const Tensor& into) {
     const RowsProblem<Y> problem = {nullptr,
                                     gpu::device_data<bf16>(x),
                                     gpu::device_data<bf16>(weight),
@@ -39,15 +49,16 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Bias& bias,
                                     int(weight.dim(2)),
                                     int(weight.dim(1)),
                                     num_rows_of(x, row_ids)};
-    return multiply_rows<Along::depth>(problem, chosen_rung({weight.dim(2)}), stream);
+    return multiply_rows<Along::depth>(problem, chosen_rung({weight.dim(2)}), stream,
+                                       into);
 }
 
 template <typename Y>
 Tensor backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
                        const Tensor& x_row_ids, const RowGroups& groups,
-                       cudaStream_t stream) {
+                       cudaStream_t stream, const Tensor& into) {
     const std::int64_t out = dy.dim(1), in = x.dim(1);
-    Tensor dweight = gpu::device_empty<Y>({groups.num_groups(), out, in});
+    Tensor dweight = result<Y>(into, {groups.num_groups(), out, in});
     const WeightProblem<Y> problem = {gpu::device_data<Y>(dweight),
                                       gpu::device_data<bf16>(dy),
                                       gpu::device_data<bf16>(x),
@@ -70,17 +81,18 @@ Tensor backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor&
 
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const Bias& bias,
                       const Tensor& row_ids, const RowGroups& groups, DType dtype,
-                      cudaStream_t stream) {
+                      cudaStream_t stream, const Tensor& into) {
     MOE_CHECK_EQ(x.dim(1), weight.dim(2));
     MOE_CHECK_EQ(weight.dim(0), groups.num_groups());
     if (dtype == DType::bf16)
-        return forward<bf16>(x, weight, bias, row_ids, groups, stream);
+        return forward<bf16>(x, weight, bias, row_ids, groups, stream, into);
     MOE_CHECK(dtype == DType::f32);
-    return forward<float>(x, weight, bias, row_ids, groups, stream);
+    return forward<float>(x, weight, bias, row_ids, groups, stream, into);
 }
 
 Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
-                             const RowGroups& groups, cudaStream_t stream) {
+                             const RowGroups& groups, cudaStream_t stream,
+                             const Tensor& into) {
     MOE_CHECK_EQ(dy.dim(1), weight.dim(1));
     MOE_CHECK_EQ(weight.dim(0), groups.num_groups());
     const RowsProblem<bf16> problem = {nullptr,
@@ -95,17 +107,17 @@ Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
                                        int(weight.dim(2)),
                                        dy.dim(0)};
     return multiply_rows<Along::lines>(
-        problem, chosen_rung({weight.dim(1), weight.dim(2)}), stream);
+        problem, chosen_rung({weight.dim(1), weight.dim(2)}), stream, into);
 }
 
 Tensor linear_backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
                               const Tensor& x_row_ids, const RowGroups& groups,
-                              DType dtype, cudaStream_t stream) {
+                              DType dtype, cudaStream_t stream, const Tensor& into) {
     MOE_CHECK_EQ(num_rows_of(dy, dy_row_ids), num_rows_of(x, x_row_ids));
     if (dtype == DType::bf16)
-        return backward_weight<bf16>(dy, dy_row_ids, x, x_row_ids, groups, stream);
+        return backward_weight<bf16>(dy, dy_row_ids, x, x_row_ids, groups, stream, into);
     MOE_CHECK(dtype == DType::f32);
-    return backward_weight<float>(dy, dy_row_ids, x, x_row_ids, groups, stream);
+    return backward_weight<float>(dy, dy_row_ids, x, x_row_ids, groups, stream, into);
 }
 
 }  // namespace moe::optimized

@@ -9,6 +9,9 @@
 /// widths; the others are for compute capability 9.0, and operands whose rows are
 /// multiples of 16 bytes and begin at such. Each rung gives the same bits every run;
 /// those of two rungs may differ, as they sum in another order.
+///
+/// Where products take `into`, a caller may hand in what they return, e.g. from a call
+/// with other groups: their rows are written there. Undefined: it is made.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -48,7 +51,7 @@ struct Bias {
 /// @return (R, out)
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const Bias& bias,
                       const Tensor& row_ids, const RowGroups& groups, DType dtype,
-                      cudaStream_t stream = nullptr);
+                      cudaStream_t stream = nullptr, const Tensor& into = {});
 
 /// What the up-projection makes.
 struct UpProjection {
@@ -66,7 +69,8 @@ UpProjection linear_forward_activation(const Tensor& x, const Tensor& weight,
                                        const Tensor& bias, const Tensor& row_probs,
                                        const Tensor& row_ids, const RowGroups& groups,
                                        const ExpertActivation& activation, DType dtype,
-                                       cudaStream_t stream = nullptr);
+                                       cudaStream_t stream = nullptr,
+                                       const UpProjection& into = {});
 
 /// What the activation gives back.
 struct ActivationGradients {
@@ -85,17 +89,16 @@ struct ActivationGradients {
 /// @param h          (R, 2F or F) bf16 or f32: where a clamp bites is decided on it
 /// @param row_probs  (R) f32, undefined means 1
 /// @param row_ids    (R) i32 or undefined
-ActivationGradients linear_backward_activation(const Tensor& dy, const Tensor& weight,
-                                               const Tensor& h, const Tensor& row_probs,
-                                               const Tensor& row_ids,
-                                               const RowGroups& groups,
-                                               const ExpertActivation& activation,
-                                               cudaStream_t stream = nullptr);
+ActivationGradients linear_backward_activation(
+    const Tensor& dy, const Tensor& weight, const Tensor& h, const Tensor& row_probs,
+    const Tensor& row_ids, const RowGroups& groups, const ExpertActivation& activation,
+    cudaStream_t stream = nullptr, const ActivationGradients& into = {});
 
 /// dx_r = W_gᵀ dy_r.
 /// @param dy  (R, out) bf16 @return (R, in) bf16
 Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
-                             const RowGroups& groups, cudaStream_t stream = nullptr);
+                             const RowGroups& groups, cudaStream_t stream = nullptr,
+                             const Tensor& into = {});
 
 /// dW_g = sum over its rows of dy_r x_rᵀ; zero for a group without rows.
 /// @param dy          (R, out) bf16; with `dy_row_ids` (T, out): row r is
@@ -106,7 +109,8 @@ Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
 /// @return (G, out, in)
 Tensor linear_backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
                               const Tensor& x_row_ids, const RowGroups& groups,
-                              DType dtype, cudaStream_t stream = nullptr);
+                              DType dtype, cudaStream_t stream = nullptr,
+                              const Tensor& into = {});
 
 /// db_g = sum over its rows of row_scale_r dy_r; zero for a group without rows. One order
 /// of summing, whatever the run.

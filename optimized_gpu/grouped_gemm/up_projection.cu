@@ -48,9 +48,12 @@ void mma_sync_up_projection(const UpProblem<H>& problem, cudaStream_t stream) {
 }
 
 template <typename H>
-UpProjection run(UpProblem<H> problem, cudaStream_t stream) {
-    UpProjection made = {gpu::device_empty<H>({problem.rows, problem.width()}),
-                         gpu::device_empty<bf16>({problem.rows, problem.ffn})};
+UpProjection run(UpProblem<H> problem, cudaStream_t stream, const UpProjection& into) {
+    UpProjection made = into;
+    if (!made.h.defined())
+        made = {gpu::device_empty<H>({problem.rows, problem.width()}),
+                gpu::device_empty<bf16>({problem.rows, problem.ffn})};
+    MOE_CHECK_EQ(made.a.numel(), problem.rows * problem.ffn);
     problem.h = gpu::device_data<H>(made.h);
     problem.a = gpu::device_data<bf16>(made.a);
     switch (chosen_rung({problem.depth})) {
@@ -67,7 +70,7 @@ UpProjection linear_forward_activation(const Tensor& x, const Tensor& weight,
                                        const Tensor& bias, const Tensor& row_probs,
                                        const Tensor& row_ids, const RowGroups& groups,
                                        const ExpertActivation& activation, DType dtype,
-                                       cudaStream_t stream) {
+                                       cudaStream_t stream, const UpProjection& into) {
     MOE_CHECK_EQ(x.dim(1), weight.dim(2));
     MOE_CHECK_EQ(weight.dim(0), groups.num_groups());
     MOE_CHECK(!activation.gated || weight.dim(1) % 2 == 0);
@@ -82,7 +85,7 @@ UpProjection linear_forward_activation(const Tensor& x, const Tensor& weight,
                          int(groups.num_groups()), int(weight.dim(2)),
                          int(weight.dim(1) / (activation.gated ? 2 : 1)), rows,
                          activation},
-            stream);
+            stream, into);
     };
     if (dtype == DType::bf16) return make.template operator()<bf16>();
     MOE_CHECK(dtype == DType::f32);

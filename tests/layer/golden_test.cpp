@@ -68,6 +68,28 @@ INSTANTIATE_TEST_SUITE_P(Files, Golden,
                                           testing::ValuesIn(available_suppliers())),
                          name_and_supplier);
 
+// A file says nothing of fused kernels, so that the above ran without them.
+class GoldenFused : public testing::TestWithParam<NameAndSupplier> {};
+
+TEST_P(GoldenFused, Matches) {
+    const auto& [name, supplier] = GetParam();
+    GoldenCase golden = load_golden(golden_file(name));
+    golden.config.moe_permute_fusion = golden.config.moe_router_fusion = true;
+    golden.config.moe_grouped_gemm = true;
+    expect_match(golden, supplier);
+}
+
+std::vector<ComponentSpec> suppliers_with_fusions() {
+    std::vector<ComponentSpec> suppliers = available_suppliers();
+    std::erase_if(suppliers, [](const auto& s) { return s.tier != "optimized_gpu"; });
+    return suppliers;
+}
+
+INSTANTIATE_TEST_SUITE_P(Files, GoldenFused,
+                         testing::Combine(testing::ValuesIn(golden_names()),
+                                          testing::ValuesIn(suppliers_with_fusions())),
+                         name_and_supplier);
+
 // The files ask for an fp64 router nearly everywhere. Here the router has only fp32, and
 // must still choose the same experts.
 class GoldenRouter : public testing::TestWithParam<NameAndSupplier> {};

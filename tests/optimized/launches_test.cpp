@@ -1,5 +1,5 @@
 // How many kernels a layer on optimized_gpu launches on its way there and back: what its
-// fusions save, and what they do not yet.
+// fusions save, all together and each alone.
 
 #include "core/moe_layer.h"
 #include "core/parameters.h"
@@ -14,9 +14,11 @@ namespace {
 /// Memsets and copies are no launches.
 constexpr std::int64_t kMostForward = 8, kMostBackward = 12;
 
+constexpr std::int64_t kExperts = 7;
+
 struct LaunchCase {
     std::string name;
-    bool permute_fusion, losses;
+    bool permute_fusion, router_fusion, grouped_gemm, losses;
     std::int64_t forward, backward;
 };
 
@@ -43,11 +45,14 @@ class OptimizedLaunches : public testing::TestWithParam<LaunchCase> {
 TEST_P(OptimizedLaunches, AreAsManyAsTheTableSays) {
     NEEDS_DEVICE();
     available_tiers();
-    MoEConfig config = small_config(16, 7, 3, 8);
+    const LaunchCase& c = GetParam();
+    MoEConfig config = small_config(16, kExperts, 3, 8);
     config.gated_linear_unit = true;
     config.activation_func = "silu";
-    config.moe_permute_fusion = GetParam().permute_fusion;
-    if (GetParam().losses) {
+    config.moe_permute_fusion = c.permute_fusion;
+    config.moe_router_fusion = c.router_fusion;
+    config.moe_grouped_gemm = c.grouped_gemm;
+    if (c.losses) {
         config.moe_router_load_balancing_type = {"aux_loss"};
         config.moe_aux_loss_coeff = {0.1};
     }
@@ -61,22 +66,27 @@ TEST_P(OptimizedLaunches, AreAsManyAsTheTableSays) {
 
     layer.forward(hidden, {}, {});  // the first one makes the gate's single group
     const Counted counted = count(layer, hidden, doutput);
-    EXPECT_EQ(counted.forward, GetParam().forward);
-    EXPECT_EQ(counted.backward, GetParam().backward);
-    if (GetParam().permute_fusion) {
+    EXPECT_EQ(counted.forward, c.forward);
+    EXPECT_EQ(counted.backward, c.backward);
+    if (c.permute_fusion && c.router_fusion && c.grouped_gemm) {
         EXPECT_LE(counted.forward, kMostForward);
         EXPECT_LE(counted.backward, kMostBackward);
     }
 }
 
-// Forward: gate, routing, losses if there are any, 2 for the map, a copy of the rows
-// unless they are gathered, 2 for the experts, combination. Backward: a copy likewise, 4
-// for the experts, 2 for the dispatch, routing, and 3 for the gate.
+// Forward: gate, routing, losses if there are any, 2 for the map, 2 for the experts,
+// combination. Backward: 4 for the experts, 2 for the dispatch, routing, and 3 for the
+// gate. What each fusion saves is the last number of its row.
 const LaunchCase kLaunchCases[] = {
-    {"plain", false, false, 8, 11},
-    {"losses", false, true, 9, 11},
-    {"gathered", true, false, 7, 10},
-    {"gathered_with_losses", true, true, 8, 10},
+    {"fused", true, true, true, false, 7, 10},
+    {"fused_with_losses", true, true, true, true, 8, 10},
+    {"rows_copied", false, true, true, true, 8 + 1, 10 + 1},
+    {"router_unfused", true, false, true, false, 7 + 3, 10 + 1},
+    {"router_unfused_with_losses", true, false, true, true, 8 + 8, 10 + 2},
+    {"sequential_experts", true, true, false, true, 8 + 2 * (kExperts - 1),
+     10 + 4 * (kExperts - 1)},
+    {"nothing_fused", false, false, false, true, 8 + 1 + 8 + 2 * (kExperts - 1),
+     10 + 1 + 2 + 4 * (kExperts - 1)},
 };
 
 INSTANTIATE_TEST_SUITE_P(Cases, OptimizedLaunches, testing::ValuesIn(kLaunchCases),

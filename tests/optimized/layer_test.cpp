@@ -69,6 +69,11 @@ const std::vector<LayerCase>& layer_cases() {
              c.moe_router_enable_expert_bias = true;
          }},
         {"fp64_router", [](MoEConfig& c) { c.moe_router_dtype = "fp64"; }, true},
+        {"fused",
+         [](MoEConfig& c) {
+             use_losses(c);
+             c.moe_permute_fusion = c.moe_router_fusion = c.moe_grouped_gemm = true;
+         }},
     };
     return all;
 }
@@ -151,15 +156,20 @@ TEST_P(OptimizedLayer, MakesTheSameBitsWhoeverLooks) {
     EXPECT_TRUE(recorder.values.contains("d_activation_output")) << "computed beside";
 }
 
-/// Gathered by its ids or copied, a row is the same row.
-TEST_P(OptimizedLayer, MakesTheSameBitsWithAndWithoutPermuteFusion) {
+/// Gathered by its ids or copied, a row is the same row; an expert's tiles are the same
+/// whoever else's stand in the launch; and scores, of few experts, are summed up in the
+/// same order by one kernel and by many.
+TEST_P(OptimizedLayer, MakesTheSameBitsWithAndWithoutEachFusion) {
     NEEDS_DEVICE();
     MoELayer layer = make_layer();
     const Results one = run(layer);
-    config_.moe_permute_fusion = !config_.moe_permute_fusion;
-    MoELayer other_layer = make_layer();
-    const Results other = run(other_layer);
-    expect_same(other, one);
+    for (bool* fusion : {&config_.moe_permute_fusion, &config_.moe_router_fusion,
+                         &config_.moe_grouped_gemm}) {
+        *fusion = !*fusion;
+        MoELayer other_layer = make_layer();
+        expect_same(run(other_layer), one);
+        *fusion = !*fusion;
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, OptimizedLayer, testing::ValuesIn(layer_cases()),
