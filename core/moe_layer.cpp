@@ -14,13 +14,7 @@ Tensor transpose_mask(const Tensor& mask, std::int64_t seq_len,
     if (mask.shape() != Shape{micro_batch, seq_len} || mask.dtype() != DType::u8)
         reject("padding_mask", to_string(mask.dtype()) + " " + to_string(mask.shape()),
                "must be uint8 (B, S) = " + to_string(Shape{micro_batch, seq_len}));
-    Tensor result = Tensor::empty({seq_len, micro_batch}, DType::u8);
-    const std::uint8_t* source = mask.data<std::uint8_t>();  // (B, S)
-    std::uint8_t* target = result.data<std::uint8_t>();      // (S, B)
-    for (std::int64_t s = 0; s < seq_len; ++s)
-        for (std::int64_t b = 0; b < micro_batch; ++b)
-            target[s * micro_batch + b] = source[b * seq_len + s];
-    return result;
+    return transpose(mask);
 }
 
 void require_one_rank(const MoEConfig& config) {

@@ -41,7 +41,7 @@ class MoELayer {
         SavedForward saved;
     };
     /// @param hidden        (S, B, H), any floating dtype and memory space
-    /// @param padding_mask  (B, S) u8 on the host, 1 = padding; or undefined
+    /// @param padding_mask  (B, S) u8, any memory space, 1 = padding; or undefined
     /// Throws InputError on wrong shapes and, here or in losses.read(), on NaN or
     /// infinite logits.
     Forward forward(const Tensor& hidden, const Tensor& padding_mask,

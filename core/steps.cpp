@@ -2,6 +2,8 @@
 
 #include <array>
 
+#include "core/transfer.h"
+
 namespace moe {
 namespace {
 
@@ -29,6 +31,10 @@ const std::array<const char*, kNumSteps> kTitles = {
 };
 
 }  // namespace
+
+double LossScale::value() const {
+    return on_device_.defined() ? to_doubles(on_device_).at(0) : value_;
+}
 
 std::string circled(Step step) {
     // U+2460 is ①; the twenty circled numbers follow one another.

@@ -84,6 +84,22 @@ class Observer {
     virtual void on_host_wait(Step, const std::string& /*where*/) {}
 };
 
+/// A number, or one that lies on a device: (1) f32, read when the kernels run. TUTORIAL:
+/// a CUDA graph repeats the numbers of its capture, and sees what has become of memory.
+class LossScale {
+  public:
+    LossScale(double value = 1.0) : value_(value) {}
+    LossScale(Tensor on_device) : on_device_(std::move(on_device)) {}
+
+    const Tensor& on_device() const { return on_device_; }  ///< or undefined
+    /// The number; where it lies on a device, the host waits for it.
+    double value() const;
+
+  private:
+    double value_ = 1.0;
+    Tensor on_device_;
+};
+
 /// How one call of the layer runs.
 struct RunContext {
     /// Losses are computed, and experts counted for the bias, only in training.
@@ -91,7 +107,7 @@ struct RunContext {
     /// Scale of the auxiliary losses' gradients, set before each backward: loss scale
     /// times CP over the number of micro-batches (or the loss scale alone, per-token
     /// loss). Source: moe_utils.py, MoEAuxLossAutoScaler.main_loss_backward_scale.
-    double main_loss_backward_scale = 1.0;
+    LossScale main_loss_backward_scale = 1.0;
     Observer* observer = nullptr;
 
     void value(Step step, const std::string& name, const TensorView& view) const {

@@ -30,9 +30,17 @@ void host_copy(void* target, const void* source, std::size_t bytes) {
     if (bytes > 0) std::memcpy(target, source, bytes);
 }
 
+void host_transpose(void* target, const void* source, std::int64_t rows,
+                    std::int64_t columns) {
+    auto* to = static_cast<std::uint8_t*>(target);
+    const auto* from = static_cast<const std::uint8_t*>(source);
+    for (std::int64_t c = 0; c < columns; ++c)
+        for (std::int64_t r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
+}
+
 std::array<MemoryFunctions, 2>& spaces() {
     static std::array<MemoryFunctions, 2> table = {
-        MemoryFunctions{host_allocate, std::free, host_fill, host_copy},
+        MemoryFunctions{host_allocate, std::free, host_fill, host_copy, host_transpose},
         MemoryFunctions{}};
     return table;
 }
@@ -126,6 +134,16 @@ void copy(const TensorView& target, const TensorView& source) {
     const MemorySpace mover =
         target.space == MemorySpace::host ? source.space : target.space;
     memory_functions(mover).copy(target.bytes, source.bytes, source.size_bytes());
+}
+
+Tensor transpose(const Tensor& source) {
+    MOE_CHECK(source.dtype() == DType::u8 && source.shape().size() == 2);
+    Tensor result =
+        Tensor::empty({source.dim(1), source.dim(0)}, DType::u8, source.space());
+    memory_functions(source.space())
+        .transpose(result.view().bytes, source.view().bytes, source.dim(0),
+                   source.dim(1));
+    return result;
 }
 
 Tensor transfer(const TensorView& source, const Placement& target) {

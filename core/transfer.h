@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "core/tensor.h"
 
@@ -17,6 +18,9 @@ struct MemoryFunctions {
     void (*fill)(void* bytes, int value, std::size_t count) = nullptr;
     /// Copies between this space and the host, or within this space. Returns when done.
     void (*copy)(void* target, const void* source, std::size_t bytes) = nullptr;
+    /// (rows, columns) of bytes into (columns, rows), both in this space.
+    void (*transpose)(void* target, const void* source, std::int64_t rows,
+                      std::int64_t columns) = nullptr;
 };
 
 /// Makes a space known; the host is known from the start.
@@ -33,6 +37,9 @@ void keep_freed_memory();
 
 /// Copies elements between two arrays of one shape and dtype, whatever their spaces.
 void copy(const TensorView& target, const TensorView& source);
+
+/// A (R, C) u8 tensor as (C, R), in the same memory space.
+Tensor transpose(const Tensor& source);
 
 /// The tensor as a component at `target` wants it: the same tensor where nothing differs,
 /// otherwise a copy in that memory space, floating-point elements cast to that dtype

@@ -8,6 +8,7 @@
 #include "core/transfer.h"
 #include "gpu/check.h"
 #include "gpu/counters.h"
+#include "gpu/launch.h"
 
 namespace moe::gpu {
 namespace {
@@ -70,10 +71,25 @@ void copy(void* target, const void* source, std::size_t bytes) {
     check(cudaMemcpy(target, source, bytes, cudaMemcpyDefault), "cudaMemcpy");
 }
 
+/// One thread per byte of the target.
+__global__ void transpose_kernel(std::uint8_t* target, const std::uint8_t* source,
+                                 std::int64_t rows, std::int64_t columns) {
+    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < rows * columns) target[i] = source[i % rows * columns + i / rows];
+}
+
+void transpose(void* target, const void* source, std::int64_t rows,
+               std::int64_t columns) {
+    launch("transpose_kernel", transpose_kernel, one_thread_per(rows * columns),
+           static_cast<std::uint8_t*>(target), static_cast<const std::uint8_t*>(source),
+           rows, columns);
+}
+
 }  // namespace
 
 void register_device_memory() {
-    register_memory_space(MemorySpace::device, {allocate, release, fill, copy});
+    register_memory_space(MemorySpace::device,
+                          {allocate, release, fill, copy, transpose});
 }
 
 bool is_emulated() {

@@ -166,9 +166,9 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
     Tensor dlogits;  // (T, E)
     {
         StepTimer timer(context, Step::auxiliary_losses_backward);
-        dlogits =
-            auxiliary_losses_backward<Scalar>(saved.losses, saved.logits, saved.grid,
-                                              config_, context.main_loss_backward_scale);
+        dlogits = auxiliary_losses_backward<Scalar>(
+            saved.losses, saved.logits, saved.grid, config_,
+            context.main_loss_backward_scale.value());
         gpu::synchronize();
     }
     context.value(Step::auxiliary_losses_backward, "d_logits_losses", dlogits);

@@ -4,6 +4,8 @@
 /// compute_routing_scores_for_aux_loss.
 #pragma once
 
+#include "core/steps.h"
+#include "gpu/tensor.h"
 #include "optimized_gpu/scores.h"
 
 namespace moe::optimized {
@@ -12,6 +14,17 @@ namespace moe::optimized {
 __device__ inline float value_or(const float* value, float none) {
     return value == nullptr ? none : *value;
 }
+
+/// A LossScale as a kernel takes it.
+struct KernelScale {
+    const float* on_device;  ///< read when the kernel runs; or null
+    float number;            ///< where it is not there
+
+    explicit KernelScale(const LossScale& scale)
+        : on_device(gpu::device_data<float>(scale.on_device())),
+          number(on_device != nullptr ? 1.0f : float(scale.value())) {}
+    __device__ float value() const { return value_or(on_device, number); }
+};
 
 /// dx += dsquare d lse² / dx, lse = log Σ exp x.
 template <int N>

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "core/steps.h"
 #include "core/tensor.h"
 #include "optimized_gpu/routing_rule.h"
 
@@ -78,7 +79,7 @@ void require_finite(const RoutedTokens& routed, const Tensor& logits);
 struct LossGradients {
     Tensor dscores;  ///< (P, E) f32, dL/dscores of every valid token of the population
     Tensor z_scale;  ///< (1) f32, dL/d(lse_t²) of every valid token
-    Tensor main_loss_backward_scale;  ///< (1) f32, times both; undefined: 1
+    LossScale main_loss_backward_scale = 1.0;  ///< times both
 };
 
 struct RoutingGradientOperands {

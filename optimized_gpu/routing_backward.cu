@@ -15,7 +15,8 @@ struct BackwardPointers {
     const int* ids;
     const std::uint8_t* padding_mask;  // or null
     // Of the losses, each null where there is none
-    const float *dscores, *z_scale, *main_loss_backward_scale;
+    const float *dscores, *z_scale;
+    KernelScale scale;
 
     __device__ bool is_padding(std::int64_t t) const {
         return padding_mask != nullptr && padding_mask[t] != 0;
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (kLosses)
         if (!to.is_padding(t)) {
             // ⑯ the losses, for a valid token
-            const float scale = value_or(to.main_loss_backward_scale, 1.0f);
+            const float scale = to.scale.value();
             z_loss_backward(dx, x, softmax_of_row.log_sum_exp(),
                             value_or(to.z_scale, 0.0f) * scale);
             if (to.dscores != nullptr)
@@ -126,7 +127,7 @@ void route_backward(Tensor& dlogits, const RoutingGradientOperands& operands,
         gpu::device_data<std::uint8_t>(operands.padding_mask),
         gpu::device_data<float>(losses.dscores),
         gpu::device_data<float>(losses.z_scale),
-        gpu::device_data<float>(losses.main_loss_backward_scale),
+        KernelScale(losses.main_loss_backward_scale),
     };
     const unsigned blocks = unsigned((T + kWarps - 1) / kWarps);
     with_slots(E, [&](auto slots) {

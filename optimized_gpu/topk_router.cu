@@ -235,14 +235,6 @@ Tensor TopKRouter::make_dense_backward(const Tensor& dprobs,
     return saved.padded.map.defined() ? dprobs : choices_of(dprobs, saved);
 }
 
-/// The scale on the device; it travels only when it has changed.
-const Tensor& TopKRouter::backward_scale(double scale) {
-    if (scale != backward_scale_value_)
-        backward_scale_ = gpu::to_device(std::vector<float>{float(scale)});
-    backward_scale_value_ = scale;
-    return backward_scale_;
-}
-
 //! [router_backward]
 void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
                           const Saved& saved_base, const RunContext& context) {
@@ -255,7 +247,7 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
                                 ? choices_of(dprobs, saved)
                                 : cast_logits(dprobs, DType::f32);  // (T, K)
     const LossGradients losses = {saved.losses.dscores, saved.losses.z_scale,
-                                  backward_scale(context.main_loss_backward_scale)};
+                                  context.main_loss_backward_scale};
     const bool has_losses = losses.dscores.defined() || losses.z_scale.defined();
     UnfusedGradient unfused;
     const auto through = [&](const Tensor& from) {
@@ -311,8 +303,9 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
 
 Tensor TopKRouter::update_expert_bias() {
     if (!expert_bias_.defined()) return {};
-    expert_bias_ = get_updated_expert_bias(expert_bias_, local_tokens_per_expert_,
-                                           config_.moe_router_bias_update_rate);
+    // In place: a CUDA graph reads it where it was at the capture.
+    copy(expert_bias_, get_updated_expert_bias(expert_bias_, local_tokens_per_expert_,
+                                               config_.moe_router_bias_update_rate));
     reset_counts(local_tokens_per_expert_);
     return expert_bias_;
 }

@@ -37,7 +37,6 @@ class TopKRouter : public Router {
     Tensor gate(const Tensor& hidden);
     void apply_capacity(Output& output, struct RouterSaved& saved) const;
     void count_for_expert_bias(const Output& output, const Tensor& padding_mask);
-    const Tensor& backward_scale(double scale);
 
     MoEConfig config_;
     RoutingRule rule_;
@@ -48,8 +47,6 @@ class TopKRouter : public Router {
                                       // moe_router_enable_expert_bias
     Tensor local_tokens_per_expert_;  // (E) i64 since the last update
     Tensor global_counts_;            // (E + 1) f64, see auxiliary_losses()
-    Tensor backward_scale_;           // (1) f32 on the device, undefined: 1
-    double backward_scale_value_ = 1.0;
 };
 
 }  // namespace moe::optimized

@@ -57,8 +57,9 @@ __global__ void __launch_bounds__(kThreads)
 struct LossPointers {
     float* dlogits;
     const float* logits;
-    const std::uint8_t* padding_mask;                  // or null
-    const float *gradient, *main_loss_backward_scale;  // of a loss; null: 1
+    const std::uint8_t* padding_mask;  // or null
+    const float* gradient;             // of a loss
+    KernelScale scale;
 };
 
 /// One warp per valid token: adds what z-loss gives. `gradient` is dL/d(lse²).
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
     load_row(x, to.logits + t * E, E, lane);
     load_row(dx, to.dlogits + t * E, E, lane);
     z_loss_backward(dx, x, softmax_sums(x).log_sum_exp(),
-                    *to.gradient * value_or(to.main_loss_backward_scale, 1.0f));
+                    *to.gradient * to.scale.value());
     store_row(to.dlogits + t * E, dx, E, lane);
 }
 
@@ -92,8 +93,7 @@ __global__ void __launch_bounds__(kThreads)
     load_row(x, to.logits + t * E, E, lane);
     load_row(dx, to.dlogits + t * E, E, lane);
     loss_scores_backward(dx, x, softmax ? softmax_sums(x) : SoftmaxSums(),
-                         to.gradient + t % populations * E,
-                         value_or(to.main_loss_backward_scale, 1.0f), rule, lane);
+                         to.gradient + t % populations * E, to.scale.value(), rule, lane);
     store_row(to.dlogits + t * E, dx, E, lane);
 }
 
@@ -130,7 +130,7 @@ UnfusedGradient route_unfused_backward(const RoutingGradientOperands& operands,
                            gpu::device_data<float>(logits),
                            gpu::device_data<std::uint8_t>(padding_mask),
                            gpu::device_data<float>(losses.z_scale),
-                           gpu::device_data<float>(losses.main_loss_backward_scale)};
+                           KernelScale(losses.main_loss_backward_scale)};
         if (losses.z_scale.defined())
             gpu::launch("z_loss_backward_kernel", z_loss_backward_kernel<N>,
                         warp_per_token, to, int(E), T);

@@ -303,6 +303,10 @@ TEST_P(LossesTest, ScaleTheirGradientAsTheScheduleSays) {
         EXPECT_TRUE(Close(backward({.main_loss_backward_scale = 3.0}), times(3.0),
                           score_bound_of(GetParam())));
         EXPECT_TRUE(Close(backward({.main_loss_backward_scale = 0.0}), times(0.0), 0.0));
+        const Tensor there = transfer(Tensor::from<float>({1}, {3.0f}),
+                                      {router_->placement().space, DType::f32});
+        EXPECT_TRUE(BitwiseEqual(backward({.main_loss_backward_scale = there}),
+                                 backward({.main_loss_backward_scale = 3.0})));
 
         // Summed over tokens instead of averaged: by the number of valid ones.
         c.calculate_per_token_loss = true;

@@ -180,6 +180,11 @@ TEST_P(LayerTest, TreatsMaskedTokensAsAbsentInLossesOnly) {
     expect_zero(tokens(dhidden, 7 * 3, 12 * 3), "hidden_states of padding");
     expect_close(masked.gradients.parameters, truncated.gradients.parameters);
 
+    const Tensor mask_there = transfer(mask, placement_of(GetParam()));
+    const LayerRun there = run(config, parameters, hidden, doutput, mask_there);
+    EXPECT_TRUE(BitwiseEqual(there.gradients.hidden_states, dhidden));
+    EXPECT_EQ(there.losses, masked.losses);
+
     // Otherwise padding is a token like any other.
     const LayerRun unmasked = run(config, parameters, hidden, doutput);
     EXPECT_TRUE(BitwiseEqual(masked.output, unmasked.output));
