@@ -11,6 +11,7 @@
 
 #include "gpu/check.h"
 #include "gpu/counters.h"
+#include "gpu/stream.h"
 
 namespace moe::gpu {
 
@@ -18,13 +19,14 @@ namespace moe::gpu {
 struct LaunchConfig {
     dim3 grid = 1, block = 1;
     std::size_t smem = 0;  ///< bytes of shared memory per block: sizeof(Smem)
-    cudaStream_t stream = nullptr;
+    cudaStream_t stream = current_stream();
     dim3 cluster = 1;  ///< blocks that run together; divides the grid
 };
 
 /// One thread for each of `count` items, in blocks of 256: item = blockIdx.x * blockDim.x
 /// + threadIdx.x, and threads past the last item have nothing to do.
-inline LaunchConfig one_thread_per(std::int64_t count, cudaStream_t stream = nullptr) {
+inline LaunchConfig one_thread_per(std::int64_t count,
+                                   cudaStream_t stream = current_stream()) {
     constexpr unsigned kThreads = 256;
     return {dim3(unsigned((count + kThreads - 1) / kThreads)), dim3(kThreads), 0, stream};
 }

@@ -1,12 +1,39 @@
 /// @file
-/// A second stream, for work that may run beside that of the default stream.
+/// The stream that work goes to, and streams for work that may run beside it.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <utility>
+
 #include "gpu/check.h"
 
 namespace moe::gpu {
+
+/// While it lives, what this thread asks of the device goes to `stream`: launches,
+/// copies, fills. Guards nest. Source: c10::cuda::CUDAStreamGuard.
+///
+/// TUTORIAL: work of two streams has no order of its own, and a layer's parameters,
+/// counts and buffers were written in some stream: where another takes over, it has to
+/// wait_for() the one before.
+class StreamGuard {
+  public:
+    explicit StreamGuard(cudaStream_t stream) : outer_(std::exchange(current_, stream)) {}
+    ~StreamGuard() { current_ = outer_; }
+    StreamGuard(const StreamGuard&) = delete;
+    StreamGuard& operator=(const StreamGuard&) = delete;
+
+  private:
+    friend cudaStream_t current_stream();
+    static inline thread_local cudaStream_t current_ = nullptr;
+    cudaStream_t outer_;
+};
+
+/// That of this thread's innermost guard; without one the legacy default stream. Source:
+/// torch.cuda.current_stream.
+inline cudaStream_t current_stream() {
+    return StreamGuard::current_;
+}
 
 /// A stream of its own, destroyed with the object; work that is on it then still ends.
 class Stream {

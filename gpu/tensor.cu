@@ -60,15 +60,17 @@ void release(void* pointer) {
 }
 
 void fill(void* pointer, int value, std::size_t count) {
-    check(cudaMemset(pointer, value, count), "cudaMemset");
+    check(cudaMemsetAsync(pointer, value, count, current_stream()), "cudaMemsetAsync");
 }
 
 void copy(void* target, const void* source, std::size_t bytes) {
     // TUTORIAL: with unified addressing the runtime tells device pointers from host ones
     // by their value, so a copy need not say its direction.
-    if (!allocations().contains(target) || !allocations().contains(source))
-        count_host_wait();
-    check(cudaMemcpy(target, source, bytes, cudaMemcpyDefault), "cudaMemcpy");
+    check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, current_stream()),
+          "cudaMemcpyAsync");
+    if (allocations().contains(target) && allocations().contains(source)) return;
+    count_host_wait();
+    check(cudaStreamSynchronize(current_stream()), "cudaMemcpyAsync");
 }
 
 /// One thread per byte of the target.

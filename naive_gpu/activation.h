@@ -13,6 +13,7 @@
 #include "core/error.h"
 #include "core/tensor.h"
 #include "gpu/convert.h"
+#include "gpu/stream.h"
 
 namespace moe::naive {
 
@@ -137,7 +138,7 @@ struct ExpertActivation {
 /// @param stream where the kernel runs
 template <typename T>
 Tensor activation_forward(const ExpertActivation& activation, const Tensor& h,
-                          const Tensor& p, cudaStream_t stream = nullptr);
+                          const Tensor& p, cudaStream_t stream = gpu::current_stream());
 
 /// What the activation gives back.
 struct ActivationGradients {
@@ -150,6 +151,7 @@ struct ActivationGradients {
 template <typename T>
 ActivationGradients activation_backward(const ExpertActivation& activation,
                                         const Tensor& h, const Tensor& da,
-                                        const Tensor& p, cudaStream_t stream = nullptr);
+                                        const Tensor& p,
+                                        cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::naive

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/tensor.h"
+#include "gpu/stream.h"
 
 namespace moe::naive {
 
@@ -38,18 +39,19 @@ RowGroups make_row_groups(const std::vector<std::int64_t>& rows_per_group);
 template <typename T, typename Y = T>
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
                       const Tensor& row_scale, const RowGroups& groups,
-                      cudaStream_t stream = nullptr);
+                      cudaStream_t stream = gpu::current_stream());
 
 /// dx_r = W_gᵀ dy_r. @return (R, in)
 template <typename T>
 Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
-                             const RowGroups& groups, cudaStream_t stream = nullptr);
+                             const RowGroups& groups,
+                             cudaStream_t stream = gpu::current_stream());
 
 /// dW_g = sum over its rows of dy_r x_rᵀ; zero for a group without rows.
 /// @return (G, out, in)
 template <typename T>
 Tensor linear_backward_weight(const Tensor& dy, const Tensor& x, const RowGroups& groups,
-                              cudaStream_t stream = nullptr);
+                              cudaStream_t stream = gpu::current_stream());
 
 /// db_g = sum over its rows of row_scale_r dy_r. @return (G, out)
 /// @param row_scale  (R) Accumulator<T>, or undefined for 1

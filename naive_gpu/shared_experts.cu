@@ -109,7 +109,7 @@ void SharedExpertMLP<T>::linear_fc1_forward_and_act(const RunContext& context) {
     advance(State::pre_forward_comm_done, State::fc1_forward_done);
     StepTimer timer(context, Step::shared_experts);
     SharedExpertsSaved& saved = *forward_;
-    gpu::wait_for(stream(), nullptr);
+    gpu::wait_for(stream(), gpu::current_stream());
 
     // ① a = act(W1 x)
     saved.h = linear_forward<T, float>(saved.gathered, fc1_weight_, {}, {},
@@ -132,7 +132,7 @@ template <typename T>
 void SharedExpertMLP<T>::post_forward_comm(const RunContext& context) {
     advance(State::fc2_forward_done, State::post_forward_comm_done);
     StepTimer timer(context, Step::shared_experts);
-    gpu::wait_for(nullptr, stream());
+    gpu::wait_for(gpu::current_stream(), stream());
 
     // ① … so that a token's output is a sum over the ranks
     forward_->u = reduce_scatter_to_sequence_parallel_region(*groups_->tp, partial_);
@@ -192,7 +192,7 @@ void SharedExpertMLP<T>::linear_fc2_backward(const Tensor& doutput,
 
     // ⑳ FC2, for the tokens of all tp ranks
     backward_.du = gather_from_sequence_parallel_region(*groups_->tp, du);
-    gpu::wait_for(stream(), nullptr);
+    gpu::wait_for(stream(), gpu::current_stream());
     backward_.da =
         linear_backward_input<T>(backward_.du, fc2_weight_, saved.all_tokens, stream());
     backward_.dw2 =
@@ -220,7 +220,7 @@ void SharedExpertMLP<T>::pre_forward_comm_backward(Tensor& dhidden, TensorMap& g
     advance(State::fc1_backward_done, State::idle);
     {
         StepTimer timer(context, Step::shared_experts_backward);
-        gpu::wait_for(nullptr, stream());
+        gpu::wait_for(gpu::current_stream(), stream());
         const Tensor dx =
             reduce_scatter_to_sequence_parallel_region(*groups_->tp, backward_.dpartial);
 

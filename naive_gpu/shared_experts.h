@@ -39,9 +39,11 @@ class SharedExpertMLP : public SharedExperts {
                                    const RunContext& context) override;
 
   private:
-    /// Where FC1 and FC2 run: with overlap beside the default stream, on which the
+    /// Where FC1 and FC2 run: with overlap beside the current stream, on which the
     /// exchanges are; else on it.
-    cudaStream_t stream() const { return side_stream_ ? side_stream_->get() : nullptr; }
+    cudaStream_t stream() const {
+        return side_stream_ ? side_stream_->get() : gpu::current_stream();
+    }
 
     MoEConfig config_;
     GroupsPtr groups_;

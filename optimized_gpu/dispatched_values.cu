@@ -68,7 +68,7 @@ void show_dispatched(const RunContext& context, const MoEConfig& config,
                      const RowMap& map, const Tensor& hidden, const Tensor& row_probs) {
     if (context.observer == nullptr) return;
     const std::int64_t N = gpu::to_host<std::int32_t>(map.offsets).back();
-    const auto permuted = [&] { return permute(hidden, map, nullptr).first(N); };
+    const auto permuted = [&] { return permute(hidden, map).first(N); };
     const std::string& type = config.moe_token_dispatcher_type;
     if (type == "flex") {
         show_flex(context, gpu::to_host<std::int32_t>(map.row_token.first(N)), hidden);

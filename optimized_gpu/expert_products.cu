@@ -40,7 +40,8 @@ UpProjection ExpertProducts::forward_activation(
     UpProjection made;
     for_each_launch(groups, [&](const RowGroups& own, auto part) {
         made = linear_forward_activation(x, part(weight), part(bias), row_probs, row_ids,
-                                         own, activation, dtype, nullptr, made);
+                                         own, activation, dtype, gpu::current_stream(),
+                                         made);
     });
     return made;
 }
@@ -50,7 +51,7 @@ Tensor ExpertProducts::forward(const Tensor& x, const Tensor& weight, const Bias
     Tensor y;
     for_each_launch(groups, [&](const RowGroups& own, auto part) {
         y = linear_forward(x, part(weight), {part(bias.values), bias.row_scale}, {}, own,
-                           DType::bf16, nullptr, y);
+                           DType::bf16, gpu::current_stream(), y);
     });
     return y;
 }
@@ -62,7 +63,7 @@ ActivationGradients ExpertProducts::backward_activation(
     ActivationGradients made;
     for_each_launch(groups, [&](const RowGroups& own, auto part) {
         made = linear_backward_activation(dy, part(weight), h, row_probs, row_ids, own,
-                                          activation, nullptr, made);
+                                          activation, gpu::current_stream(), made);
     });
     return made;
 }
@@ -71,7 +72,7 @@ Tensor ExpertProducts::backward_input(const Tensor& dy, const Tensor& weight,
                                       const RowGroups& groups) const {
     Tensor dx;
     for_each_launch(groups, [&](const RowGroups& own, auto part) {
-        dx = linear_backward_input(dy, part(weight), own, nullptr, dx);
+        dx = linear_backward_input(dy, part(weight), own, gpu::current_stream(), dx);
     });
     return dx;
 }
@@ -82,8 +83,8 @@ Tensor ExpertProducts::backward_weight(const Tensor& dy, const Tensor& dy_row_id
     const Tensor dweight = Tensor::empty({groups.num_groups(), dy.dim(1), x.dim(1)},
                                          DType::bf16, MemorySpace::device);
     for_each_launch(groups, [&](const RowGroups& own, auto part) {
-        linear_backward_weight(dy, dy_row_ids, x, x_row_ids, own, DType::bf16, nullptr,
-                               part(dweight));
+        linear_backward_weight(dy, dy_row_ids, x, x_row_ids, own, DType::bf16,
+                               gpu::current_stream(), part(dweight));
     });
     return dweight;
 }

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "core/tensor.h"
+#include "gpu/stream.h"
 
 namespace moe::optimized {
 
@@ -16,7 +17,7 @@ struct Gated {
 
 /// @param x, u (T, H) @param g (1, H)
 Gated gate_forward(const Tensor& x, const Tensor& u, const Tensor& g,
-                   cudaStream_t stream = nullptr);
+                   cudaStream_t stream = gpu::current_stream());
 
 struct GateGradients {
     Tensor du;       ///< (T, H), q_t dout_t
@@ -25,13 +26,13 @@ struct GateGradients {
 
 /// @param dout, u (T, H) @param q (T) f32, from gate_forward()
 GateGradients gate_backward(const Tensor& dout, const Tensor& u, const Tensor& q,
-                            cudaStream_t stream = nullptr);
+                            cudaStream_t stream = gpu::current_stream());
 
 /// dhidden_t += dscore_t g + dx_t, in place, rounded once: what came through the gate and
 /// what came through the MLP.
 /// @param dhidden, dx (T, H) @param dscores (T) f32, undefined without a gate
 /// @param g (1, H) or undefined
 void add_gate_gradient(Tensor& dhidden, const Tensor& dx, const Tensor& dscores,
-                       const Tensor& g, cudaStream_t stream = nullptr);
+                       const Tensor& g, cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -12,6 +12,7 @@
 #include <cuda_runtime.h>
 
 #include "core/tensor.h"
+#include "gpu/stream.h"
 
 namespace moe::optimized {
 
@@ -21,26 +22,28 @@ namespace moe::optimized {
 /// @param bias    (E) as the weight, or undefined
 /// @return (T, E) as the weight
 Tensor gating_forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                      cudaStream_t stream = nullptr);
+                      cudaStream_t stream = gpu::current_stream());
 
 /// ⑲ dhidden += dlogits W, in place, rounded once. One launch.
 /// @param dhidden  (T, H) bf16, f32 or f64
 /// @param dlogits  (T, E) as the weight
 void gating_backward_input(Tensor& dhidden, const Tensor& dlogits, const Tensor& weight,
-                           cudaStream_t stream = nullptr);
+                           cudaStream_t stream = gpu::current_stream());
 
 /// ⑲ dW = dlogitsᵀ X; zeros without tokens. One or two launches.
 /// @param dlogits (T, E) f32 or f64 @param x (T, H) bf16, f32 or f64
 /// @return (E, H) as dlogits
 Tensor gating_backward_weight(const Tensor& dlogits, const Tensor& x,
-                              cudaStream_t stream = nullptr);
+                              cudaStream_t stream = gpu::current_stream());
 
 /// ⑲ db = Σ_t dlogits_t; zeros without tokens. One or two launches.
 /// @param dlogits (T, E) f32 or f64 @return (E) as dlogits
-Tensor gating_backward_bias(const Tensor& dlogits, cudaStream_t stream = nullptr);
+Tensor gating_backward_bias(const Tensor& dlogits,
+                            cudaStream_t stream = gpu::current_stream());
 
 /// Logits, or their gradient, as `dtype` f32 or f64: the same tensor where it has it, so
 /// that a gate in fp64 can stand before a routing in fp32.
-Tensor cast_logits(const Tensor& logits, DType dtype, cudaStream_t stream = nullptr);
+Tensor cast_logits(const Tensor& logits, DType dtype,
+                   cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -13,6 +13,7 @@
 
 #include "core/config.h"
 #include "core/tensor.h"
+#include "gpu/stream.h"
 #include "optimized_gpu/routing.h"
 
 namespace moe::optimized {
@@ -70,21 +71,23 @@ struct AuxiliaryLosses {
 ///                       how many micro-batches; this one is added. Left alone, and may
 ///                       be undefined, without a global_aux_loss
 AuxiliaryLosses auxiliary_losses(const LossStatistics& statistics, Tensor& global_counts,
-                                 const LossRule& rule, cudaStream_t stream = nullptr);
+                                 const LossRule& rule,
+                                 cudaStream_t stream = gpu::current_stream());
 
 /// The losses' own scores, for who wants to see them: softmax over all E experts, or
 /// σ / √softplus normalised over all E. Source: moe_utils.py,
 /// compute_routing_scores_for_aux_loss.
 /// @param logits (T, E) f32 @return (T, E) f32
 Tensor compute_aux_scores(const Tensor& logits, const RoutingRule& rule,
-                          cudaStream_t stream = nullptr);
+                          cudaStream_t stream = gpu::current_stream());
 
 /// bias_e + update_rate * sign(mean(n) - n_e), in fp32.
 /// @param expert_bias (E) f32 @param tokens_per_expert (E) i64 @return (E) f32
 Tensor get_updated_expert_bias(const Tensor& expert_bias, const Tensor& tokens_per_expert,
-                               double update_rate, cudaStream_t stream = nullptr);
+                               double update_rate,
+                               cudaStream_t stream = gpu::current_stream());
 
 /// Counts start afresh, those of the expert bias or of the global loss.
-void reset_counts(Tensor& counts, cudaStream_t stream = nullptr);
+void reset_counts(Tensor& counts, cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

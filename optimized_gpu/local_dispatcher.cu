@@ -22,13 +22,12 @@ struct DispatcherSaved : Saved {
 RowMap map_of(const Tensor& routing, const Tensor& probs, const MoEConfig& config) {
     constexpr int kNoPadding = 1;
     if (routing.dtype() == DType::i32)
-        return make_row_map(routing, int(config.num_experts()), kNoPadding, probs,
-                            nullptr);
+        return make_row_map(routing, int(config.num_experts()), kNoPadding, probs);
     if (config.moe_pad_expert_input_to_capacity)
         return make_row_map_of_dense(routing, get_capacity(config, routing.dim(0)),
-                                     kNoPadding, probs, nullptr);
+                                     kNoPadding, probs);
     // Another tier's router: rather than room for every expert of every token, a wait.
-    RowMap map = make_row_map_of_dense(routing, kNoPadding, probs, nullptr);
+    RowMap map = make_row_map_of_dense(routing, kNoPadding, probs);
     map.capacity = gpu::to_host<std::int32_t>(map.offsets).back();
     for (Tensor* rows : {&map.row_token, &map.row_slot, &map.row_probs})
         *rows = rows->first(map.capacity);
@@ -61,10 +60,9 @@ TokenDispatcher::Dispatched LocalDispatcher::dispatch(const Tensor& hidden,
         result.row_probs = map.row_probs;
         result.tokens_per_expert = map.tokens_per_expert;
         if (config_.moe_permute_fusion)
-            result.rows = {hidden, map.row_token,
-                           [=] { return permute(hidden, map, nullptr); }};
+            result.rows = {hidden, map.row_token, [=] { return permute(hidden, map); }};
         else
-            result.rows = permute(hidden, map, nullptr);
+            result.rows = permute(hidden, map);
         result.rows.offsets = map.offsets;
         synchronize_if_watched(context);
     }
@@ -85,8 +83,7 @@ Tensor LocalDispatcher::combine(const Tensor& rows, const Tensor& shared_output,
             shared = transfer(shared_experts_->get_output(context), placement());
         }
         // ⑩ the rows carry their probabilities already: a plain sum
-        output = optimized::combine(rows, saved_as<DispatcherSaved>(saved).map, shared,
-                                    nullptr);
+        output = optimized::combine(rows, saved_as<DispatcherSaved>(saved).map, shared);
         synchronize_if_watched(context);
     }
     context.value(Step::combine, "output", output);
@@ -99,9 +96,7 @@ Rows LocalDispatcher::combine_backward(const Tensor& doutput, const Saved& saved
                                        const RunContext& context) {
     const auto& saved = saved_as<DispatcherSaved>(saved_base);
     const RowMap& map = saved.map;
-    const auto gather = [=] {
-        return optimized::combine_backward(doutput, map, nullptr);
-    };
+    const auto gather = [=] { return optimized::combine_backward(doutput, map); };
     Rows drows;
     {
         StepTimer timer(context, Step::combine_backward);
@@ -129,16 +124,15 @@ TokenDispatcher::Gradients LocalDispatcher::dispatch_backward(const Tensor& drow
     {
         StepTimer timer(context, Step::dispatch_backward);
         // ⑮ a token copied to K experts sums their gradients
-        gradients.dprobs = permute_probs_backward(drow_probs, map, nullptr);
+        gradients.dprobs = permute_probs_backward(drow_probs, map);
         if (shared_experts_ != nullptr) shared_experts_->linear_fc1_backward(context);
-        gradients.dhidden = permute_backward(drows, map, nullptr);
+        gradients.dhidden = permute_backward(drows, map);
         synchronize_if_watched(context);
     }
     context.value(Step::dispatch_backward, "d_hidden_states_routed", gradients.dhidden);
     context.value_beside(Step::dispatch_backward, "d_probs", [&] {
         if (routing.dtype() == DType::u8) return gradients.dprobs;
-        return indices_to_multihot(routing, gradients.dprobs, map.num_experts, nullptr)
-            .probs;
+        return indices_to_multihot(routing, gradients.dprobs, map.num_experts).probs;
     });
     return gradients;
 }

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "core/tensor.h"
+#include "gpu/stream.h"
 
 namespace moe::optimized {
 
@@ -21,11 +22,11 @@ struct Multihot {
 /// @param ids      (T, K) i32; negative: dropped, and nowhere in the result
 /// @param weights  (T, K) f32
 Multihot indices_to_multihot(const Tensor& ids, const Tensor& weights, int num_experts,
-                             cudaStream_t stream);
+                             cudaStream_t stream = gpu::current_stream());
 
 /// dweights (T, K) f32: the entry of dprobs at each choice, 0 where the id is negative.
 /// One launch. @param dprobs (T, E) f32 @param ids (T, K) i32
 Tensor indices_to_multihot_backward(const Tensor& dprobs, const Tensor& ids,
-                                    cudaStream_t stream);
+                                    cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -15,7 +15,8 @@ namespace moe::optimized {
 /// ⑥ A copy of each token for each of its experts; zeros in padding rows. Rows from
 /// offsets[E] on stay as they were allocated.
 /// @param tokens (T, H) @return rows (capacity, H)
-Tensor permute(const Tensor& tokens, const RowMap& map, cudaStream_t stream);
+Tensor permute(const Tensor& tokens, const RowMap& map,
+               cudaStream_t stream = gpu::current_stream());
 
 /// ⑩ out_t = the sum of the token's rows in ascending expert order, then of the addend,
 /// in fp32, rounded once. A token without rows has the addend, or 0. The rows carry their
@@ -24,19 +25,21 @@ Tensor permute(const Tensor& tokens, const RowMap& map, cudaStream_t stream);
 /// @param addend  (T, H) what shared experts made of the tokens, or undefined
 /// @return (T, H)
 Tensor combine(const Tensor& rows, const RowMap& map, const Tensor& addend,
-               cudaStream_t stream);
+               cudaStream_t stream = gpu::current_stream());
 
 /// ⑪ drow_r = dout of the row's token; zeros in padding rows. The addend's gradient is
 /// doutput itself. @param doutput (T, H) @return (capacity, H)
-Tensor combine_backward(const Tensor& doutput, const RowMap& map, cudaStream_t stream);
+Tensor combine_backward(const Tensor& doutput, const RowMap& map,
+                        cudaStream_t stream = gpu::current_stream());
 
 /// ⑮ dtokens_t = the sum of the gradients of its rows.
 /// @param drows (capacity, H) @return (T, H)
-Tensor permute_backward(const Tensor& drows, const RowMap& map, cudaStream_t stream);
+Tensor permute_backward(const Tensor& drows, const RowMap& map,
+                        cudaStream_t stream = gpu::current_stream());
 
 /// ⑮ dweights (T, K) f32, as the ids lay; 0 for dropped choices. A memset and a kernel.
 /// @param drow_probs (capacity) f32
 Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
-                              cudaStream_t stream);
+                              cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -13,6 +13,7 @@
 
 #include "core/steps.h"
 #include "core/tensor.h"
+#include "gpu/stream.h"
 #include "optimized_gpu/routing_rule.h"
 
 namespace moe::optimized {
@@ -70,7 +71,7 @@ struct RoutingOperands {
 /// then times moe_router_topk_scaling_factor. A memset and one launch. The same bits
 /// every time.
 void route(RoutedTokens& routed, const RoutingOperands& operands, const RoutingRule& rule,
-           cudaStream_t stream = nullptr);
+           cudaStream_t stream = gpu::current_stream());
 
 /// InputError, in naive_gpu's words, when a logit was not finite. Waits for the device.
 void require_finite(const RoutedTokens& routed, const Tensor& logits);
@@ -93,6 +94,6 @@ struct RoutingGradientOperands {
 /// ⑯ and ⑱ in one launch: dlogits (T, E) f32 is written. Choice and bias have no
 /// gradient. Scores are computed once more, not kept.
 void route_backward(Tensor& dlogits, const RoutingGradientOperands& operands,
-                    const RoutingRule& rule, cudaStream_t stream = nullptr);
+                    const RoutingRule& rule, cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "core/tensor.h"
+#include "gpu/stream.h"
 
 namespace moe::optimized {
 
@@ -46,7 +47,7 @@ struct RowMap {
 /// @param padding  1, 16 or 32
 /// @param weights  (T, K) f32 of the choices, or undefined
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
-                    const Tensor& weights, cudaStream_t stream);
+                    const Tensor& weights, cudaStream_t stream = gpu::current_stream());
 
 /// The same for a map with a column for each expert, in which a token may have any number
 /// of them: topk is E, and choice t * E + e stands where (t, e) does, so that
@@ -55,12 +56,13 @@ RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
 /// @param routing_map  (T, E) u8 on the device, not 0: the token goes to the expert
 /// @param probs        (T, E) f32, or undefined
 RowMap make_row_map_of_dense(const Tensor& routing_map, int padding, const Tensor& probs,
-                             cudaStream_t stream);
+                             cudaStream_t stream = gpu::current_stream());
 
 /// The same where the caller knows that no expert has more tokens than `most_per_expert`,
 /// e.g. its capacity: room is allocated for E times as many (padded), not for T E. More
 /// tokens than there is room for stop the kernel.
 RowMap make_row_map_of_dense(const Tensor& routing_map, std::int64_t most_per_expert,
-                             int padding, const Tensor& probs, cudaStream_t stream);
+                             int padding, const Tensor& probs,
+                             cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

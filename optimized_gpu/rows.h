@@ -17,14 +17,14 @@ namespace moe::optimized {
 /// @param row_ids  (R) i32 or undefined
 /// @return (R, H)
 Tensor scale_rows(const Tensor& x, const Tensor& scale, const Tensor& row_ids,
-                  const RowGroups& groups, cudaStream_t stream = nullptr);
+                  const RowGroups& groups, cudaStream_t stream = gpu::current_stream());
 
 /// <x_r, y_r>, the gradient of scale_rows() for its scale.
 /// @param x  (R, H), or (T, H) with row_ids @param y (R, H)
 /// @param row_ids  of x: (R) i32 or undefined
 /// @return (R) f32
 Tensor row_dots(const Tensor& x, const Tensor& y, const Tensor& row_ids,
-                const RowGroups& groups, cudaStream_t stream = nullptr);
+                const RowGroups& groups, cudaStream_t stream = gpu::current_stream());
 
 /// dp_r += <bias_g, dy_r> for the rows of every group g: the probability weighs the bias
 /// as well.
@@ -34,6 +34,6 @@ Tensor row_dots(const Tensor& x, const Tensor& y, const Tensor& row_ids,
 /// @param row_ids  (R) i32 or undefined
 void add_bias_dots(Tensor& dp, const Tensor& bias, const Tensor& dy,
                    const Tensor& row_ids, const RowGroups& groups,
-                   cudaStream_t stream = nullptr);
+                   cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -59,7 +59,7 @@ void SharedExpertMLP::linear_fc1_forward_and_act(const RunContext& context) {
     advance(State::pre_forward_comm_done, State::fc1_forward_done);
     StepTimer timer(context, Step::shared_experts);
     SharedExpertsSaved& saved = *forward_;
-    gpu::wait_for(stream(), nullptr);
+    gpu::wait_for(stream(), gpu::current_stream());
 
     // ① a = act(W1 x); see GroupedMLP::forward() for the dtype of h
     const DType kept = config_.activation_func_clamp_value ? DType::f32 : DType::bf16;
@@ -81,7 +81,7 @@ void SharedExpertMLP::linear_fc2_forward(const RunContext& context) {
 
 void SharedExpertMLP::post_forward_comm(const RunContext&) {
     advance(State::fc2_forward_done, State::post_forward_comm_done);
-    gpu::wait_for(nullptr, stream());
+    gpu::wait_for(gpu::current_stream(), stream());
 }
 
 Tensor SharedExpertMLP::get_output(const RunContext& context) {
@@ -127,7 +127,7 @@ void SharedExpertMLP::linear_fc2_backward(const Tensor& doutput, const Saved& sa
     }
 
     // ⑳ FC2 and the activation
-    gpu::wait_for(stream(), nullptr);
+    gpu::wait_for(stream(), gpu::current_stream());
     backward_.through = linear_backward_activation(backward_.du, fc2_weight_, saved.h, {},
                                                    {}, all, activation_, stream());
     backward_.dw2 = linear_backward_weight(backward_.du, {}, backward_.through.a, {}, all,
@@ -151,7 +151,7 @@ void SharedExpertMLP::pre_forward_comm_backward(Tensor& dhidden, TensorMap& grad
     advance(State::fc1_backward_done, State::idle);
     {
         StepTimer timer(context, Step::shared_experts_backward);
-        gpu::wait_for(nullptr, stream());
+        gpu::wait_for(gpu::current_stream(), stream());
 
         // ⑳ dx += dscore g, from the gate, and what came through the MLP
         add_gate_gradient(dhidden, backward_.dx, backward_.dscores, gate_weight_);

@@ -34,8 +34,10 @@ class SharedExpertMLP : public SharedExperts {
                                    const RunContext& context) override;
 
   private:
-    /// Where the products run: with overlap beside the default stream.
-    cudaStream_t stream() const { return side_stream_ ? side_stream_->get() : nullptr; }
+    /// Where the products run: with overlap beside the current stream.
+    cudaStream_t stream() const {
+        return side_stream_ ? side_stream_->get() : gpu::current_stream();
+    }
 
     MoEConfig config_;
     ExpertActivation activation_;

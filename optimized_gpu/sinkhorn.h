@@ -7,6 +7,7 @@
 
 #include "core/config.h"
 #include "core/tensor.h"
+#include "gpu/stream.h"
 
 namespace moe::optimized {
 
@@ -33,13 +34,14 @@ struct SinkhornRouting {
 /// E > 1024 and K > 32, as make_routing_rule().
 /// @param logits (T, E) f32
 SinkhornRouting route_sinkhorn(const Tensor& logits, const MoEConfig& config,
-                               bool training, cudaStream_t stream);
+                               bool training,
+                               cudaStream_t stream = gpu::current_stream());
 
 /// ⑱ with sinkhorn: adds to dlogits (T, E) f32. The choice has no gradient. One launch.
 /// @param dweights (T, K) f32 @param ids (T, K) i32, from route_sinkhorn()
 /// @param logits (T, E) f32
 void route_sinkhorn_backward(Tensor& dlogits, const Tensor& dweights, const Tensor& ids,
                              const Tensor& logits, const MoEConfig& config,
-                             cudaStream_t stream);
+                             cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -15,6 +15,7 @@
 
 #include "core/config.h"
 #include "core/tensor.h"
+#include "gpu/stream.h"
 
 namespace moe::optimized {
 
@@ -41,7 +42,8 @@ struct KeptTokens {
 /// @param capacity  C; may be more than T
 /// @param by_probs  policy "probs", else "position"
 KeptTokens drop_tokens(const Tensor& ids, const Tensor& weights, int num_experts,
-                       std::int64_t capacity, bool by_probs, cudaStream_t stream);
+                       std::int64_t capacity, bool by_probs,
+                       cudaStream_t stream = gpu::current_stream());
 
 struct PaddedTokens {
     Tensor map;    ///< (T, E) u8, exactly C ones per column
@@ -53,6 +55,7 @@ struct PaddedTokens {
 /// routed to the expert, in its order. A memset and four launches. Parameters as for
 /// drop_tokens(), but the capacity is at most T, see capacity_of_experts().
 PaddedTokens pad_to_capacity(const Tensor& ids, const Tensor& weights, int num_experts,
-                             std::int64_t capacity, bool by_probs, cudaStream_t stream);
+                             std::int64_t capacity, bool by_probs,
+                             cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

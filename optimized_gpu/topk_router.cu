@@ -52,7 +52,7 @@ __global__ void count_tokens_kernel(unsigned long long* counts, const std::uint8
 /// dprobs (T, E) at the choices: 0 for a dropped one; what fills an expert up has none.
 Tensor choices_of(const Tensor& dprobs, const RouterSaved& saved) {
     const Tensor& ids = saved.kept.ids.defined() ? saved.kept.ids : saved.ids;
-    return indices_to_multihot_backward(cast_logits(dprobs, DType::f32), ids, nullptr);
+    return indices_to_multihot_backward(cast_logits(dprobs, DType::f32), ids);
 }
 
 /// The values where the map has a 1, on the host; for observers.
@@ -67,7 +67,9 @@ Tensor masked(const Tensor& values, const Tensor& map) {
 LateLosses late_losses(const RouterSaved& saved) {
     const AuxiliaryLosses& computed = saved.losses;
     return std::function<Losses()>([names = computed.names, values = computed.values,
-                                    routed = saved.routed, logits = saved.logits] {
+                                    routed = saved.routed, logits = saved.logits,
+                                    stream = gpu::current_stream()] {
+        const gpu::StreamGuard guard(stream);
         require_finite(routed, logits);
         Losses losses;
         if (names.empty()) return losses;
@@ -148,15 +150,14 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
         saved->weights = saved->routed.weights;
         if (config_.is_sinkhorn()) {
             if (context.training) require_finite(saved->routed, saved->logits);
-            saved->balanced =
-                route_sinkhorn(saved->logits, config_, context.training, nullptr);
+            saved->balanced = route_sinkhorn(saved->logits, config_, context.training);
             saved->ids = saved->balanced.ids;
             saved->weights = saved->balanced.weights;
         }
         synchronize_if_watched(context);
     }
     const auto dense = [&](const Tensor& ids) {
-        return indices_to_multihot(ids, saved->weights, rule_.num_experts, nullptr);
+        return indices_to_multihot(ids, saved->weights, rule_.num_experts);
     };
     context.value(Step::routing, "topk_idx", saved->ids);
     context.value_beside(Step::routing, "topk_probs",
@@ -198,24 +199,24 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
 void TopKRouter::apply_capacity(Output& output, RouterSaved& saved) const {
     const std::int64_t capacity = capacity_of_experts(config_, saved.ids.dim(0));
     const bool by_probs = config_.moe_token_drop_policy == "probs";
-    saved.kept = drop_tokens(saved.ids, saved.weights, rule_.num_experts, capacity,
-                             by_probs, nullptr);
+    saved.kept =
+        drop_tokens(saved.ids, saved.weights, rule_.num_experts, capacity, by_probs);
     output.topk_ids = saved.kept.ids;
     if (!config_.moe_pad_expert_input_to_capacity) return;
     // Experts that are filled up may give a token more than K of them.
-    saved.padded = pad_to_capacity(saved.ids, saved.weights, rule_.num_experts, capacity,
-                                   by_probs, nullptr);
+    saved.padded =
+        pad_to_capacity(saved.ids, saved.weights, rule_.num_experts, capacity, by_probs);
     output.probs = saved.padded.probs;
     output.routing_map = saved.padded.map;
     output.topk_ids = output.topk_probs = {};
 }
 
 void TopKRouter::count_for_expert_bias(const Output& output, const Tensor& padding_mask) {
-    const Tensor map = output.routing_map.defined()
-                           ? output.routing_map
-                           : indices_to_multihot(output.topk_ids, output.topk_probs,
-                                                 rule_.num_experts, nullptr)
-                                 .map;
+    const Tensor map =
+        output.routing_map.defined()
+            ? output.routing_map
+            : indices_to_multihot(output.topk_ids, output.topk_probs, rule_.num_experts)
+                  .map;
     gpu::launch(
         "count_tokens_kernel", count_tokens_kernel, gpu::one_thread_per(map.numel()),
         gpu::device_counts(local_tokens_per_expert_), gpu::device_data<std::uint8_t>(map),
@@ -223,8 +224,8 @@ void TopKRouter::count_for_expert_bias(const Output& output, const Tensor& paddi
 }
 
 void TopKRouter::make_dense(Output& output) const {
-    const Multihot dense = indices_to_multihot(output.topk_ids, output.topk_probs,
-                                               rule_.num_experts, nullptr);
+    const Multihot dense =
+        indices_to_multihot(output.topk_ids, output.topk_probs, rule_.num_experts);
     output.probs = dense.probs;
     output.routing_map = dense.map;
 }
@@ -273,8 +274,7 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
         if (config_.is_sinkhorn()) {
             dlogits =
                 has_losses ? of_losses() : gpu::device_zeros<float>(saved.logits.shape());
-            route_sinkhorn_backward(dlogits, dweights, saved.ids, saved.logits, config_,
-                                    nullptr);
+            route_sinkhorn_backward(dlogits, dweights, saved.ids, saved.logits, config_);
         } else {
             dlogits = through(dweights);
         }
@@ -285,7 +285,7 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
                          [&] { return cast_logits(of_losses(), weight_.dtype()); });
     context.value_beside(Step::token_dropping_backward, "d_topk_probs", [&] {
         if (saved.padded.map.defined()) return masked(dprobs, saved.padded.map);
-        return indices_to_multihot(saved.ids, dweights, rule_.num_experts, nullptr).probs;
+        return indices_to_multihot(saved.ids, dweights, rule_.num_experts).probs;
     });
     context.value(Step::routing_backward, "d_logits", dlogits);
 

@@ -6,6 +6,7 @@
 /// z_loss_func.
 #pragma once
 
+#include "gpu/stream.h"
 #include "optimized_gpu/multihot.h"
 #include "optimized_gpu/routing.h"
 
@@ -29,7 +30,8 @@ struct UnfusedRouting {
 /// | 1 | the counts of the expert bias |
 /// | 5 | the losses: scores, their top-k, counts, log-sum-exp, sums |
 UnfusedRouting route_unfused(RoutedTokens& routed, const RoutingOperands& operands,
-                             const RoutingRule& rule, cudaStream_t stream = nullptr);
+                             const RoutingRule& rule,
+                             cudaStream_t stream = gpu::current_stream());
 
 /// The gradient of the logits, and what led to it: kept, as above.
 struct UnfusedGradient {
@@ -43,6 +45,6 @@ struct UnfusedGradient {
 /// scores (unless a softmax comes after top-k), z-loss and the losses' scores.
 UnfusedGradient route_unfused_backward(const RoutingGradientOperands& operands,
                                        const RoutingRule& rule,
-                                       cudaStream_t stream = nullptr);
+                                       cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -9,13 +9,17 @@
 #include "distributed/peer_memory/ipc_memory.h"
 #include "distributed/peer_memory/window_memory.h"
 #include "gpu/check.h"
+#include "gpu/stream.h"
 
 namespace moe::distributed {
 namespace {
 
 constexpr MemorySpace kDevice = MemorySpace::device;
+
 /// That of gpu::launch: what a kernel wrote is there when NCCL reads it.
-constexpr cudaStream_t kStream = nullptr;
+cudaStream_t stream() {
+    return gpu::current_stream();
+}
 
 ncclDataType_t nccl_type(DType dtype) {
     switch (dtype) {
@@ -81,7 +85,7 @@ class NcclCommunicator : public Communicator {
             group([&] {
                 return ncclBroadcast(device.view().bytes, device.view().bytes,
                                      count_of(data), nccl_type(data.dtype), root, comm_,
-                                     kStream);
+                                     stream());
             });
         if (rank() != root) device.write_back();
     }
@@ -95,14 +99,14 @@ class NcclCommunicator : public Communicator {
         if (all_equal(rows) && part.numel() > 0) {
             group([&] {
                 return ncclAllGather(mine.view().bytes, all.view().bytes, count_of(part),
-                                     type, comm_, kStream);
+                                     type, comm_, stream());
             });
         } else {
             group([&] {
                 return for_each_block(targets, [&](int r) {
                     const void* source = r == rank() ? mine.view().bytes : nullptr;
                     return ncclBroadcast(source, targets[r].bytes, count_of(targets[r]),
-                                         type, r, comm_, kStream);
+                                         type, r, comm_, stream());
                 });
             });
         }
@@ -118,14 +122,14 @@ class NcclCommunicator : public Communicator {
         if (all_equal(rows) && part.numel() > 0) {
             group([&] {
                 return ncclReduceScatter(source.view().bytes, target.view().bytes,
-                                         count_of(part), type, ncclSum, comm_, kStream);
+                                         count_of(part), type, ncclSum, comm_, stream());
             });
         } else {
             group([&] {
                 return for_each_block(sources, [&](int r) {
                     void* sum = r == rank() ? target.view().bytes : nullptr;
                     return ncclReduce(sources[r].bytes, sum, count_of(sources[r]), type,
-                                      ncclSum, r, comm_, kStream);
+                                      ncclSum, r, comm_, stream());
                 });
             });
         }
@@ -151,12 +155,12 @@ class NcclCommunicator : public Communicator {
             ncclResult_t worst = for_each_block(from, [&](int r) {
                 return r == rank() ? ncclSuccess
                                    : ncclSend(from[r].bytes, count_of(from[r]), type, r,
-                                              comm_, kStream);
+                                              comm_, stream());
             });
             const ncclResult_t receives = for_each_block(to, [&](int r) {
                 return r == rank() ? ncclSuccess
                                    : ncclRecv(to[r].bytes, count_of(to[r]), type, r,
-                                              comm_, kStream);
+                                              comm_, stream());
             });
             return is_bad(worst) ? worst : receives;
         });
@@ -243,7 +247,7 @@ class NcclCommunicator : public Communicator {
         cudaError_t device = cudaErrorNotReady;
         ncclResult_t state = ncclSuccess;
         poll_until(state_->deadline, [&] {
-            device = cudaStreamQuery(kStream);
+            device = cudaStreamQuery(stream());
             if (is_bad(ncclCommGetAsyncError(comm_, &state))) state = ncclInternalError;
             return device != cudaErrorNotReady || is_bad(state);
         });
@@ -266,7 +270,7 @@ class NcclCommunicator : public Communicator {
         if (data.numel() == 0) return;
         group([&] {
             return ncclAllReduce(data.bytes, data.bytes, count_of(data),
-                                 nccl_type(data.dtype), ncclSum, comm_, kStream);
+                                 nccl_type(data.dtype), ncclSum, comm_, stream());
         });
     }
 

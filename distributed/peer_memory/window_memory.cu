@@ -31,9 +31,10 @@ std::vector<std::byte*> lsa_pointers(ncclWindow_t window, int size) {
     gpu::check(cudaMalloc(&device, size * sizeof(std::byte*)), "cudaMalloc");
     gpu::launch("lsa_pointers_kernel", lsa_pointers_kernel, {1, kMaxPeers},
                 static_cast<std::byte**>(device), window, size);
+    gpu::check(cudaDeviceSynchronize(), "lsa_pointers_kernel");
     gpu::check(cudaMemcpy(host.data(), device, size * sizeof(std::byte*),
                           cudaMemcpyDeviceToHost),
-               "lsa_pointers_kernel");
+               "cudaMemcpy");
     gpu::check(cudaFree(device), "cudaFree");
     return host;
 }

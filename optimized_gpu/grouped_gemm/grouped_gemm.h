@@ -19,6 +19,7 @@
 #include <cstdint>
 
 #include "core/tensor.h"
+#include "gpu/stream.h"
 #include "optimized_gpu/activation.h"
 
 namespace moe::optimized {
@@ -32,10 +33,12 @@ struct RowGroups {
 
 /// Sums up the counts on the device. @param rows_per_group  (G) i32, on the device or on
 /// the host, from where it is copied
-RowGroups make_row_groups(const Tensor& rows_per_group, cudaStream_t stream = nullptr);
+RowGroups make_row_groups(const Tensor& rows_per_group,
+                          cudaStream_t stream = gpu::current_stream());
 
 /// All rows as a single group, for what is dense.
-RowGroups make_single_group(std::int64_t num_rows, cudaStream_t stream = nullptr);
+RowGroups make_single_group(std::int64_t num_rows,
+                            cudaStream_t stream = gpu::current_stream());
 
 /// What a product adds to its sums.
 struct Bias {
@@ -51,7 +54,8 @@ struct Bias {
 /// @return (R, out)
 Tensor linear_forward(const Tensor& x, const Tensor& weight, const Bias& bias,
                       const Tensor& row_ids, const RowGroups& groups, DType dtype,
-                      cudaStream_t stream = nullptr, const Tensor& into = {});
+                      cudaStream_t stream = gpu::current_stream(),
+                      const Tensor& into = {});
 
 /// What the up-projection makes.
 struct UpProjection {
@@ -69,7 +73,7 @@ UpProjection linear_forward_activation(const Tensor& x, const Tensor& weight,
                                        const Tensor& bias, const Tensor& row_probs,
                                        const Tensor& row_ids, const RowGroups& groups,
                                        const ExpertActivation& activation, DType dtype,
-                                       cudaStream_t stream = nullptr,
+                                       cudaStream_t stream = gpu::current_stream(),
                                        const UpProjection& into = {});
 
 /// What the activation gives back.
@@ -92,12 +96,13 @@ struct ActivationGradients {
 ActivationGradients linear_backward_activation(
     const Tensor& dy, const Tensor& weight, const Tensor& h, const Tensor& row_probs,
     const Tensor& row_ids, const RowGroups& groups, const ExpertActivation& activation,
-    cudaStream_t stream = nullptr, const ActivationGradients& into = {});
+    cudaStream_t stream = gpu::current_stream(), const ActivationGradients& into = {});
 
 /// dx_r = W_gᵀ dy_r.
 /// @param dy  (R, out) bf16 @return (R, in) bf16
 Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
-                             const RowGroups& groups, cudaStream_t stream = nullptr,
+                             const RowGroups& groups,
+                             cudaStream_t stream = gpu::current_stream(),
                              const Tensor& into = {});
 
 /// dW_g = sum over its rows of dy_r x_rᵀ; zero for a group without rows.
@@ -109,7 +114,7 @@ Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
 /// @return (G, out, in)
 Tensor linear_backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,
                               const Tensor& x_row_ids, const RowGroups& groups,
-                              DType dtype, cudaStream_t stream = nullptr,
+                              DType dtype, cudaStream_t stream = gpu::current_stream(),
                               const Tensor& into = {});
 
 /// db_g = sum over its rows of row_scale_r dy_r; zero for a group without rows. One order
@@ -121,6 +126,6 @@ Tensor linear_backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const 
 /// @return (G, out)
 Tensor linear_backward_bias(const Tensor& dy, const Tensor& row_scale,
                             const Tensor& row_ids, const RowGroups& groups, DType dtype,
-                            cudaStream_t stream = nullptr);
+                            cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -3,11 +3,13 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
 #include "core/transfer.h"
 #include "gpu/counters.h"
 #include "gpu/device_facts.h"
 #include "gpu/library.h"
+#include "gpu/stream.h"
 #include "gpu/tensor.h"
 #include "tests/cli/support.h"
 
@@ -50,6 +52,22 @@ TEST(Counters, SeeTheHostWaitForCopies) {
                           MemorySpace::device};
     copy(tail, gpu::to_device(std::vector<float>(4, 2.0f)));
     EXPECT_EQ(waits(), 3) << "only that of to_device()";
+}
+
+TEST(CurrentStream, IsTheInnermostGuardsAndEachThreadsOwn) {
+    NEEDS_DEVICE();
+    EXPECT_EQ(gpu::current_stream(), nullptr);
+    const gpu::Stream one, other;
+    {
+        const gpu::StreamGuard outer(one.get());
+        {
+            const gpu::StreamGuard inner(other.get());
+            EXPECT_EQ(gpu::current_stream(), other.get());
+        }
+        EXPECT_EQ(gpu::current_stream(), one.get());
+        std::thread([] { EXPECT_EQ(gpu::current_stream(), nullptr); }).join();
+    }
+    EXPECT_EQ(gpu::current_stream(), nullptr);
 }
 
 TEST(DeviceFacts, NameWhatTheDeviceIs) {
