@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <set>
 
 #include "cli/compare/closeness.h"
 #include "cli/golden/golden.h"
@@ -28,7 +29,13 @@ class ValueRecorder : public Observer {
         if (!values.contains(step)) say_(step);
         values[step][name] = transfer(view, {MemorySpace::host, view.dtype});
     }
+    void on_value_beside(Step step, const std::string& name,
+                         const TensorView& view) override {
+        beside.insert(step);
+        on_value(step, name, view);
+    }
     std::map<Step, TensorMap> values;
+    std::set<Step> beside;  ///< steps with values that no kernel of the result wrote
 
   private:
     std::function<void(Step)> say_;
@@ -271,6 +278,8 @@ Comparison run_comparison(const ComparisonRequest& request) {
                                          circled(step), title(step)));
         });
         column.losses = runner.run(recorder);
+        for (const Step step : recorder.beside)
+            column.steps[static_cast<int>(step) - 1].beside = true;
         request.progress(column.label + ": unwatched");
         Runner unwatched(request, spec, parameters, hidden, doutput);
         put_results(recorder.values, unwatched.run_unwatched());

@@ -25,6 +25,7 @@ struct StepOutcome {
     double error = 0.0;    ///< worst relative error of the step's values against fp64
     double bound = 0.0;    ///< what that error may be
     bool integers_equal = true;  ///< maps, counts and choices
+    bool beside = false;         ///< some value was computed beside, see Observer
     std::string detail;          ///< where it differs most, if it differs too much
     bool ok() const { return integers_equal && error <= bound; }
 };

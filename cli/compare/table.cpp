@@ -111,12 +111,23 @@ void print_heads(const Comparison& c, const Layout& layout, DType narrowest) {
                [&](const ColumnOutcome& column) { return layout.dtype_head(column); });
 }
 
+/// Some of the step's values were made for the comparison alone.
+constexpr const char* kBesideMark = "°";
+
+bool any_beside(const Comparison& c) {
+    return std::any_of(c.columns.begin(), c.columns.end(), [](const auto& column) {
+        return std::any_of(column.steps.begin(), column.steps.end(),
+                           [](const StepOutcome& step) { return step.beside; });
+    });
+}
+
 std::string error_cell(const StepOutcome& outcome, bool with_share) {
     if (!outcome.integers_equal) return with_share ? "integers differ" : "differs";
-    if (outcome.error == 0.0) return "equal";
+    const std::string mark = outcome.beside && with_share ? kBesideMark : "";
+    if (outcome.error == 0.0) return "equal" + mark;
     const std::string error = fmt::format("{:.1e}", outcome.error);
-    return with_share ? fmt::format("{}  {:4.1f} %", error,
-                                    100.0 * outcome.error / outcome.bound)
+    return with_share ? fmt::format("{}  {:4.1f} %{}", error,
+                                    100.0 * outcome.error / outcome.bound, mark)
                       : error;
 }
 
@@ -163,6 +174,12 @@ void print_steps(const Comparison& c, const std::string& report) {
                                 fmt::format("{:.1f} ms", 1e3 * column.seconds),
                                 column.emulated ? "emulated" : "");
                });
+    if (layout.has_shares() && any_beside(c))
+        fmt::print("{}\n",
+                   wrapped(fmt::format("{} holds a value that no fused kernel writes; an "
+                                       "unfused one made it beside the result",
+                                       kBesideMark),
+                           2));
     fmt::print("{}", parts.note(report == "none" ? "" : report));
 }
 

@@ -42,13 +42,15 @@ struct ProfileOptions {
 };
 
 #ifdef CUDA_ON_CPU_OBSERVE
-std::vector<ComponentSpec> choose_observed(const ProfileOptions& options) {
+std::vector<ComponentSpec> choose_observed(const ProfileOptions& options,
+                                           const MoEConfig& config) {
     const auto runs_kernels = [](const std::string& tier) {
         return find_tier("--tier", tier).is_emulated();
     };
     for (const std::string& tier : options.tiers)
         if (!runs_kernels(tier)) reject("--tier", tier, "must be one that runs kernels");
-    std::vector<ComponentSpec> chosen = choose_suppliers(options.tiers, {options.dtype});
+    std::vector<ComponentSpec> chosen =
+        choose_suppliers(options.tiers, {options.dtype}, &config);
     std::erase_if(chosen, [&](const auto& each) { return !runs_kernels(each.tier); });
     return chosen;
 }
@@ -108,6 +110,21 @@ std::string draw_lanes(const ProfileOptions& options,
         "the first instruction of a warp at each line; recorded on the CPU executor");
 }
 
+/// The page with what was counted: of one tier kernel by kernel, of several beside each
+/// other, between markers with the model's name.
+std::string page_of(const ProfileOptions& options, const std::string& page,
+                    const std::vector<profile::LayerProfile>& profiles,
+                    const MoEConfig& config) {
+    const std::string model = options.layer->model();
+    if (profiles.size() == 1)
+        return with_regions(*options.page, page,
+                            profile::page_regions(profiles.front(), model, config),
+                            "profile");
+    return with_regions(*options.page, page,
+                        profile::beside_regions(profiles, model, config),
+                        "profile " + model.substr(0, model.find(',')));
+}
+
 void print_profile(const profile::LayerProfile& profile, const ProfileOptions& options,
                    bool races) {
     if (races) {
@@ -144,18 +161,14 @@ int run_profile(const ProfileOptions& options) {
         throw InputError("--draw, --svg: each needs the other");
     const std::string drawn =
         options.draw ? read_file("--draw", place_of(*options.draw).first) : "";
-    const std::vector<ComponentSpec> suppliers = choose_observed(options);
-    if (options.page && suppliers.size() != 1)
-        reject("--page", *options.page,
-               fmt::format("shows one tier in one dtype; --tier and --dtype choose {}",
-                           suppliers.size()));
+    const std::vector<ComponentSpec> suppliers = choose_observed(options, request.config);
     if (options.draw && suppliers.size() != 1)
         reject("--draw", *options.draw,
                fmt::format("shows one tier in one dtype; --tier and --dtype choose {}",
                            suppliers.size()));
     if (options.page)  // refuses its markers before the run, not after it
-        with_regions(*options.page, page, profile::page_regions({}, "", request.config),
-                     "profile");
+        page_of(options, page, std::vector<profile::LayerProfile>(suppliers.size()),
+                request.config);
 
     nlohmann::json all = nlohmann::json::array();
     std::vector<profile::LayerProfile> profiles;
@@ -169,17 +182,14 @@ int run_profile(const ProfileOptions& options) {
         print_header(profile, layer, request.config);
         fmt::print("\n");
         print_profile(profile, options, request.races);
-        if (options.page) {
-            const Regions regions =
-                profile::page_regions(profile, layer.model(), request.config);
-            outputs.add("--page", {*options.page, with_regions(*options.page, page,
-                                                               regions, "profile")});
-        }
         if (options.draw)
             outputs.add("--svg", {*options.svg, draw_lanes(options, profile, drawn)});
         clean = clean && profile.report.findings.empty();
         all.push_back(profile::to_json(profile));
     }
+    if (options.page)
+        outputs.add("--page",
+                    {*options.page, page_of(options, page, profiles, request.config)});
     if (profiles.size() > 1 && !request.races)
         profile::print_beside(profiles, options.component);
     if (options.annotate)
@@ -233,7 +243,8 @@ void add_profile(CommandLine& line) {
     command.option("--svg", options->svg, "Where --draw draws");
     command.option("--page", options->page,
                    "Look for races, and write tables and what was found into this page, "
-                   "between its markers <!-- moe profile: … -->");
+                   "between its markers <!-- moe profile: … -->, or, of several tiers, "
+                   "<!-- moe profile MODEL: … -->");
     command.option("--json", options->json, "Write everything to a file");
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"qwen3_30b_a3b", 16, 64, 1});

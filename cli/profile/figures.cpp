@@ -41,8 +41,9 @@ std::string short_name(const std::string& kernel) {
 }
 
 std::string name_of(const StepProfile& step) {
-    return step.step ? circled(*step.step) + " " + title(*step.step)
-                     : "between the steps";
+    if (!step.steps) return "between the steps";
+    return circled(*step.steps) + " " + title(step.steps->first) +
+           (step.steps->is_fused() ? " …" : "");
 }
 
 std::string in_the_tree(const std::string& file) {
@@ -63,7 +64,7 @@ std::vector<WorstLine> worst_lines(const LayerProfile& profile,
                                    const std::string& component) {
     std::set<std::string> shown;
     for (const StepProfile& step : profile.steps)
-        if (belongs_to(step.step, component))
+        if (belongs_to(step.steps, component))
             for (const KernelUse& use : step.kernels) shown.insert(use.kernel);
     std::vector<WorstLine> lines;
     for (const auto& kernel : profile.report.kernels)

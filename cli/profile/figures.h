@@ -22,7 +22,7 @@ std::string over_floor(const StepProfile& step);
 
 /// A kernel without "_kernel" at its end.
 std::string short_name(const std::string& kernel);
-/// "⑦ FC1", or "between the steps".
+/// "⑦ FC1", "⑦–⑧ FC1 …", or "between the steps".
 std::string name_of(const StepProfile& step);
 /// A file by its path in the source tree.
 std::string in_the_tree(const std::string& file);

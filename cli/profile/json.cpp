@@ -59,12 +59,17 @@ json to_json(const LayerProfile& profile) {
                             {"launches", use.launches},
                             {"counters", to_json(use.counters)},
                             {"bound", bound(use.counters, use.launches)}});
-        steps.push_back({{"step", step.step ? json(int(*step.step)) : json()},
-                         {"title", step.step ? title(*step.step) : "between the steps"},
-                         {"floor_formula", step.floor.formula},
-                         {"floor_bytes", step.floor.total_bytes()},
-                         {"bound", bound(step.sum(), step.launches())},
-                         {"kernels", uses}});
+        const auto number = [&](Step Steps::*which) {
+            return step.steps ? json(int((*step.steps).*which)) : json();
+        };
+        steps.push_back(
+            {{"step", number(&Steps::first)},
+             {"last_step", number(&Steps::last)},
+             {"title", step.steps ? title(step.steps->first) : "between the steps"},
+             {"floor_formula", step.floor.formula},
+             {"floor_bytes", step.floor.total_bytes()},
+             {"bound", bound(step.sum(), step.launches())},
+             {"kernels", uses}});
     }
     for (const auto& kernel : profile.report.kernels) {
         json lines = json::array();

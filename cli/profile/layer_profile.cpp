@@ -25,32 +25,32 @@ Tensor normal(const Shape& shape, std::uint64_t seed, std::uint64_t stream) {
 /// Says of each launch during which step it came.
 class StepWatcher : public Observer {
   public:
-    /// A fused kernel is its first step's.
     void on_time(const Steps& steps, double) override {
-        steps_.resize(observe::launches_seen(), steps.first);
+        steps_.resize(observe::launches_seen(), steps);
     }
     bool wants_values_beside() const override { return false; }
     void on_value(Step, const std::string& name, const TensorView& view) override {
         if (name == "dispatched_probs") num_rows_ = view.shape[0];
     }
-    std::optional<Step> step_of(std::size_t launch) const {
+    std::optional<Steps> steps_of(std::size_t launch) const {
         return launch < steps_.size() ? steps_[launch] : std::nullopt;
     }
     std::int64_t num_rows() const { return num_rows_; }
 
   private:
-    std::vector<std::optional<Step>> steps_;
+    std::vector<std::optional<Steps>> steps_;
     std::int64_t num_rows_ = 0;
 };
 
 std::vector<StepProfile> by_step(const observe::Report& report,
                                  const StepWatcher& watcher) {
-    std::map<int, StepProfile> steps;
+    std::map<std::pair<int, int>, StepProfile> steps;  // fused ones before their first
     for (std::size_t i = 0; i < report.launches.size(); ++i) {
         const observe::LaunchReport& launch = report.launches[i];
-        const std::optional<Step> step = watcher.step_of(i);
-        StepProfile& profile = steps[step ? int(*step) : kNumSteps + 1];
-        profile.step = step;
+        const std::optional<Steps> at = watcher.steps_of(i);
+        StepProfile& profile = steps[at ? std::pair{int(at->first), -int(at->last)}
+                                        : std::pair{kNumSteps + 1, 0}];
+        profile.steps = at;
         auto use = std::find_if(
             profile.kernels.begin(), profile.kernels.end(),
             [&](const KernelUse& each) { return each.kernel == launch.kernel; });
@@ -62,9 +62,49 @@ std::vector<StepProfile> by_step(const observe::Report& report,
         use->smem = std::max(use->smem, launch.smem);
     }
     std::vector<StepProfile> result;
-    for (auto& [number, step] : steps) result.push_back(std::move(step));
+    for (auto& [key, step] : steps) result.push_back(std::move(step));
     return result;
 }
+
+/// What a tier's steps must move at the least, as it divides them.
+class TierFloors {
+  public:
+    /// @param dense  the dispatcher took dense maps
+    TierFloors(const MoEConfig& config, const LayerProfile& profile, bool dense)
+        : floors_(config, profile.sizes, formats(config, profile, dense)),
+          rows_(!dense && config.moe_permute_fusion ? Floors::Rows::gathered
+                                                    : Floors::Rows::dispatched),
+          fuses_dh_(std::any_of(
+              profile.steps.begin(), profile.steps.end(),
+              [](const StepProfile& step) { return step.steps == kFusedDh; })) {}
+
+    Floor of(const Steps& steps) const {
+        const bool gathers = rows_ == Floors::Rows::gathered;
+        if (steps == Steps(Step::fc1, Step::activation))
+            return floors_.fc1_and_activation(rows_);
+        if (steps == kFusedDh) return floors_.experts_dh(rows_);
+        if (steps == Step::fc2_backward && fuses_dh_) return floors_.experts_dw2(rows_);
+        if (steps == Step::fc1_backward && gathers)
+            return floors_.experts_dx() + floors_.experts_dw1(rows_);
+        if (steps == Step::dispatch && gathers) return floors_.row_map();
+        return floors_.step(steps.first);
+    }
+
+  private:
+    static inline const Steps kFusedDh = {Step::fc2_backward, Step::activation_backward};
+    static Formats formats(const MoEConfig& config, const LayerProfile& profile,
+                           bool dense) {
+        Formats formats = formats_of(config, profile.spec.experts.dtype);
+        if (dense) return formats;
+        formats.routing = RoutingForm::chosen;
+        formats.ids = DType::i32;
+        return formats;
+    }
+
+    Floors floors_;
+    Floors::Rows rows_;
+    bool fuses_dh_;
+};
 
 }  // namespace
 
@@ -98,18 +138,18 @@ LayerProfile profile_layer(const LayerRequest& request) {
     LayerProfile result{layer.spec(), {}, {}, observe::report()};
     result.sizes = {request.seq_length * request.micro_batch_size, watcher.num_rows()};
     result.steps = by_step(result.report, watcher);
-    const Floors floors(config, result.sizes,
-                        formats_of(config, result.spec.experts.dtype));
+    const TierFloors floors(config, result, forward.saved.dense);
     for (StepProfile& step : result.steps)
-        if (step.step) step.floor = floors.step(*step.step);
+        if (step.steps) step.floor = floors.of(*step.steps);
     return result;
 }
 
-bool belongs_to(std::optional<Step> step, const std::string& component) {
+bool belongs_to(const std::optional<Steps>& steps, const std::string& component) {
     if (component == "layer") return true;
-    if (!step) return false;
+    if (!steps) return false;
     // Step n is undone by step 21 - n
-    const int forward = std::min(int(*step), kNumSteps + 1 - int(*step));
+    const int first = int(steps->first);
+    const int forward = std::min(first, kNumSteps + 1 - first);
     const Step of = Step(forward);
     if (component == "shared_experts") return of == Step::shared_experts;
     if (component == "dispatcher") return of == Step::dispatch || of == Step::combine;

@@ -27,9 +27,9 @@ struct KernelUse {
 };
 
 struct StepProfile {
-    std::optional<Step> step;  ///< none: between the steps
+    std::optional<Steps> steps;  ///< one, or those that are one; none: between them
     std::vector<KernelUse> kernels;
-    Floor floor;  ///< of core/floors.h
+    Floor floor;  ///< of core/floors.h, as fused as the tier is
 
     std::int64_t launches() const;
     Counters sum() const;
@@ -54,6 +54,6 @@ struct LayerRequest {
 LayerProfile profile_layer(const LayerRequest& request);
 
 /// The steps of router, dispatcher, experts or shared_experts; of "layer", all.
-bool belongs_to(std::optional<Step> step, const std::string& component);
+bool belongs_to(const std::optional<Steps>& steps, const std::string& component);
 
 }  // namespace moe::profile

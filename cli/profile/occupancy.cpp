@@ -65,7 +65,7 @@ void print_occupancy(const LayerProfile& profile, const std::string& component,
     std::set<std::string> told;
     std::string lines;
     for (const StepProfile& step : profile.steps) {
-        if (!belongs_to(step.step, component)) continue;
+        if (!belongs_to(step.steps, component)) continue;
         for (const KernelUse& use : step.kernels) {
             const auto found = table.find(use.kernel);
             if (found == table.end() || !told.insert(use.kernel).second) continue;

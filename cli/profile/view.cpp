@@ -78,7 +78,7 @@ void print_kernels(const LayerProfile& profile, const std::string& component) {
                layout.row(kHead, {"launches", "requests", "sect/req", "eff", "wavefronts",
                                   "requested", "compulsory", "floor", "ratio"}));
     for (const StepProfile& step : profile.steps) {
-        if (!belongs_to(step.step, component)) continue;
+        if (!belongs_to(step.steps, component)) continue;
         const Counters sum = step.sum();
         auto head = cells(sum, step.launches());
         if (step.floor.total_bytes() > 0)
@@ -94,11 +94,14 @@ void print_kernels(const LayerProfile& profile, const std::string& component) {
 
 void print_beside(const std::vector<LayerProfile>& profiles,
                   const std::string& component) {
-    std::map<int, std::vector<const StepProfile*>> rows;  // by step, a cell per tier
+    // By steps, a cell per tier; fused ones before their first
+    std::map<std::pair<int, int>, std::vector<const StepProfile*>> rows;
     for (std::size_t tier = 0; tier < profiles.size(); ++tier)
         for (const StepProfile& step : profiles[tier].steps)
-            if (belongs_to(step.step, component)) {
-                auto& row = rows[step.step ? int(*step.step) : kNumSteps + 1];
+            if (belongs_to(step.steps, component)) {
+                auto& row = rows[step.steps ? std::pair{int(step.steps->first),
+                                                        -int(step.steps->last)}
+                                            : std::pair{kNumSteps + 1, 0}];
                 row.resize(profiles.size());
                 row[tier] = &step;
             }
@@ -109,7 +112,7 @@ void print_beside(const std::vector<LayerProfile>& profiles,
         head += fmt::format("{:>10}{:>12}{:>12}", "launches", "requested", "compulsory");
     }
     fmt::print("\nbeside each other\n{}\n{}\n", tiers, head);
-    for (const auto& [number, row] : rows) {
+    for (const auto& [steps, row] : rows) {
         const StepProfile& any =
             **std::find_if(row.begin(), row.end(), [](auto* each) { return each; });
         const std::string name = name_of(any);
@@ -133,7 +136,7 @@ void print_bounds(const LayerProfile& profile, const std::string& component) {
     fmt::print("{:<26}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}  {}\n", "", "HBM", "L2", "L1",
                "shared", "tensor", "launch", "limit");
     for (const StepProfile& step : profile.steps) {
-        if (!belongs_to(step.step, component)) continue;
+        if (!belongs_to(step.steps, component)) continue;
         const Bound bound = bound_of(step.sum(), step.launches(), kH100);
         const std::string name = name_of(step);
         std::string line = name + std::string(26 - columns_of(name), ' ');

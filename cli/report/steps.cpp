@@ -64,8 +64,9 @@ std::string time_cell(const Comparison& c, const ColumnOutcome& column, Step ste
 std::string error_cell(const StepOutcome& outcome) {
     const std::string integers =
         outcome.integers_equal ? "" : "<small class='bad'>integers differ</small>";
-    if (outcome.error == 0.0) return "0" + integers;
-    return fmt::format("{:.1e}<small>{}</small>{}", outcome.error,
+    const std::string mark = outcome.beside ? "°" : "";
+    if (outcome.error == 0.0) return "0" + mark + integers;
+    return fmt::format("{:.1e}{}<small>{}</small>{}", outcome.error, mark,
                        percent(outcome.error / outcome.bound), integers);
 }
 
@@ -167,7 +168,8 @@ correct implementation must read and write at least once, m what says where they
 ids, row numbers and counts). Below them you see their bytes with activations and weights
 in {}, logits and probabilities in fp32. <b>Errors</b> are relative to fp64 (Frobenius norm); below them you see which share
 of the allowed error they take. 0 means exactly equal, as integers must be: maps, counts
-and choices.</p>
+and choices. A step with ° holds a value that no fused kernel writes; an unfused one made it
+beside the result.</p>
 <p>Times are medians over the timed runs on this machine. <b>Emulated</b> columns are GPU
 kernels that ran on its CPU, thread by thread: their values count, but their times would
 say nothing about a GPU, so there are none. A full bar is {} of a

@@ -66,9 +66,9 @@ TEST(ObserveLayer, StepsMoveAtLeastTheirFloor) {
     int with_floor = 0;
     for (const auto& step : seen.steps) {
         launches += std::size_t(step.launches());
-        if (!step.step) continue;
+        if (!step.steps) continue;
         for (const Step product : {Step::fc1, Step::fc2, Step::combine, Step::dispatch}) {
-            if (step.step != product) continue;
+            if (step.steps != Steps(product)) continue;
             ++with_floor;
             EXPECT_GE(step.sum().compulsory_bytes(), std::uint64_t(step.floor.bytes))
                 << title(product);
