@@ -21,14 +21,20 @@ namespace cuda_on_cpu {
 inline constexpr int kMaxThreads = 1024, kWarpSize = 32;
 inline constexpr std::size_t kMaxSharedMemory = 227 * 1024;
 
-/// What all blocks of a launch have in common.
-struct Launch {
+/// What is asked for, and all blocks have in common.
+struct LaunchRequest {
     KernelCall call;
     std::string name;
     dim3 grid, block, cluster{1, 1, 1};
     std::size_t smem = 0;
     Schedule schedule;
     Asynchrony asynchrony;
+};
+
+/// One run of it.
+struct Launch : LaunchRequest {
+    explicit Launch(const LaunchRequest& request) : LaunchRequest(request) {}
+
     std::atomic<std::int64_t> next_cluster{0};
 
     /// The first fault ends the launch.

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "capture.h"
 #include "error.h"
 #include "memory.h"
 #include "observe/events.h"
@@ -81,25 +82,28 @@ constexpr std::size_t kStagedAtOnce = 64 * 1024;
 cudaError_t start_copy(const Copy& copy, cudaStream_t stream, bool asynchronous) {
     if (copy.width == 0 || copy.height == 0) return cudaSuccess;
     if (const cudaError_t error = copy.check()) return error;
+    if (!asynchronous) {
+        if (const cudaError_t error = check_stream(copy.function, stream)) return error;
+        if (const cudaError_t error = refuse_unsafe(copy.function)) return error;
+    }
     const cudaMemoryType from = find_allocation(copy.source).allocation.type,
                          to = find_allocation(copy.target).allocation.type;
     const bool inside = on_device(from) && on_device(to);
-    const auto run = [copy, place = observe::enqueued(stream),
-                      waits = !asynchronous && !inside] {
+    const auto run = [copy, waits = !asynchronous && !inside](observe::Ticket place) {
         return copy.run(place, waits);
     };
-    if (!holds_work() || inside) return submit(copy.function, stream, run);
+    if (!holds_work() || inside || is_captured(stream))
+        return submit(copy.function, stream, run);
     const bool pinned = (on_device(to) ? from : to) == cudaMemoryTypeHost;
     if (pinned && asynchronous && (on_device(from) || on_device(to)))
         return submit(copy.function, stream, run);
     if (pinned || !on_device(to)) return submit_and_wait(copy.function, stream, run);
     if (!asynchronous && copy.source_bytes() > kStagedAtOnce)
         if (const cudaError_t error = demand_stream(stream)) return error;
-    return submit(
-        copy.function, stream,
-        [staged = std::make_shared<Staged>(copy), place = observe::enqueued(stream)] {
-            return staged->copy.run(place, false);
-        });
+    return submit(copy.function, stream,
+                  [staged = std::make_shared<Staged>(copy)](observe::Ticket place) {
+                      return staged->copy.run(place, false);
+                  });
 }
 
 cudaError_t start_set(const char* function, void* pointer, int value, std::size_t bytes,
@@ -108,7 +112,7 @@ cudaError_t start_set(const char* function, void* pointer, int value, std::size_
     const auto check = [=] {
         return check_range(function, "devPtr", pointer, bytes, true, false);
     };
-    const auto run = [=, place = observe::enqueued(stream)] {
+    const auto run = [=](observe::Ticket place) {
         if (const cudaError_t error = check()) return error;
         std::memset(pointer, value, bytes);
         observe::copied(place, pointer, nullptr, bytes, false);

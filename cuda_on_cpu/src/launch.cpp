@@ -147,11 +147,12 @@ class Workers {
     bool stopping_ = false;
 };
 
-cudaError_t refuse(cudaError_t error, const Launch& launch, const std::string& why) {
+cudaError_t refuse(cudaError_t error, const LaunchRequest& launch,
+                   const std::string& why) {
     return set_error(error, "kernel " + launch.name + ": " + why);
 }
 
-cudaError_t check_limits(const Launch& launch) {
+cudaError_t check_limits(const LaunchRequest& launch) {
     struct Limit {
         const char* field;
         unsigned value, most;
@@ -184,7 +185,7 @@ cudaError_t check_limits(const Launch& launch) {
 }
 
 /// A cluster's shape must divide the grid's.
-cudaError_t check_cluster(const Launch& launch) {
+cudaError_t check_cluster(const LaunchRequest& launch) {
     const dim3 &cluster = launch.cluster, &grid = launch.grid;
     struct Axis {
         const char* field;
@@ -211,7 +212,7 @@ cudaError_t check_cluster(const Launch& launch) {
     return cudaSuccess;
 }
 
-cudaError_t take_attributes(Launch& launch, const cudaLaunchConfig_t& config) {
+cudaError_t take_attributes(LaunchRequest& launch, const cudaLaunchConfig_t& config) {
     for (unsigned i = 0; i < config.numAttrs; ++i) {
         const cudaLaunchAttributeValue& value = config.attrs[i].val;
         switch (config.attrs[i].id) {
@@ -291,8 +292,7 @@ void name_next_launch(const char* name) {
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call) {
-    const auto accepted = std::make_shared<Launch>();
-    Launch& launch = *accepted;
+    LaunchRequest launch;
     launch.call = call;
     launch.grid = config.gridDim;
     launch.block = config.blockDim;
@@ -308,8 +308,9 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const KernelCall& call) {
     if (const cudaError_t error = take_attributes(launch, config)) return error;
 
     return submit("cudaLaunchKernelEx", config.stream,
-                  [accepted, place = observe::enqueued(config.stream)] {
-                      return run(*accepted, place);
+                  [request = std::move(launch)](observe::Ticket place) {
+                      Launch accepted(request);
+                      return run(accepted, place);
                   });
 }
 

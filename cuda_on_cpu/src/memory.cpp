@@ -10,6 +10,7 @@
 #include <shared_mutex>
 
 #include "block.h"
+#include "capture.h"
 #include "cuda_on_cpu/foreign_memory.h"
 #include "cuda_on_cpu/runtime_api.h"
 #include "error.h"
@@ -103,11 +104,47 @@ cudaError_t release(const char* function, void* pointer, bool host) {
                      std::string(function) + ": since its last check, " + damage);
 }
 
+/// What calls ask for outside of the order of streams.
+cudaError_t allocate_now(const char* function, void** pointer, std::size_t bytes,
+                         cudaMemoryType type) {
+    *pointer = nullptr;
+    if (const cudaError_t error = refuse_unsafe(function)) return error;
+    return allocate(function, pointer, bytes, type);
+}
+
 /// Frees what nothing on the device uses any more.
 cudaError_t release_when_idle(const char* function, void* pointer, bool host) {
+    if (pointer != nullptr)
+        if (const cudaError_t error = refuse_unsafe(function)) return error;
     const cudaError_t earlier = pointer != nullptr ? demand_all() : cudaSuccess;
     const cudaError_t error = release(function, pointer, host);
     return error != cudaSuccess ? error : earlier;
+}
+
+// A graph has its memory for as long as it exists. For its kernels it is new where the
+// graph allocates it, and what they find there after its end is poison.
+cudaError_t allocate_in_graph(cudaStream_t stream, void* pointer, std::size_t bytes) {
+    capture_memory(stream, {pointer, [](void* memory) {
+                                release("a graph's memory", memory, false);
+                            }});
+    return submit("cudaMallocAsync", stream, [=](observe::Ticket) {
+        observe::memory_freed(pointer);
+        observe::memory_allocated(pointer, bytes, observe::Memory::device);
+        poison(static_cast<unsigned char*>(pointer), bytes);
+        return cudaSuccess;
+    });
+}
+cudaError_t free_in_graph(cudaStream_t stream, void* pointer) {
+    if (const cudaError_t error = check_stream("cudaFreeAsync", stream)) return error;
+    if (!capture_free(stream, pointer))
+        return set_error(cudaErrorInvalidValue,
+                         "cudaFreeAsync: pointer = " + address_of(pointer) +
+                             ": must come from the same capture, and be freed once");
+    const std::size_t bytes = find_allocation(pointer).allocation.bytes;
+    return submit("cudaFreeAsync", stream, [=](observe::Ticket) {
+        poison(static_cast<unsigned char*>(pointer), bytes);
+        return cudaSuccess;
+    });
 }
 
 }  // namespace
@@ -193,34 +230,40 @@ cudaError_t check_pointer_argument(int index, const void* pointer, const void*) 
 using namespace cuda_on_cpu;
 
 cudaError_t cudaMalloc(void** pointer, std::size_t bytes) {
-    return allocate("cudaMalloc", pointer, bytes, cudaMemoryTypeDevice);
+    return allocate_now("cudaMalloc", pointer, bytes, cudaMemoryTypeDevice);
 }
 cudaError_t cudaFree(void* pointer) {
     return release_when_idle("cudaFree", pointer, false);
 }
 cudaError_t cudaMallocAsync(void** pointer, std::size_t bytes, cudaStream_t stream) {
+    *pointer = nullptr;
+    if (const cudaError_t error = check_stream("cudaMallocAsync", stream)) return error;
     if (const cudaError_t error =
             allocate("cudaMallocAsync", pointer, bytes, cudaMemoryTypeDevice))
         return error;
-    if (!holds_work()) return check_stream("cudaMallocAsync", stream);
+    if (is_captured(stream) && bytes > 0)
+        return allocate_in_graph(stream, *pointer, bytes);
+    if (!holds_work()) return cudaSuccess;
     // What another stream writes before this one has got so far is lost.
-    return submit("cudaMallocAsync", stream, [memory = *pointer, bytes] {
+    return submit("cudaMallocAsync", stream, [memory = *pointer, bytes](observe::Ticket) {
         poison(static_cast<unsigned char*>(memory), bytes);
         return cudaSuccess;
     });
 }
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
-    return submit("cudaFreeAsync", stream,
-                  [=] { return release("cudaFreeAsync", pointer, false); });
+    if (is_captured(stream) && pointer != nullptr) return free_in_graph(stream, pointer);
+    return submit("cudaFreeAsync", stream, [=](observe::Ticket) {
+        return release("cudaFreeAsync", pointer, false);
+    });
 }
 cudaError_t cudaMallocHost(void** pointer, std::size_t bytes) {
-    return allocate("cudaMallocHost", pointer, bytes, cudaMemoryTypeHost);
+    return allocate_now("cudaMallocHost", pointer, bytes, cudaMemoryTypeHost);
 }
 cudaError_t cudaFreeHost(void* pointer) {
     return release_when_idle("cudaFreeHost", pointer, true);
 }
 cudaError_t cudaMallocManaged(void** pointer, std::size_t bytes, unsigned) {
-    return allocate("cudaMallocManaged", pointer, bytes, cudaMemoryTypeManaged);
+    return allocate_now("cudaMallocManaged", pointer, bytes, cudaMemoryTypeManaged);
 }
 
 cudaError_t cudaMemGetInfo(std::size_t* free_bytes, std::size_t* total_bytes) {

@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "capture.h"
 #include "error.h"
 #include "schedule.h"
 
@@ -18,6 +19,7 @@ namespace cuda_on_cpu {
 struct Queue {
     struct Item {
         Work work;
+        observe::Ticket place;
         std::vector<Ticket> after;
     };
     bool blocking = true;  ///< the legacy default stream and this one wait for each other
@@ -82,7 +84,7 @@ void run_until(Lock& lock, Queue& queue, std::uint64_t number, Demand& demand) {
         for (const Ticket& before : item.after)
             run_until(lock, *before.queue, before.number, demand);
         lock.unlock();
-        const cudaError_t error = item.work();
+        const cudaError_t error = item.work(item.place);
         item = {};
         lock.lock();
         if (error != cudaSuccess) demand.note(error);
@@ -136,12 +138,13 @@ bool holds_work() {
     return options().streams == Streams::held || queues().waiting > 0;
 }
 
-cudaError_t enqueue(cudaStream_t stream, Work work, Ticket* ticket, const Ticket& after) {
+cudaError_t enqueue(cudaStream_t stream, Work work, observe::Ticket place, Ticket* ticket,
+                    const Ticket& after) {
     if (const cudaError_t error = held_failure()) return error;
     const Lock lock(queues().mutex);
     const std::shared_ptr<Queue>& queue = queue_of(stream);
     const std::shared_ptr<Queue>& first = queues().all.front();
-    Queue::Item item{std::move(work), {}};
+    Queue::Item item{std::move(work), place, {}};
     if (queue == first)
         item.after = tickets_of(first);
     else if (queue->blocking && first->done < first->queued)
@@ -192,6 +195,23 @@ bool is_done(cudaStream_t stream) {
     const std::shared_ptr<Queue>& first = tickets.front().queue;
     run(lock, {{first, first->done + 1}});
     return false;
+}
+
+cudaError_t submit(const char* function, cudaStream_t stream, Work work) {
+    if (const cudaError_t error = check_stream(function, stream)) return error;
+    if (is_captured(stream)) return capture_work(stream, std::move(work));
+    const observe::Ticket place = observe::enqueued(stream);
+    return holds_work() ? enqueue(stream, std::move(work), place) : work(place);
+}
+
+cudaError_t submit_and_wait(const char* function, cudaStream_t stream, Work work) {
+    if (const cudaError_t error = check_stream(function, stream)) return error;
+    const observe::Ticket place = observe::enqueued(stream);
+    if (!holds_work()) return work(place);
+    Ticket ticket;
+    if (const cudaError_t error = enqueue(stream, std::move(work), place, &ticket))
+        return error;
+    return demand(ticket);
 }
 
 std::shared_ptr<Queue> make_queue(bool blocking) {

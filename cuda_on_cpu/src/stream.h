@@ -11,10 +11,12 @@
 #include <memory>
 
 #include "cuda_on_cpu/runtime_api.h"
+#include "observe/events.h"
 
 namespace cuda_on_cpu {
 
-struct Queue;  ///< of one stream
+struct Queue;    ///< of one stream
+struct Capture;  ///< see capture.h
 
 /// The place of a piece of work in its stream; without a queue: done already.
 struct Ticket {
@@ -28,16 +30,17 @@ struct Recording {
     std::chrono::steady_clock::time_point time;  ///< when the stream got there
 };
 
-/// A piece of work. It tells its error by set_error(), too.
-using Work = std::function<cudaError_t()>;
+/// A piece of work, done at its place in the order of the device. It tells its error by
+/// set_error(), too.
+using Work = std::function<cudaError_t(observe::Ticket)>;
 
 /// True while calls queue their work: in held mode, and until all that it left is done.
 bool holds_work();
 
 /// Queues work. Before it in other streams: `after`, and what the legacy default stream
 /// and the blocking ones wait for each other. Says what earlier work failed with.
-cudaError_t enqueue(cudaStream_t stream, Work work, Ticket* ticket = nullptr,
-                    const Ticket& after = {});
+cudaError_t enqueue(cudaStream_t stream, Work work, observe::Ticket place,
+                    Ticket* ticket = nullptr, const Ticket& after = {});
 
 /// Runs what `ticket` depends on, and that itself.
 cudaError_t demand(const Ticket& ticket);
@@ -52,36 +55,30 @@ cudaError_t demand_all();
 bool is_done(const Ticket& ticket);
 bool is_done(cudaStream_t stream);
 
-/// A stream may be null, the default stream.
+/// It exists, or is null, the default stream; and no capture forbids its use.
 cudaError_t check_stream(const char* function, cudaStream_t stream);
 
-/// Does the work, now or once it is demanded.
-template <typename Doing>
-cudaError_t submit(const char* function, cudaStream_t stream, Doing&& work) {
-    if (stream != nullptr)
-        if (const cudaError_t error = check_stream(function, stream)) return error;
-    return holds_work() ? enqueue(stream, std::forward<Doing>(work)) : work();
-}
+/// Does the work, now or once it is demanded; or has it captured.
+cudaError_t submit(const char* function, cudaStream_t stream, Work work);
 
-/// The same, and the host waits until it is done.
-template <typename Doing>
-cudaError_t submit_and_wait(const char* function, cudaStream_t stream, Doing&& work) {
-    if (stream != nullptr)
-        if (const cudaError_t error = check_stream(function, stream)) return error;
-    if (!holds_work()) return work();
-    Ticket ticket;
-    if (const cudaError_t error = enqueue(stream, std::forward<Doing>(work), &ticket))
-        return error;
-    return demand(ticket);
-}
+/// The same in a stream that is not captured, and the host waits until it is done.
+cudaError_t submit_and_wait(const char* function, cudaStream_t stream, Work work);
 
 // What streams are made and ended with
 std::shared_ptr<Queue> make_queue(bool blocking);
 /// What is in it still ends, once it is demanded.
 void leave_queue(const std::shared_ptr<Queue>& queue);
 
+/// Of a captured stream: by whom, and which lane of the graph is its.
+struct Captured {
+    std::shared_ptr<Capture> by;
+    int lane = 0;
+};
+
 }  // namespace cuda_on_cpu
 
 struct CUstream_st {
     std::shared_ptr<cuda_on_cpu::Queue> queue;
+    bool blocking = true;  // it and the legacy default stream wait for each other
+    cuda_on_cpu::Captured captured = {};
 };

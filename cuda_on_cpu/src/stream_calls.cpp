@@ -1,44 +1,19 @@
 // stream_calls.cpp: CUDA's functions for streams and events.
 
-#include <mutex>
-#include <set>
-
+#include "capture.h"
 #include "error.h"
+#include "handles.h"
 #include "observe/events.h"
 #include "stream.h"
 
 struct CUevent_st {
     bool timed = true;
     std::shared_ptr<cuda_on_cpu::Recording> last;  // null before the first record
+    cuda_on_cpu::CapturedEventPtr captured = {};   // where that was last
 };
 
 namespace cuda_on_cpu {
 namespace {
-
-std::mutex handles_mutex;
-std::set<const void*> handles;  // streams and events that exist
-
-cudaError_t check_handle(const char* function, const void* handle) {
-    const std::lock_guard lock(handles_mutex);
-    if (handles.contains(handle)) return cudaSuccess;
-    return set_error(cudaErrorInvalidResourceHandle,
-                     std::string(function) + ": no such stream or event");
-}
-
-template <typename Handle>
-void make(Handle** handle, Handle content) {
-    *handle = new Handle(std::move(content));
-    const std::lock_guard lock(handles_mutex);
-    handles.insert(*handle);
-}
-template <typename Handle>
-cudaError_t destroy(const char* function, Handle* handle) {
-    if (const cudaError_t error = check_handle(function, handle)) return error;
-    const std::lock_guard lock(handles_mutex);
-    handles.erase(handle);
-    delete handle;
-    return cudaSuccess;
-}
 
 /// What a query says of a ticket or of a stream.
 template <typename Asked>
@@ -49,7 +24,9 @@ cudaError_t readiness(const Asked& asked) {
 }  // namespace
 
 cudaError_t check_stream(const char* function, cudaStream_t stream) {
-    return stream == nullptr ? cudaSuccess : check_handle(function, stream);
+    if (stream != nullptr)
+        if (const cudaError_t error = check_handle(function, stream)) return error;
+    return check_capture(function, stream);
 }
 
 }  // namespace cuda_on_cpu
@@ -57,6 +34,8 @@ cudaError_t check_stream(const char* function, cudaStream_t stream) {
 using namespace cuda_on_cpu;
 
 cudaError_t cudaDeviceSynchronize() {
+    if (const cudaError_t error = refuse_device_wait("cudaDeviceSynchronize"))
+        return error;
     observe::host_waits_for_device();
     demand_all();
     return cudaPeekAtLastError();
@@ -65,7 +44,7 @@ cudaError_t cudaDeviceSynchronize() {
 // ------------------------------------------------------------------------------ streams
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
     const bool blocking = !(flags & cudaStreamNonBlocking);
-    make(stream, {make_queue(blocking)});
+    make(stream, {make_queue(blocking), blocking});
     observe::stream_made(*stream, blocking);
     return cudaSuccess;
 }
@@ -77,11 +56,14 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, i
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     if (const cudaError_t error = check_handle("cudaStreamDestroy", stream)) return error;
+    leave_capture(stream);
     leave_queue(stream->queue);
     return destroy("cudaStreamDestroy", stream);
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (const cudaError_t error = check_stream("cudaStreamSynchronize", stream))
+        return error;
+    if (const cudaError_t error = refuse_wait("cudaStreamSynchronize", stream))
         return error;
     observe::host_waits_for_stream(stream);
     demand_stream(stream);
@@ -89,6 +71,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (const cudaError_t error = check_stream("cudaStreamQuery", stream)) return error;
+    if (const cudaError_t error = refuse_wait("cudaStreamQuery", stream)) return error;
     return readiness(stream);
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -96,13 +79,18 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
         return error;
     if (const cudaError_t error = check_handle("cudaStreamWaitEvent", event))
         return error;
+    if (event->captured != nullptr) return capture_wait(stream, event->captured);
+    if (event->last == nullptr) return cudaSuccess;
+    if (const cudaError_t error = refuse_isolation("cudaStreamWaitEvent", stream))
+        return error;
     observe::stream_waits(stream, event);
-    if (event->last == nullptr || !holds_work()) return cudaSuccess;
+    if (!holds_work()) return cudaSuccess;
     return enqueue(
-        stream, [] { return cudaSuccess; }, nullptr, event->last->ticket);
+        stream, [](observe::Ticket) { return cudaSuccess; }, 0, nullptr,
+        event->last->ticket);
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
-    return submit("cudaLaunchHostFunc", stream, [=] {
+    return submit("cudaLaunchHostFunc", stream, [=](observe::Ticket) {
         function(data);
         return cudaSuccess;
     });
@@ -122,28 +110,39 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     if (const cudaError_t error = check_handle("cudaEventRecord", event)) return error;
     if (const cudaError_t error = check_stream("cudaEventRecord", stream)) return error;
+    event->captured = is_captured(stream) ? capture_record(stream) : nullptr;
+    if (event->captured != nullptr) return cudaSuccess;
     observe::event_recorded(event, stream);
     event->last = std::make_shared<Recording>();
-    const auto record = [recording = event->last] {
+    const auto record = [recording = event->last](observe::Ticket) {
         recording->time = std::chrono::steady_clock::now();
         return cudaSuccess;
     };
-    return holds_work() ? enqueue(stream, record, &event->last->ticket) : record();
+    return holds_work() ? enqueue(stream, record, 0, &event->last->ticket) : record(0);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (const cudaError_t error = check_handle("cudaEventSynchronize", event))
         return error;
+    if (const cudaError_t error = refuse_wait("cudaEventSynchronize", event->captured))
+        return error;
+    if (const cudaError_t error = refuse_unsafe("cudaEventSynchronize")) return error;
     observe::host_waits_for_event(event);
     return event->last == nullptr ? cudaSuccess : demand(event->last->ticket);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (const cudaError_t error = check_handle("cudaEventQuery", event)) return error;
+    if (const cudaError_t error = refuse_wait("cudaEventQuery", event->captured))
+        return error;
+    if (const cudaError_t error = refuse_unsafe("cudaEventQuery")) return error;
     return event->last == nullptr ? cudaSuccess : readiness(event->last->ticket);
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start,
                                  cudaEvent_t end) {
     for (cudaEvent_t event : {start, end}) {
         if (const cudaError_t error = check_handle("cudaEventElapsedTime", event))
+            return error;
+        if (const cudaError_t error =
+                refuse_wait("cudaEventElapsedTime", event->captured))
             return error;
         if (event->last == nullptr || !event->timed)
             return set_error(cudaErrorInvalidResourceHandle,
