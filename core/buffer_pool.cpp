@@ -3,6 +3,7 @@
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 #include "core/transfer.h"
@@ -28,36 +29,40 @@ class InUse {
 
 }  // namespace
 
-/// What nobody uses, by memory space and size.
+/// What nobody uses, by memory space, lane and size.
 struct BufferPool::Blocks {
+    using Key = std::tuple<MemorySpace, const void*, std::size_t>;
     std::mutex mutex;
-    std::multimap<std::pair<MemorySpace, std::size_t>, void*> free;
+    std::multimap<Key, void*> free;
     bool is_open = true;  // false once the pool is gone
     std::int64_t allocations = 0;
     std::size_t bytes = 0;
 
     /// A block of at least that size, and its size; null when there is none. One that is
     /// more than twice as large is left for whoever needs it.
-    std::pair<void*, std::size_t> take(std::size_t wanted, MemorySpace space) {
+    std::pair<void*, std::size_t> take(const Key& wanted) {
         const std::lock_guard lock(mutex);
-        const auto found = free.lower_bound({space, wanted});
-        if (found == free.end() || found->first.first != space ||
-            found->first.second > 2 * wanted)
+        const auto found = free.lower_bound(wanted);
+        if (found == free.end()) return {nullptr, 0};
+        const auto [space, lane, size] = found->first;
+        if (space != std::get<0>(wanted) || lane != std::get<1>(wanted) ||
+            size > 2 * std::get<2>(wanted))
             return {nullptr, 0};
-        const std::pair<void*, std::size_t> block = {found->second, found->first.second};
+        const std::pair<void*, std::size_t> block = {found->second, size};
         free.erase(found);
         return block;
     }
-    void give_back(void* block, std::size_t size, MemorySpace space) {
+    void give_back(void* block, const Key& key) {
         const std::lock_guard lock(mutex);
         if (is_open)
-            free.insert({{space, size}, block});
+            free.insert({key, block});
         else
-            memory_functions(space).release(block);
+            memory_functions(std::get<0>(key)).release(block);
     }
 };
 
 thread_local BufferPool* BufferPool::current_ = nullptr;
+thread_local const void* BufferPool::lane_ = nullptr;
 
 BufferPool::BufferPool() : blocks_(std::make_shared<Blocks>()) {}
 
@@ -65,13 +70,18 @@ BufferPool::~BufferPool() {
     const std::lock_guard lock(blocks_->mutex);
     blocks_->is_open = false;
     for (const auto& [key, block] : blocks_->free)
-        memory_functions(key.first).release(block);
+        memory_functions(std::get<0>(key)).release(block);
     blocks_->free.clear();
 }
 
 BufferPool::Scope::Scope(BufferPool& pool) : outer_(std::exchange(current_, &pool)) {}
 BufferPool::Scope::~Scope() {
     current_ = outer_;
+}
+
+BufferPool::Lane::Lane(const void* stream) : outer_(std::exchange(lane_, stream)) {}
+BufferPool::Lane::~Lane() {
+    lane_ = outer_;
 }
 
 std::int64_t BufferPool::allocations() const {
@@ -92,7 +102,7 @@ std::shared_ptr<void> BufferPool::allocate(std::size_t bytes, MemorySpace space)
                     release(pointer);
                 }};
     const std::shared_ptr<Blocks> blocks = current_->blocks_;
-    auto [block, size] = blocks->take(bytes, space);
+    auto [block, size] = blocks->take({space, lane_, bytes});
     if (block == nullptr) {
         block = memory.allocate(bytes);
         size = bytes;
@@ -100,9 +110,9 @@ std::shared_ptr<void> BufferPool::allocate(std::size_t bytes, MemorySpace space)
         ++blocks->allocations;
         blocks->bytes += bytes;
     }
-    return {block, [counted = InUse(bytes), blocks, size = size, space](void* pointer) {
-                blocks->give_back(pointer, size, space);
-            }};
+    return {block,
+            [counted = InUse(bytes), blocks, key = Blocks::Key{space, lane_, size}](
+                void* pointer) { blocks->give_back(pointer, key); }};
 }
 
 std::int64_t tensor_bytes() {

@@ -16,8 +16,10 @@ namespace moe {
 ///
 /// TUTORIAL: cudaFree() waits for the device, and cudaMalloc() may; a caller that
 /// launches ahead must do neither. Memory that a kernel still reads may be given to a
-/// later kernel of the same stream, which runs after it. Work of several streams has to
-/// have met before its tensors go.
+/// later kernel of the same stream, which runs after it, but not to one of another
+/// stream: see Lane. Work of several streams has to have met before its tensors go. A
+/// CUDA graph goes on using what its capture took and gave back: it needs a pool of its
+/// own, which lives as long.
 class BufferPool {
   public:
     BufferPool();
@@ -37,6 +39,21 @@ class BufferPool {
         BufferPool* outer_;
     };
 
+    /// While it lives, this thread takes from the pool only what came back of tensors
+    /// that were made in the same lane, one for each stream that runs beside others.
+    /// Source: c10::cuda::CUDACachingAllocator, whose free blocks belong to streams.
+    class Lane {
+      public:
+        /// @param stream  null: that of everybody else
+        explicit Lane(const void* stream);
+        ~Lane();
+        Lane(const Lane&) = delete;
+        Lane& operator=(const Lane&) = delete;
+
+      private:
+        const void* outer_;
+    };
+
     /// How often it had to ask the memory spaces for more.
     std::int64_t allocations() const;
     /// What it has from them, in use or not.
@@ -50,6 +67,7 @@ class BufferPool {
     struct Blocks;
     std::shared_ptr<Blocks> blocks_;
     static thread_local BufferPool* current_;
+    static thread_local const void* lane_;
 };
 
 /// Bytes of all tensors that exist, in any memory space, each memory once however many

@@ -60,6 +60,7 @@ void SharedExpertMLP::linear_fc1_forward_and_act(const RunContext& context) {
     StepTimer timer(context, Step::shared_experts);
     SharedExpertsSaved& saved = *forward_;
     gpu::wait_for(stream(), gpu::current_stream());
+    const BufferPool::Lane own = lane();
 
     // ① a = act(W1 x); see GroupedMLP::forward() for the dtype of h
     const DType kept = config_.activation_func_clamp_value ? DType::f32 : DType::bf16;
@@ -73,6 +74,7 @@ void SharedExpertMLP::linear_fc1_forward_and_act(const RunContext& context) {
 void SharedExpertMLP::linear_fc2_forward(const RunContext& context) {
     advance(State::fc1_forward_done, State::fc2_forward_done);
     StepTimer timer(context, Step::shared_experts);
+    const BufferPool::Lane own = lane();
 
     // ① u = W2 a
     forward_->u = linear_forward(a_, fc2_weight_, {}, {}, forward_->all_tokens,
@@ -128,6 +130,7 @@ void SharedExpertMLP::linear_fc2_backward(const Tensor& doutput, const Saved& sa
 
     // ⑳ FC2 and the activation
     gpu::wait_for(stream(), gpu::current_stream());
+    const BufferPool::Lane own = lane();
     backward_.through = linear_backward_activation(backward_.du, fc2_weight_, saved.h, {},
                                                    {}, all, activation_, stream());
     backward_.dw2 = linear_backward_weight(backward_.du, {}, backward_.through.a, {}, all,
@@ -138,6 +141,7 @@ void SharedExpertMLP::linear_fc1_backward(const RunContext& context) {
     advance(State::fc2_backward_done, State::fc1_backward_done);
     StepTimer timer(context, Step::shared_experts_backward);
     const SharedExpertsSaved& saved = *backward_.saved;
+    const BufferPool::Lane own = lane();
 
     // ⑳ FC1
     const Tensor& dh = backward_.through.dh;

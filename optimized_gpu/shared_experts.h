@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "core/buffer_pool.h"
 #include "core/components.h"
 #include "core/config.h"
 #include "gpu/stream.h"
@@ -38,6 +39,10 @@ class SharedExpertMLP : public SharedExperts {
     cudaStream_t stream() const {
         return side_stream_ ? side_stream_->get() : gpu::current_stream();
     }
+
+    // TUTORIAL: between two waits the host frees tensors of the current stream whose
+    // kernels still run; to the side stream their memory must not be given.
+    BufferPool::Lane lane() const { return BufferPool::Lane(side_stream_.get()); }
 
     MoEConfig config_;
     ExpertActivation activation_;

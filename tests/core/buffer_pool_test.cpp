@@ -42,6 +42,27 @@ TEST(BufferPool, GivesABlockThatFitsAndNoneFarTooLarge) {
     EXPECT_EQ(pool.allocations(), 2);
 }
 
+TEST(BufferPool, KeepsLanesApart) {
+    BufferPool pool;
+    const BufferPool::Scope scope(pool);
+    int stream = 0;
+    void* const main = floats(100).view().bytes;
+    Tensor kept;
+    {
+        const BufferPool::Lane lane(&stream);
+        kept = floats(100);
+        EXPECT_NE(kept.view().bytes, main);
+    }
+    void* const side = kept.view().bytes;
+    kept = {};  // comes back to where it was made
+    EXPECT_EQ(floats(100).view().bytes, main);
+    const Tensor used = floats(100);
+    EXPECT_NE(floats(100).view().bytes, side);
+    const BufferPool::Lane again(&stream);
+    EXPECT_EQ(floats(100).view().bytes, side);
+    EXPECT_EQ(pool.allocations(), 3);
+}
+
 TEST(BufferPool, IsOpenOnItsThreadWithinItsScope) {
     BufferPool outer, inner;
     EXPECT_EQ((floats(1), outer.allocations()), 0);
