@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "core/floors.h"
+#include "optimized_gpu/unfused_routing.h"
 #include "tests/observe/support.h"
 #include "tests/optimized/load_balancing_support.h"
 
@@ -175,6 +176,11 @@ TEST(ObserveRouting, HasNoRaces) {
             true);
         EXPECT_EQ(report.launches.size(), 2u);
         EXPECT_EQ(findings_of(report), "") << p;
+        const auto unfused = [&] {
+            const auto kept = optimized::route_unfused(routed, operands, p.rule);
+            const auto gradient = optimized::route_unfused_backward(above, p.rule);
+        };
+        EXPECT_EQ(findings_of(report_of(unfused, true)), "") << p;
     }
 }
 
