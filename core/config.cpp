@@ -67,6 +67,23 @@ void check_dispatcher(const MoEConfig& c) {
         c.moe_token_dispatcher_type == "allgather")
         reject("moe_shared_expert_overlap", true,
                "needs moe_token_dispatcher_type alltoall or flex");
+    require_allowed("fp8_recipe", c.fp8_recipe);
+    if (c.moe_router_padding_for_quantization) {
+        if (c.moe_token_dispatcher_type == "allgather")
+            reject("moe_router_padding_for_quantization", true,
+                   "needs moe_token_dispatcher_type alltoall or flex");
+        // Megatron lets it through, and keeps the first C tokens of a longer column,
+        // whether they were routed there or not.
+        if (c.moe_pad_expert_input_to_capacity)
+            reject("moe_router_padding_for_quantization", true,
+                   "must be false with moe_pad_expert_input_to_capacity (every expert "
+                   "has its capacity)");
+        // Megatron lets this through as well: a row that is weighed by 0 at its input
+        // still comes out as its biases.
+        if (c.moe_apply_probs_on_input && c.add_bias_linear)
+            reject("moe_router_padding_for_quantization", true,
+                   "must be false with moe_apply_probs_on_input and add_bias_linear");
+    }
     if (c.moe_token_dispatcher_type != "flex") return;
     if (*c.expert_tensor_parallel_size * c.expert_model_parallel_size == 1)
         reject("moe_token_dispatcher_type", "flex",
@@ -218,6 +235,7 @@ void MoEConfig::finalize() {
     if (!moe_ffn_hidden_size) moe_ffn_hidden_size = ffn_hidden_size;
     if (!expert_tensor_parallel_size)
         expert_tensor_parallel_size = tensor_model_parallel_size;
+    if (moe_router_padding_for_fp8) moe_router_padding_for_quantization = true;
     // Megatron reads a negative factor as "no capacity".
     if (moe_expert_capacity_factor && *moe_expert_capacity_factor < 0.0)
         moe_expert_capacity_factor.reset();
@@ -232,10 +250,16 @@ void MoEConfig::finalize() {
 }
 
 std::vector<std::string> MoEConfig::warnings() const {
-    if (num_experts() < 32 || moe_router_dtype) return {};
-    return {
-        "moe_router_dtype is not set: with 32 or more experts Megatron advises fp32 or "
-        "fp64 routing"};
+    std::vector<std::string> lines;
+    if (num_experts() >= 32 && !moe_router_dtype)
+        lines.push_back(
+            "moe_router_dtype is not set: with 32 or more experts Megatron advises fp32 "
+            "or fp64 routing");
+    if (moe_router_padding_for_fp8)
+        lines.push_back(
+            "moe_router_padding_for_fp8 is deprecated: use "
+            "moe_router_padding_for_quantization");
+    return lines;
 }
 
 double MoEConfig::aux_loss_coeff(const std::string& type) const {
@@ -253,6 +277,10 @@ std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens) {
         static_cast<double>(num_tokens * config.moe_router_topk) / config.num_experts();
     const double capacity = std::ceil(even_share * *config.moe_expert_capacity_factor);
     return static_cast<std::int64_t>(std::min(capacity, 0x1p62));
+}
+
+std::int64_t get_align_size_for_quantization(const MoEConfig& config) {
+    return config.fp8_recipe == "mxfp8" ? 32 : 16;
 }
 
 }  // namespace moe

@@ -63,6 +63,13 @@ struct MoEConfig {
     // ------------------------------------------------------------------ dispatch
     std::string moe_token_dispatcher_type = "allgather";
     bool moe_permute_fusion = false;
+    /// Gives each expert tokens with probability 0, up to a multiple of
+    /// get_align_size_for_quantization(): no result changes. Megatron wants fp8 or fp4
+    /// for it; here, where no product is quantized, it shows what the padding costs.
+    bool moe_router_padding_for_quantization = false;
+    /// Megatron's older name; finalize() sets the field above.
+    bool moe_router_padding_for_fp8 = false;
+    std::string fp8_recipe = "delayed";  ///< decides the multiple, and nothing else here
     /// Ours: Megatron lets DeepEP size its buffer (fused_a2a.py, get_buffer).
     std::optional<std::int64_t> moe_flex_peer_heap_bytes;
 
@@ -113,6 +120,11 @@ struct MoEConfig {
 /// this order, because Megatron's Python floats decide the rounding. Source:
 /// moe_utils.py, get_capacity.
 std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens);
+
+/// What quantized products want an expert's rows to be a multiple of: 32 for mxfp8, whose
+/// scales are for 32 numbers each, else 16. Source: moe_utils.py,
+/// get_align_size_for_quantization; fp8_utils.py, get_fp8_align_size.
+std::int64_t get_align_size_for_quantization(const MoEConfig& config);
 
 /// Reads a config; fields the JSON lacks keep their defaults, an unknown field or a value
 /// of the wrong type is an InputError that names it. Does not call finalize().

@@ -51,6 +51,10 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_token_dispatcher_type, "allgather, alltoall or flex");
     FIELD(moe_permute_fusion,
           "optimized_gpu gathers rows in the products, and copies none");
+    FIELD(moe_router_padding_for_quantization,
+          "alltoall, flex: pad every expert's rows to a multiple");
+    FIELD(moe_router_padding_for_fp8, "the older name of the field above");
+    FIELD(fp8_recipe, "multiple for that padding: mxfp8 32 rows, all others 16");
     FIELD(moe_flex_peer_heap_bytes,
           "flex: most bytes of each rank's peer memory (none: as it needs); not "
           "Megatron's");

@@ -62,7 +62,8 @@ const std::vector<std::string>& allowed_values(const std::string& field) {
         {"moe_router_load_balancing_type",
          {"aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "none"}},
         {"moe_token_drop_policy", {"probs", "position"}},
-        {"moe_token_dispatcher_type", {"allgather", "alltoall", "flex"}}};
+        {"moe_token_dispatcher_type", {"allgather", "alltoall", "flex"}},
+        {"fp8_recipe", {"delayed", "tensorwise", "blockwise", "mxfp8"}}};
     static const std::vector<std::string> none;
     const auto found = values.find(field);
     return found == values.end() ? none : found->second;

@@ -60,7 +60,8 @@ ExchangePlan plan_exchange(const std::vector<std::int64_t>& tokens_per_expert,
 
 std::string cuda_sync_point(const MoEConfig& config, const ProcessGroups& groups) {
     if (config.moe_pad_expert_input_to_capacity) return "no_sync";
-    if (config.moe_expert_capacity_factor) return "before_permutation_1";
+    if (config.moe_expert_capacity_factor || config.moe_router_padding_for_quantization)
+        return "before_permutation_1";
     return groups.tp_ep->size() > 1 ? "before_ep_alltoall" : "before_finish";
 }
 

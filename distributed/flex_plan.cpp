@@ -72,6 +72,15 @@ FlexPlan notify_dispatch(const Splits& input_splits, const MoEConfig& config, DT
     return make_flex_plan({counts, counts + all.numel()}, config, dtype, *groups.tp_ep);
 }
 
+bool enough_tokens_to_pad(const std::vector<std::int64_t>& tokens_per_expert,
+                          std::int64_t received_rows, std::int64_t pad_multiple) {
+    return std::all_of(
+        tokens_per_expert.begin(), tokens_per_expert.end(), [&](std::int64_t count) {
+            const std::int64_t multiples = (count + pad_multiple - 1) / pad_multiple;
+            return multiples * pad_multiple <= received_rows;
+        });
+}
+
 void reserve_heap(const FlexPlan& plan, const MoEConfig& config, MemorySpace space,
                   const ProcessGroups& groups) {
     std::size_t limit = std::numeric_limits<std::size_t>::max();

@@ -47,6 +47,14 @@ FlexPlan make_flex_plan(const Splits& counts, const MoEConfig& config, DType dty
 FlexPlan notify_dispatch(const Splits& input_splits, const MoEConfig& config, DType dtype,
                          const ProcessGroups& groups);
 
+/// False where some expert would need more tokens than a rank received for its rows to
+/// reach the multiple: then it pads none. So it is with a single local expert, to whom
+/// all received tokens go. Source: token_dispatcher.py,
+/// _DeepepManager._pad_routing_map.
+/// @param tokens_per_expert  (L) of the received rows @param received_rows  N'
+bool enough_tokens_to_pad(const std::vector<std::int64_t>& tokens_per_expert,
+                          std::int64_t received_rows, std::int64_t pad_multiple);
+
 /// Room for the plan in everybody's heap. InputError, the same on every rank before
 /// anybody has written, when moe_flex_peer_heap_bytes is too small.
 void reserve_heap(const FlexPlan& plan, const MoEConfig& config, MemorySpace space,

@@ -22,6 +22,7 @@ using distributed::reduce_scatter_in_probs_dtype;
 using distributed::reduce_scatter_to_sequence_parallel_region;
 
 struct DispatcherSaved : Saved {
+    Tensor unpadded_map;  // (T, E) u8, with moe_router_padding_for_quantization
     RowMap map;
     ExchangePlan plan;
     SavedPtr shared_experts;  // with moe_shared_expert_overlap
@@ -71,7 +72,13 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<T>::dispatch(const Tensor& hidden
     {
         StepTimer timer(context, Step::dispatch);
         // ⑥ rows ordered by expert, so that each rank's lie side by side
-        saved->map = make_row_map(routing_map);
+        Tensor routed = routing_map;
+        if (config_.moe_router_padding_for_quantization) {
+            saved->unpadded_map = routing_map;
+            routed =
+                pad_routing_map(routing_map, get_align_size_for_quantization(config_));
+        }
+        saved->map = make_row_map(routed);
         saved->plan = plan_exchange(saved->map.tokens_per_expert, config_, *groups_);
         const ExchangePlan& plan = saved->plan;
         if (shared_experts_ != nullptr)
@@ -123,7 +130,7 @@ template <typename T>
 Tensor AlltoAllDispatcher<T>::combine(const Tensor& rows, const Tensor& shared_output,
                                       const Saved& saved_base,
                                       const RunContext& context) {
-    const auto& [map, plan, _] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [unpadded_map, map, plan, _] = saved_as<DispatcherSaved>(saved_base);
     Tensor output;
     {
         StepTimer timer(context, Step::combine);
@@ -157,7 +164,8 @@ template <typename T>
 Rows AlltoAllDispatcher<T>::combine_backward(const Tensor& doutput,
                                              const Saved& saved_base,
                                              const RunContext& context) {
-    const auto& [map, plan, shared_saved] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [unpadded_map, map, plan, shared_saved] =
+        saved_as<DispatcherSaved>(saved_base);
     Tensor drows;
     {
         StepTimer timer(context, Step::combine_backward);
@@ -181,7 +189,7 @@ template <typename T>
 TokenDispatcher::Gradients AlltoAllDispatcher<T>::dispatch_backward(
     const Tensor& drows, const Tensor& drow_probs, const Saved& saved_base,
     const RunContext& context) {
-    const auto& [map, plan, _] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [unpadded_map, map, plan, _] = saved_as<DispatcherSaved>(saved_base);
     Gradients gradients;
     {
         StepTimer timer(context, Step::dispatch_backward);
@@ -189,6 +197,8 @@ TokenDispatcher::Gradients AlltoAllDispatcher<T>::dispatch_backward(
         // gradients
         gradients.dprobs = permute_probs_backward<float>(
             return_gradients<float>(drow_probs, plan, *groups_), map);
+        if (unpadded_map.defined())
+            pad_routing_map_backward(gradients.dprobs, unpadded_map);
         if (shared_experts_ != nullptr) shared_experts_->linear_fc1_backward(context);
         gradients.dhidden =
             permute_backward<T>(return_gradients<T>(drows, plan, *groups_), map);

@@ -73,6 +73,50 @@ RowMap make_row_map(const Tensor& routing_map) {
 }
 //! [make_row_map]
 
+//! [pad_routing_map]
+namespace {
+
+/// One thread per expert: walks the tokens, twice.
+__global__ void pad_routing_map_kernel(std::uint8_t* padded, const std::uint8_t* routed,
+                                       std::int64_t T, std::int64_t E,
+                                       std::int64_t pad_multiple) {
+    const std::int64_t e = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (e >= E) return;
+    std::int64_t count = 0;
+    for (std::int64_t t = 0; t < T; ++t) count += routed[t * E + e] != 0;
+    for (std::int64_t t = 0; t < T; ++t) {
+        const bool is_routed = routed[t * E + e] != 0;
+        const bool is_padding = !is_routed && count % pad_multiple != 0;
+        padded[t * E + e] = is_routed || is_padding;
+        count += is_padding;
+    }
+}
+
+/// One thread per token and expert.
+__global__ void pad_routing_map_backward_kernel(float* dprobs, const std::uint8_t* routed,
+                                                std::int64_t count) {
+    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < count && routed[i] == 0) dprobs[i] = 0.0f;
+}
+
+}  // namespace
+
+Tensor pad_routing_map(const Tensor& routing_map, std::int64_t pad_multiple) {
+    const std::int64_t T = routing_map.dim(0), E = routing_map.dim(1);
+    Tensor padded = gpu::device_empty<std::uint8_t>({T, E});
+    gpu::launch("pad_routing_map_kernel", pad_routing_map_kernel, gpu::one_thread_per(E),
+                gpu::device_data<std::uint8_t>(padded),
+                gpu::device_data<std::uint8_t>(routing_map), T, E, pad_multiple);
+    return padded;
+}
+
+void pad_routing_map_backward(Tensor& dprobs, const Tensor& routing_map) {
+    gpu::launch("pad_routing_map_backward_kernel", pad_routing_map_backward_kernel,
+                gpu::one_thread_per(dprobs.numel()), gpu::device_data<float>(dprobs),
+                gpu::device_data<std::uint8_t>(routing_map), dprobs.numel());
+}
+//! [pad_routing_map]
+
 namespace {
 
 /// One thread per element of rows (N, H).

@@ -35,7 +35,8 @@ struct FlexRows {
 
 FlexRows flex_rows(const std::vector<std::int32_t>& row_token, std::int64_t num_tokens) {
     FlexRows rows{{}, std::vector<std::int32_t>(num_tokens, -1)};
-    for (const std::int32_t t : row_token) rows.row_of[t] = 0;
+    for (const std::int32_t t : row_token)
+        if (t >= 0) rows.row_of[t] = 0;  // else padding
     for (std::int64_t t = 0; t < num_tokens; ++t) {
         if (rows.row_of[t] < 0) continue;
         rows.row_of[t] = std::int32_t(rows.tokens.size());
@@ -48,7 +49,8 @@ void show_flex(const RunContext& context, std::vector<std::int32_t> row_token,
                const Tensor& hidden) {
     const FlexRows rows = flex_rows(row_token, hidden.dim(0));
     const auto count = std::int64_t(rows.tokens.size());
-    for (std::int32_t& t : row_token) t = rows.row_of[t];
+    for (std::int32_t& t : row_token)
+        if (t >= 0) t = rows.row_of[t];
     context.value(Step::dispatch, "row_token",
                   Tensor::from({std::int64_t(row_token.size())}, row_token));
     for (const char* name : {"input_splits", "output_splits"})
@@ -82,7 +84,7 @@ void show_dispatched(const RunContext& context, const MoEConfig& config,
                 return type == "alltoall" ? permuted() : hidden;
             });
     }
-    context.value(Step::dispatch, "tokens_per_expert", map.tokens_per_expert);
+    context.value(Step::dispatch, "tokens_per_expert", map.rows_per_expert);
     context.value_beside(Step::dispatch, "dispatched_hidden_states", permuted);
     context.value(Step::dispatch, "dispatched_probs", row_probs.first(N));
 }

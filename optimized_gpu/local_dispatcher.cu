@@ -20,14 +20,16 @@ struct DispatcherSaved : Saved {
 
 /// Of ids (T, K) i32, or of a dense map (T, E) u8, with their probs.
 RowMap map_of(const Tensor& routing, const Tensor& probs, const MoEConfig& config) {
-    constexpr int kNoPadding = 1;
+    const int padding = config.moe_router_padding_for_quantization
+                            ? int(get_align_size_for_quantization(config))
+                            : 1;
     if (routing.dtype() == DType::i32)
-        return make_row_map(routing, int(config.num_experts()), kNoPadding, probs);
+        return make_row_map(routing, int(config.num_experts()), padding, probs);
     if (config.moe_pad_expert_input_to_capacity)
         return make_row_map_of_dense(routing, get_capacity(config, routing.dim(0)),
-                                     kNoPadding, probs);
+                                     padding, probs);
     // Another tier's router: rather than room for every expert of every token, a wait.
-    RowMap map = make_row_map_of_dense(routing, kNoPadding, probs);
+    RowMap map = make_row_map_of_dense(routing, padding, probs);
     map.capacity = gpu::to_host<std::int32_t>(map.offsets).back();
     for (Tensor* rows : {&map.row_token, &map.row_slot, &map.row_probs})
         *rows = rows->first(map.capacity);
@@ -58,7 +60,7 @@ TokenDispatcher::Dispatched LocalDispatcher::dispatch(const Tensor& hidden,
         saved->routing = routing;
         saved->map = map_of(routing, probs, config_);
         result.row_probs = map.row_probs;
-        result.tokens_per_expert = map.tokens_per_expert;
+        result.tokens_per_expert = map.rows_per_expert;
         if (config_.moe_permute_fusion)
             result.rows = {hidden, map.row_token, [=] { return permute(hidden, map); }};
         else

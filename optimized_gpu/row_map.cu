@@ -139,6 +139,8 @@ RowMap begin_row_map(int num_tokens, int topk, int num_experts, int padding,
     map.token_rows = gpu::device_empty<int>({num_tokens, topk});
     map.offsets = gpu::device_empty<int>({num_experts + 1});
     map.tokens_per_expert = gpu::device_empty<int>({num_experts});
+    map.rows_per_expert =
+        padding == 1 ? map.tokens_per_expert : gpu::device_empty<int>({num_experts});
     map.chunk_counts = gpu::device_empty<int>({num_chunks, num_experts});
     map.group_counts = gpu::device_empty<int>({num_groups, num_experts});
     gpu::check(cudaMemsetAsync(gpu::device_data<int>(map.group_counts), 0,
@@ -158,9 +160,11 @@ RowPointers row_pointers(RowMap& map, const Tensor& weights) {
             gpu::device_data<int>(map.token_rows),
             gpu::device_data<int>(map.offsets),
             gpu::device_data<int>(map.tokens_per_expert),
+            gpu::device_data<int>(map.rows_per_expert),
             gpu::device_data<float>(map.row_probs),
             gpu::device_data<float>(weights),
             map.padding,
+            map.num_tokens,
             int(map.capacity)};
 }
 

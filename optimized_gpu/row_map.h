@@ -23,7 +23,7 @@ inline constexpr int kMaxTopk = 32, kMaxExperts = 1024;
 /// two is never written. All tensors are on the device, i32 but for row_probs.
 struct RowMap {
     int num_tokens = 0, topk = 0, num_experts = 0;
-    int padding = 1;            ///< the rows of an expert are a multiple of it
+    int padding = 1;  ///< an expert's rows are a multiple of it, or as many as tokens
     std::int64_t capacity = 0;  ///< rows to allocate
     Tensor row_token;           ///< (capacity) token of row r, -1: padding
     Tensor row_slot;            ///< (capacity) its choice, t * K + k, -1: padding
@@ -34,6 +34,7 @@ struct RowMap {
                      ///< whatever their order in the ids; then -1 for dropped choices
     Tensor offsets;  ///< (E + 1) rows [offsets[e], offsets[e + 1]) are expert e's
     Tensor tokens_per_expert;  ///< (E) its rows without padding
+    Tensor rows_per_expert;    ///< (E) and with it; the same tensor where there is none
     /// (chunks, E) and (groups, E) how often each expert is chosen in each chunk of
     /// tokens, and in each group of chunks: the sort's own. TUTORIAL: kept, because
     /// cudaFree() would wait for the kernels that use them.

@@ -73,11 +73,18 @@ struct CountPointers {
 
 /// The map, as its second kernel fills it.
 struct RowPointers {
-    int *row_token, *row_slot, *token_rows, *offsets, *tokens_per_expert;
-    float* row_probs;      // or null
-    const float* weights;  // (T, K); null without row_probs
-    int padding, capacity;
+    int *row_token, *row_slot, *token_rows, *offsets;
+    int *tokens_per_expert, *rows_per_expert;  // may be one
+    float* row_probs;                          // or null
+    const float* weights;                      // (T, K); null without row_probs
+    int padding, num_tokens, capacity;
 
+    /// Rows of an expert with `total` tokens. As Megatron's routing map, which pads with
+    /// tokens, no multiple is reached that is more than all tokens.
+    __device__ int rows_for(int total) const {
+        const int rows = (total + padding - 1) / padding * padding;
+        return min(rows, max(total, num_tokens));
+    }
     __device__ void place(int row, int token, int slot) const {
         const float prob = row_probs != nullptr ? weights[slot] : 0.0f;
         row_token[row] = token;
@@ -89,6 +96,7 @@ struct RowPointers {
         offsets[e] = first;
         if (e == E - 1) offsets[E] = first + rows;
         tokens_per_expert[e] = total;
+        rows_per_expert[e] = rows;
         for (int row = first + total; row < first + rows; ++row) {
             row_token[row] = row_slot[row] = -1;
             if (row_probs != nullptr) row_probs[row] = 0.0f;
@@ -128,7 +136,7 @@ __device__ inline void turn_counts_into_rows(NextRows& s, const CountPointers& c
         const int e = first + int(threadIdx.x);
         const auto [before, total] =
             e < E ? counts.share_of(e) : CountPointers::Share{0, 0};
-        const int rows = (total + map.padding - 1) / map.padding * map.padding;
+        const int rows = map.rows_for(total);
         const int begin = block_sum_before(s, rows, placed);
         if (e >= E) continue;
         if (begin + rows > map.capacity) __trap();  // rather than rows out of bounds

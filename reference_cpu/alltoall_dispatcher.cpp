@@ -21,6 +21,7 @@ using distributed::reduce_scatter_in_probs_dtype;
 using distributed::reduce_scatter_to_sequence_parallel_region;
 
 struct DispatcherSaved : Saved {
+    Tensor unpadded_map;  // (T, E) u8, with moe_router_padding_for_quantization
     RowMap map;
     ExchangePlan plan;
     SavedPtr shared_experts;  // with moe_shared_expert_overlap
@@ -69,7 +70,13 @@ TokenDispatcher::Dispatched AlltoAllDispatcher<Scalar>::dispatch(
     {
         StepTimer timer(context, Step::dispatch);
         // ⑥ rows ordered by expert, so that each rank's lie side by side
-        saved->map = make_row_map(routing_map);
+        Tensor routed = routing_map;
+        if (config_.moe_router_padding_for_quantization) {
+            saved->unpadded_map = routing_map;
+            routed =
+                pad_routing_map(routing_map, get_align_size_for_quantization(config_));
+        }
+        saved->map = make_row_map(routed);
         saved->plan = plan_exchange(saved->map.tokens_per_expert, config_, *groups_);
         const ExchangePlan& plan = saved->plan;
         if (shared_experts_ != nullptr)
@@ -121,7 +128,7 @@ Tensor AlltoAllDispatcher<Scalar>::combine(const Tensor& rows,
                                            const Tensor& shared_output,
                                            const Saved& saved_base,
                                            const RunContext& context) {
-    const auto& [map, plan, _] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [unpadded_map, map, plan, _] = saved_as<DispatcherSaved>(saved_base);
     Tensor output;
     {
         StepTimer timer(context, Step::combine);
@@ -154,7 +161,8 @@ template <typename Scalar>
 Rows AlltoAllDispatcher<Scalar>::combine_backward(const Tensor& doutput,
                                                   const Saved& saved_base,
                                                   const RunContext& context) {
-    const auto& [map, plan, shared_saved] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [unpadded_map, map, plan, shared_saved] =
+        saved_as<DispatcherSaved>(saved_base);
     Tensor drows;
     {
         StepTimer timer(context, Step::combine_backward);
@@ -177,7 +185,7 @@ template <typename Scalar>
 TokenDispatcher::Gradients AlltoAllDispatcher<Scalar>::dispatch_backward(
     const Tensor& drows, const Tensor& drow_probs, const Saved& saved_base,
     const RunContext& context) {
-    const auto& [map, plan, _] = saved_as<DispatcherSaved>(saved_base);
+    const auto& [unpadded_map, map, plan, _] = saved_as<DispatcherSaved>(saved_base);
     Gradients gradients;
     {
         StepTimer timer(context, Step::dispatch_backward);
@@ -185,6 +193,8 @@ TokenDispatcher::Gradients AlltoAllDispatcher<Scalar>::dispatch_backward(
         // gradients
         gradients.dprobs = permute_probs_backward<Scalar>(
             return_gradients<Scalar>(drow_probs, plan, *groups_), map);
+        if (unpadded_map.defined())
+            pad_routing_map_backward<Scalar>(gradients.dprobs, unpadded_map);
         if (shared_experts_ != nullptr) shared_experts_->linear_fc1_backward(context);
         gradients.dhidden = permute_backward<Scalar>(
             return_gradients<Scalar>(drows, plan, *groups_), map);

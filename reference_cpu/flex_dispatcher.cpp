@@ -13,6 +13,7 @@ namespace moe::cpu {
 namespace {
 
 using distributed::count_rows;
+using distributed::enough_tokens_to_pad;
 using distributed::FlexPlan;
 using distributed::HeapSection;
 using distributed::notify_dispatch;
@@ -99,6 +100,11 @@ TokenDispatcher::Dispatched FlexDispatcher<Scalar>::dispatch(const Tensor& hidde
             saved->topk_ids, take_rows(plan, plan.topk_probs, *groups_, kSpace),
             grid.num_local);
         saved->map = make_row_map(local.map);
+        if (const std::int64_t multiple = get_align_size_for_quantization(config_);
+            config_.moe_router_padding_for_quantization &&
+            enough_tokens_to_pad(saved->map.tokens_per_expert, plan.received_rows,
+                                 multiple))
+            saved->map = make_row_map(pad_routing_map(local.map, multiple));
         result.rows = permute<Scalar>(received, saved->map);
         result.row_probs = permute_probs<Scalar>(local.probs, saved->map);
         result.tokens_per_expert = counts_tensor(saved->map.tokens_per_expert);

@@ -40,6 +40,31 @@ RowMap make_row_map(const Tensor& routing_map) {
 }
 //! [make_row_map]
 
+//! [pad_routing_map]
+Tensor pad_routing_map(const Tensor& routing_map, std::int64_t pad_multiple) {
+    const std::int64_t T = routing_map.dim(0), E = routing_map.dim(1);
+    Tensor padded = routing_map.clone();
+    std::uint8_t* routed = padded.data<std::uint8_t>();
+    for (std::int64_t e = 0; e < E; ++e) {
+        std::int64_t count = 0;
+        for (std::int64_t t = 0; t < T; ++t) count += routed[t * E + e] != 0;
+        for (std::int64_t t = 0; t < T && count % pad_multiple != 0; ++t) {
+            if (routed[t * E + e] != 0) continue;
+            routed[t * E + e] = 1;
+            ++count;
+        }
+    }
+    return padded;
+}
+
+template <typename Scalar>
+void pad_routing_map_backward(Tensor& dprobs, const Tensor& routing_map) {
+    const std::uint8_t* routed = routing_map.data<std::uint8_t>();
+    for (std::int64_t i = 0; i < dprobs.numel(); ++i)
+        if (routed[i] == 0) dprobs.data<Scalar>()[i] = Scalar(0);
+}
+//! [pad_routing_map]
+
 namespace {
 
 /// Row r of the result is the source row of the row's token.
@@ -133,6 +158,7 @@ Tensor sort_chunks_by_idxs(const Tensor& rows, const std::vector<std::int64_t>& 
 }
 
 #define INSTANTIATE(Scalar)                                                       \
+    template void pad_routing_map_backward<Scalar>(Tensor&, const Tensor&);       \
     template Tensor permute<Scalar>(const Tensor&, const RowMap&);                \
     template Tensor permute_backward<Scalar>(const Tensor&, const RowMap&);       \
     template Tensor permute_probs<Scalar>(const Tensor&, const RowMap&);          \

@@ -28,6 +28,17 @@ struct RowMap {
 /// @param routing_map (T, E) u8
 RowMap make_row_map(const Tensor& routing_map);
 
+/// The map with each column filled up to a multiple of `pad_multiple` tokens: the first
+/// that are not routed there. Too few of them: the column has all, and no multiple.
+/// Source: moe_utils.py, pad_routing_map, which changes the map that it is given.
+/// @param routing_map (T, E) u8 @return a new one
+Tensor pad_routing_map(const Tensor& routing_map, std::int64_t pad_multiple);
+
+/// dprobs (T, E) without what fell to padding, which is no choice of the router's.
+/// @param routing_map (T, E) u8, before padding
+template <typename Scalar>
+void pad_routing_map_backward(Tensor& dprobs, const Tensor& routing_map);
+
 /// A copy of each token for each of its experts.
 /// @param tokens (T, H) @return rows (N, H)
 template <typename Scalar>

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -144,6 +145,32 @@ std::string describe_choice(const Closeness& closeness, const Tensor& logits,
     const double gap = std::abs(x[token * E + std::int64_t(closeness.worst_got)] -
                                 x[token * E + std::int64_t(closeness.worst_expected)]);
     return fmt::format("; in fp64 the logits of these two experts differ by {:.1e}", gap);
+}
+
+/// Values without the rows that only fill experts up to a multiple: which tokens they are
+/// carries no meaning, and tiers differ in it.
+std::map<Step, TensorMap> without_padding(std::map<Step, TensorMap> values) {
+    const std::vector<double> probs =
+        to_doubles(values.at(Step::dispatch).at("dispatched_probs"));
+    const auto N = std::int64_t(probs.size());
+    const auto select = [&](const Tensor& tensor) {
+        const std::size_t row_bytes = tensor.size_bytes() / std::size_t(N);
+        Tensor selected = tensor.clone();
+        std::int64_t count = 0;
+        for (std::int64_t r = 0; r < N; ++r)
+            if (probs[r] != 0.0)
+                std::memcpy(
+                    static_cast<std::byte*>(selected.view().bytes) + count++ * row_bytes,
+                    static_cast<const std::byte*>(tensor.view().bytes) + r * row_bytes,
+                    row_bytes);
+        return selected.first(count);
+    };
+    for (auto& [step, tensors] : values)
+        if (step >= Step::dispatch && step <= Step::dispatch_backward)
+            for (auto& [name, tensor] : tensors)
+                if (!tensor.shape().empty() && tensor.dim(0) == N && N > 0)
+                    tensor = select(tensor);
+    return values;
 }
 
 void judge_steps(ColumnOutcome& column, const std::map<Step, TensorMap>& values,
@@ -287,6 +314,9 @@ Comparison run_comparison(const ComparisonRequest& request) {
 
         if (result.columns.empty())
             reference = std::move(recorder.values);
+        else if (request.config.moe_router_padding_for_quantization)
+            judge_steps(column, without_padding(recorder.values),
+                        without_padding(reference));
         else
             judge_steps(column, recorder.values, reference);
         if (!column.emulated) {

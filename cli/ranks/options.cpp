@@ -93,7 +93,7 @@ RankConfigs choose_rank_configs(
 
     // What is wrong with the layer itself is wrong with every dispatcher
     MoEConfig plain = chosen.config;
-    plain.moe_token_dispatcher_type = "allgather";
+    plain.moe_token_dispatcher_type = "alltoall";  // which has every feature
     plain.moe_flex_peer_heap_bytes.reset();  // it is flex's alone, and checked below
     plain.finalize();
     RankConfigs result;

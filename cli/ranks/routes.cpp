@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <set>
 
+#include "distributed/flex_plan.h"
+
 namespace moe {
 namespace {
 
@@ -25,6 +27,26 @@ void route_row(Links& rows, const ExpertGrid& grid, int from, std::int64_t exper
             ++rows[first][other];
 }
 
+bool pads(const MoEConfig& config, const std::string& dispatcher) {
+    return config.moe_router_padding_for_quantization &&
+           config.moe_token_dispatcher_type == dispatcher;
+}
+
+std::int64_t padded(const MoEConfig& config, std::int64_t rows) {
+    const std::int64_t multiple = get_align_size_for_quantization(config);
+    return (rows + multiple - 1) / multiple * multiple;
+}
+
+/// Flex fills up what a rank has received, for all its experts or for none.
+/// @param counts  (L) its experts' rows
+void pad_received(std::int64_t* counts, const MoEConfig& config,
+                  std::int64_t received_rows) {
+    const std::int64_t L = config.num_local_experts();
+    const bool enough = distributed::enough_tokens_to_pad(
+        {counts, counts + L}, received_rows, get_align_size_for_quantization(config));
+    for (std::int64_t l = 0; enough && l < L; ++l) counts[l] = padded(config, counts[l]);
+}
+
 double choose(std::int64_t n, std::int64_t k) {
     double ways = n < k ? 0.0 : 1.0;
     for (std::int64_t i = 0; i < k && ways > 0.0; ++i)
@@ -41,6 +63,25 @@ std::int64_t total(const Links& links) {
     return sum;
 }
 
+Tensor sent_map(const MoEConfig& config, const RankTokens& tokens, const Tensor& map) {
+    if (!pads(config, "alltoall")) return map;
+    const std::int64_t E = map.dim(1);
+    Tensor sent = map.clone();
+    std::uint8_t* routed = sent.data<std::uint8_t>();
+    for (const auto& own : tokens.of_rank)
+        for (std::int64_t e = 0; e < E; ++e) {
+            std::int64_t count = 0;
+            for (const std::int64_t t : own) count += routed[t * E + e];
+            std::int64_t missing = padded(config, count) - count;
+            for (const std::int64_t t : own)
+                if (missing > 0 && routed[t * E + e] == 0) {
+                    routed[t * E + e] = 1;
+                    --missing;
+                }
+        }
+    return sent;
+}
+
 Links dispatched_rows(const MoEConfig& config, const ParallelSizes& sizes,
                       const RankTokens& tokens, const Tensor& routing_map) {
     const ExpertGrid grid(config, sizes);
@@ -50,11 +91,12 @@ Links dispatched_rows(const MoEConfig& config, const ParallelSizes& sizes,
         return rows;
     }
     const std::int64_t E = config.num_experts();
+    const Tensor sent = sent_map(config, tokens, routing_map);
     for (int from = 0; from < sizes.world; ++from)
         for (const std::int64_t t : tokens.of_rank[from]) {
             std::set<int> visited;  // ranks with any of the token's experts
             for (std::int64_t e = 0; e < E; ++e) {
-                if (routing_map.data<std::uint8_t>()[t * E + e] == 0) continue;
+                if (sent.data<std::uint8_t>()[t * E + e] == 0) continue;
                 if (config.moe_token_dispatcher_type == "alltoall")
                     route_row(rows, grid, from, e);
                 else
@@ -71,14 +113,21 @@ Tensor rows_per_expert(const MoEConfig& config, const ParallelSizes& sizes,
                        const RankTokens& tokens, const Tensor& routing_map) {
     const ExpertGrid grid(config, sizes);
     const std::int64_t E = config.num_experts(), L = config.num_local_experts();
+    const Tensor sent = sent_map(config, tokens, routing_map);
     Tensor counts = Tensor::zeros({sizes.world, L}, DType::i64);
-    for (int rank = 0; rank < sizes.world; ++rank)
+    for (int rank = 0; rank < sizes.world; ++rank) {
+        std::int64_t* own = counts.data<std::int64_t>() + rank * L;
+        std::int64_t received_rows = 0;  // by flex, one for a token
         for (const int source : grid.group_of(rank))
-            for (const std::int64_t t : tokens.of_rank[source])
-                for (std::int64_t l = 0; l < L; ++l)
-                    counts.data<std::int64_t>()[rank * L + l] +=
-                        routing_map
-                            .data<std::uint8_t>()[t * E + grid.first_expert(rank) + l];
+            for (const std::int64_t t : tokens.of_rank[source]) {
+                const std::uint8_t* experts =
+                    sent.data<std::uint8_t>() + t * E + grid.first_expert(rank);
+                for (std::int64_t l = 0; l < L; ++l) own[l] += experts[l];
+                received_rows +=
+                    std::any_of(experts, experts + L, [](auto on) { return on != 0; });
+            }
+        if (pads(config, "flex")) pad_received(own, config, received_rows);
+    }
     return counts;
 }
 

@@ -46,14 +46,20 @@ using Links = std::vector<std::vector<std::int64_t>>;
 
 std::int64_t total(const Links& links);
 
+/// What the dispatcher sends by: the map (T, E) u8 itself, or, where all-to-all pads for
+/// quantization, with each rank's experts filled up by its own first tokens that are not
+/// theirs.
+Tensor sent_map(const MoEConfig& config, const RankTokens& tokens, const Tensor& map);
+
 /// Token rows that cross each link in ⑥. AllGather: all tokens to everybody. AlltoAll: a
 /// row per token and expert to the expert's rank, and from there to the other shards of
-/// the expert. Flex: a row per token and rank that has any of its experts.
+/// the expert; with moe_router_padding_for_quantization also rows that fill up the
+/// experts. Flex: a row per token and rank that has any of its experts.
 /// @param routing_map  (T, E) u8 of all tokens
 Links dispatched_rows(const MoEConfig& config, const distributed::ParallelSizes& sizes,
                       const RankTokens& tokens, const Tensor& routing_map);
 
-/// Rows that each rank's experts get in ⑥: (W, L).
+/// Rows that each rank's experts get in ⑥, padded if the config says so: (W, L).
 Tensor rows_per_expert(const MoEConfig& config, const distributed::ParallelSizes& sizes,
                        const RankTokens& tokens, const Tensor& routing_map);
 

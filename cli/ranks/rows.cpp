@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "core/transfer.h"
+#include "distributed/flex_plan.h"
 
 namespace moe {
 
@@ -28,8 +29,15 @@ NamedRun::NamedRun(const RankJob& job, const distributed::ParallelSizes& sizes,
         for (std::int64_t& token : mine) token = next++;
     records_ = run_on_ranks(job, tokens_);
     whole_ = run_whole(job, tokens_);
-    for (const RankRecord& record : records_)
-        probs_.push_back(to_doubles(record.values.at(Step::token_dropping).at("probs")));
+    std::vector<std::uint8_t> maps;
+    for (const RankRecord& record : records_) {
+        const TensorMap& values = record.values.at(Step::token_dropping);
+        probs_.push_back(to_doubles(values.at("probs")));
+        const Tensor& map = values.at("routing_map");
+        maps.insert(maps.end(), map.data<std::uint8_t>(),
+                    map.data<std::uint8_t>() + map.numel());
+    }
+    map_ = sent_map(config_, tokens_, Tensor::from({next, config_.num_experts()}, maps));
 }
 
 double NamedRun::prob(std::int64_t token, std::int64_t expert) const {
@@ -38,9 +46,7 @@ double NamedRun::prob(std::int64_t token, std::int64_t expert) const {
 }
 
 bool NamedRun::routed(std::int64_t token, std::int64_t expert) const {
-    const std::int64_t local = token % tokens_.per_rank();
-    return value(int(owner(token)), Step::token_dropping, "routing_map")
-               .data<std::uint8_t>()[local * config_.num_experts() + expert] != 0;
+    return map_.data<std::uint8_t>()[token * config_.num_experts() + expert] != 0;
 }
 
 std::vector<std::int64_t> NamedRun::experts_on(int rank) const {
@@ -70,17 +76,41 @@ std::vector<Row> NamedRun::sent_rows(int from, int to) const {
     return rows;
 }
 
+std::vector<std::vector<std::int64_t>> NamedRun::tokens_of_experts(int rank) const {
+    const std::vector<std::int64_t> experts = experts_on(rank);
+    std::vector<std::vector<std::int64_t>> tokens(experts.size());
+    std::vector<std::int64_t> received, counts;
+    for (const int source : grid_.group_of(rank))
+        for (const std::int64_t t : tokens_.of_rank[source]) {
+            bool comes = false;
+            for (std::size_t l = 0; l < experts.size(); ++l) {
+                if (!routed(t, experts[l])) continue;
+                tokens[l].push_back(t);
+                comes = true;
+            }
+            if (comes) received.push_back(t);
+        }
+    for (const auto& own : tokens) counts.push_back(std::int64_t(own.size()));
+    const auto multiple = std::size_t(get_align_size_for_quantization(config_));
+    if (!config_.moe_router_padding_for_quantization || dispatcher() != "flex" ||
+        !distributed::enough_tokens_to_pad(counts, std::int64_t(received.size()),
+                                           std::int64_t(multiple)))
+        return tokens;
+    for (std::size_t l = 0; l < experts.size(); ++l)
+        for (std::size_t i = 0; tokens[l].size() % multiple != 0; ++i)
+            if (!routed(received[i], experts[l])) tokens[l].push_back(received[i]);
+    return tokens;
+}
+
 std::vector<Row> NamedRun::name_rows(int rank) {
     const Tensor& counts = value(rank, Step::dispatch, "tokens_per_expert");
     const auto rows = to_doubles(value(rank, Step::dispatch, "dispatched_hidden_states"));
     const auto probs = to_doubles(value(rank, Step::dispatch, "dispatched_probs"));
+    auto tokens = tokens_of_experts(rank);
     std::vector<Row> names;
     for (std::int64_t l = 0; l < counts.numel(); ++l) {
         const std::int64_t e = grid_.first_expert(rank) + l;
-        std::vector<std::int64_t> open;  // tokens that this expert still waits for
-        for (const int source : grid_.group_of(rank))
-            for (const std::int64_t t : tokens_.of_rank[source])
-                if (routed(t, e)) open.push_back(t);
+        std::vector<std::int64_t>& open = tokens[l];  // that it still waits for
         for (std::int64_t i = 0; i < counts.data<std::int32_t>()[l]; ++i) {
             const auto at = std::int64_t(names.size());
             const auto found =

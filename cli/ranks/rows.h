@@ -41,7 +41,7 @@ class NamedRun {
     std::int64_t owner(std::int64_t token) const { return token / tokens_.per_rank(); }
     /// As the token's own rank has them.
     double prob(std::int64_t token, std::int64_t expert) const;
-    bool routed(std::int64_t token, std::int64_t expert) const;
+    bool routed(std::int64_t token, std::int64_t expert) const;  ///< or padding
     std::vector<std::int64_t> experts_on(int rank) const;
 
     /// The rows that `from` sends `to`, in order. AlltoAll sends to the ranks of ep,
@@ -60,6 +60,8 @@ class NamedRun {
     void require(bool holds, const std::string& problem);
 
   private:
+    /// Tokens of each local expert's rows; those that flex pads with come last.
+    std::vector<std::vector<std::int64_t>> tokens_of_experts(int rank) const;
     bool holds_token(const std::vector<double>& rows, std::int64_t row,
                      std::int64_t token) const;
 
@@ -70,6 +72,7 @@ class NamedRun {
     std::vector<RankRecord> records_;
     WholeRecord whole_;
     std::vector<std::vector<double>> probs_;  // by rank (T of it, E)
+    Tensor map_;                              // (T, E) u8, that is sent by
     std::vector<std::string> problems_;
 };
 

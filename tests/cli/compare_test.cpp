@@ -163,6 +163,28 @@ TEST_F(CompareTest, CountsTheRowsThatCapacityDrops) {
     EXPECT_FALSE(has(moe(kSmall + text + " --dtype fp32"), " dropped"));
 }
 
+// Tiers pad with other rows, in other places; what all have is compared.
+TEST_F(CompareTest, LeavesOutTheRowsThatPad) {
+    NEEDS_DEVICE();
+    available_tiers();
+    ComparisonRequest request;
+    request.config = small_config(16, 5, 2, 8);
+    request.config.moe_router_padding_for_quantization = true;
+    request.config.finalize();
+    request.text = read_text(write("text.txt", std::string(50, 'e') + "abcdefghijklmno"),
+                             31, 2, false);
+    for (const char* tier : {"naive_gpu", "optimized_gpu"})
+        request.columns.push_back(ModuleSpec::uniform({tier, DType::bf16}));
+    const Comparison comparison = run_comparison(request);
+    for (const ColumnOutcome& column : comparison.columns)
+        for (const StepOutcome& step : column.steps)
+            EXPECT_EQ(step.detail, "") << column.label;
+    EXPECT_TRUE(comparison.ok);
+    // The text's letters want one expert more than there are tokens for
+    for (const double count : to_doubles(comparison.tokens_per_expert))
+        EXPECT_TRUE(int(count) % 16 == 0 || count == 62.0) << count;
+}
+
 TEST_F(CompareTest, ComparesAsMuchAsTheTextHolds) {
     // Without --seq-length a short text is enough; with it, it must be long enough.
     const std::string text = write("text.txt", std::string(30, 'e'));

@@ -149,7 +149,8 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_aux_loss_coeff", {"0.125", {0.125}}},
         {"moe_z_loss_coeff", {"0.5", 0.5}},
         {"moe_expert_capacity_factor", {"none", nullptr}},
-        {"moe_token_drop_policy", {"position", "position"}}};
+        {"moe_token_drop_policy", {"position", "position"}},
+        {"fp8_recipe", {"mxfp8", "mxfp8"}}};
     // Only one value is built, so these flags have nothing to change.
     const std::vector<std::string> fixed = {
         "moe_token_dispatcher_type",   "tensor_model_parallel_size",
@@ -169,6 +170,8 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
                 also = " --moe-router-topk 1";
                 expected["moe_router_topk"] = 1;
             }
+            if (name == "moe_router_padding_for_fp8")
+                expected["moe_router_padding_for_quantization"] = true;
             expected[name] = true;
             EXPECT_EQ(config_of(file, flag + also), expected) << flag;
         } else if (std::count(fixed.begin(), fixed.end(), name)) {

@@ -95,6 +95,23 @@ TEST_F(RoutesTest, CountRowsByHand) {
     EXPECT_DOUBLE_EQ(counted_hit(config, map_), 1.25);
 }
 
+TEST_F(RoutesTest, PaddingTakesWhatTokensARankHas) {
+    const auto padded = [&](const std::string& dispatcher) {
+        MoEConfig config = config_of(4, 2, sizes_, dispatcher);
+        config.moe_router_padding_for_quantization = true;
+        return config;
+    };
+    // Two tokens of a rank are all there are for an expert of its choice
+    EXPECT_EQ(dispatched_rows(padded("alltoall"), sizes_, tokens_, map_),
+              (Links{{0, 4}, {4, 0}}));
+    EXPECT_TRUE(BitwiseEqual(rows_per_expert(padded("alltoall"), sizes_, tokens_, map_),
+                             Tensor::from<std::int64_t>({2, 2}, {4, 2, 2, 2})));
+    // Flex sends what it did, and pads nothing where it has received so little
+    EXPECT_EQ(dispatched_rows(padded("flex"), sizes_, tokens_, map_), rows("flex"));
+    EXPECT_TRUE(BitwiseEqual(rows_per_expert(padded("flex"), sizes_, tokens_, map_),
+                             Tensor::from<std::int64_t>({2, 2}, {3, 2, 2, 1})));
+}
+
 TEST_F(RoutesTest, CountBytesByHand) {
     // H = 5; a probability is fp32 also beside bf16 rows, an integer has 8 bytes.
     EXPECT_EQ(bytes("allgather", DType::f32)[0][1], 2 * (5 * 4 + 4 * (4 + 1)));
@@ -183,6 +200,9 @@ TEST_F(RanksTest, CompareAgreesOnEveryGrid) {
           "4 --tensor-model-parallel-size 2 --expert-tensor-parallel-size 1 "
           "--expert-model-parallel-size 4 --moe-expert-capacity-factor 0.7",
           "2 --moe-expert-capacity-factor 1 --moe-pad-expert-input-to-capacity",
+          "2 --moe-router-padding-for-quantization",
+          "4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2 "
+          "--moe-router-padding-for-quantization",
           "2 --seq-length 0"}) {
         const Output output = moe(common + grid);
         EXPECT_EQ(output.code, kExitOk) << grid << "\n" << output.out << output.err;
@@ -194,6 +214,8 @@ TEST_F(RanksTest, CompareAgreesOnEveryGrid) {
                               "--moe-pad-expert-input-to-capacity");
     EXPECT_TRUE(has(padded, "Without flex: moe_pad_expert_input_to_capacity"));
     EXPECT_TRUE(has(padded, "takes each rank's tokens in turn"));
+    EXPECT_TRUE(has(moe(common + "2 --moe-router-padding-for-quantization"),
+                    "Without allgather: moe_router_padding_for_quantization"));
     const Output one = moe(common + "2 --moe-token-dispatcher-type allgather");
     EXPECT_FALSE(has(one, "alltoall"));
     EXPECT_FALSE(has(one, "Without"));
@@ -314,6 +336,22 @@ TEST_F(RanksTest, TraceIsTrueForEveryDispatcherTierAndGrid) {
                                                 << output.out << output.err;
                 EXPECT_TRUE(has(output, "✓ the outputs are those of one rank"));
                 EXPECT_LE(widest(output.out), 100) << output.out;
+            }
+}
+
+TEST_F(RanksTest, TraceNamesTheRowsThatPad) {
+    NEEDS_DEVICE();
+    for (const char* dispatcher : {"alltoall", "flex"})
+        for (const char* tier : {"", "--tier naive_gpu --dtype bf16"})
+            for (const char* tokens : {"--seq-length 24", "--seq-length 3"}) {
+                const Output output = moe(fmt::format(
+                    "trace --ranks 2 --moe-router-padding-for-quantization {} {} "
+                    "--moe-token-dispatcher-type {}",
+                    tokens, tier, dispatcher));
+                EXPECT_EQ(output.code, kExitOk) << dispatcher << tier << tokens << "\n"
+                                                << output.out << output.err;
+                EXPECT_TRUE(has(output, "✓ the outputs are those of one rank"));
+                EXPECT_EQ(has(output, "padding"), dispatcher == std::string("alltoall"));
             }
 }
 

@@ -221,7 +221,16 @@ TEST(ConfigRules, RankGridsFitTheLayer) {
                      R"({"moe_shared_expert_intermediate_size": 5,
                          "moe_shared_expert_overlap": true,
                          "num_moe_experts": 4, "expert_model_parallel_size": 2,
-                         "moe_token_dispatcher_type": "flex"})"});
+                         "moe_token_dispatcher_type": "flex"})",
+                     R"({"moe_router_padding_for_quantization": true,
+                         "moe_expert_capacity_factor": 1.0})",
+                     R"({"moe_router_padding_for_quantization": true,
+                         "add_bias_linear": true})",
+                     R"({"moe_router_padding_for_quantization": true,
+                         "num_moe_experts": 4, "expert_model_parallel_size": 2,
+                         "moe_token_dispatcher_type": "flex"})",
+                     R"({"moe_token_dispatcher_type": "allgather",
+                         "fp8_recipe": "blockwise"})"});
     expect_rejected({
         {R"({"moe_token_dispatcher_type": "flex"})",
          "moe_token_dispatcher_type = flex: ", "above 1"},
@@ -233,6 +242,24 @@ TEST(ConfigRules, RankGridsFitTheLayer) {
         {R"({"moe_shared_expert_intermediate_size": 5, "moe_shared_expert_overlap": true,
              "moe_token_dispatcher_type": "allgather"})",
          "moe_shared_expert_overlap = true: ", "alltoall or flex"},
+        {R"({"moe_router_padding_for_quantization": true,
+             "moe_token_dispatcher_type": "allgather"})",
+         "moe_router_padding_for_quantization = true: ", "alltoall or flex"},
+        {R"({"moe_router_padding_for_fp8": true,
+             "moe_token_dispatcher_type": "allgather"})",
+         "moe_router_padding_for_quantization = true: ", "alltoall or flex"},
+        {R"({"moe_router_padding_for_quantization": true,
+             "moe_expert_capacity_factor": 1.0,
+             "moe_pad_expert_input_to_capacity": true})",
+         "moe_router_padding_for_quantization = true: ",
+         "must be false with moe_pad_expert_input_to_capacity"},
+        {R"({"moe_router_padding_for_quantization": true, "moe_router_topk": 1,
+             "moe_router_pre_softmax": true, "moe_apply_probs_on_input": true,
+             "add_bias_linear": true})",
+         "moe_router_padding_for_quantization = true: ",
+         "must be false with moe_apply_probs_on_input and add_bias_linear"},
+        {R"({"fp8_recipe": "nvfp4"})",
+         "fp8_recipe = nvfp4: ", "delayed, tensorwise, blockwise, mxfp8"},
         {R"({"moe_token_dispatcher_type": "mail"})",
          "moe_token_dispatcher_type = mail: ", "allgather, alltoall, flex"},
         {R"({"num_moe_experts": 6, "expert_model_parallel_size": 4})",
@@ -338,6 +365,19 @@ TEST(Config, WarnsOfManyExpertsInLowPrecision) {
     EXPECT_TRUE(changed(R"({"num_moe_experts": 32, "moe_router_dtype": "fp32"})")
                     .warnings()
                     .empty());
+}
+
+TEST(Config, TakesTheOlderNameOfThePadding) {
+    const MoEConfig config = changed(R"({"moe_router_padding_for_fp8": true})");
+    EXPECT_TRUE(config.moe_router_padding_for_quantization);
+    const auto warnings = config.warnings();
+    ASSERT_EQ(warnings.size(), 1u);
+    EXPECT_NE(warnings[0].find("use moe_router_padding_for_quantization"),
+              std::string::npos);
+    EXPECT_TRUE(
+        changed(R"({"moe_router_padding_for_quantization": true})").warnings().empty());
+    EXPECT_EQ(get_align_size_for_quantization(config), 16);
+    EXPECT_EQ(get_align_size_for_quantization(changed(R"({"fp8_recipe": "mxfp8"})")), 32);
 }
 
 // Python's floats decide: (T K / E) * factor, rounded up. In fp32, or in another order,

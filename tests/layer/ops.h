@@ -43,6 +43,8 @@ class RowOps {
 
     // permutation; the row map is that of routing_map (T, E)
     virtual RowMap make_row_map(const Tensor& routing_map) const = 0;
+    virtual Tensor pad_routing_map(const Tensor& routing_map,
+                                   std::int64_t pad_multiple) const = 0;
     virtual Tensor permute(const Tensor& tokens, const Tensor& routing_map) const = 0;
     virtual Tensor permute_backward(const Tensor& drows,
                                     const Tensor& routing_map) const = 0;

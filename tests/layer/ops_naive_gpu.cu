@@ -38,6 +38,11 @@ class NaiveRowOps : public RowOps {
         }
         return result;
     }
+    Tensor pad_routing_map(const Tensor& routing_map,
+                           std::int64_t pad_multiple) const override {
+        Inputs in;
+        return on_host(naive::pad_routing_map(in(routing_map, kPlace), pad_multiple));
+    }
     Tensor permute(const Tensor& tokens, const Tensor& routing_map) const override {
         Inputs in;
         return on_host(naive::permute<T>(in(tokens, kPlace), row_map(routing_map)));

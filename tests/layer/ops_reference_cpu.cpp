@@ -22,6 +22,11 @@ class CpuRowOps : public RowOps {
         return {map.row_token, map.row_expert, map.tokens_per_expert, map.token_offsets,
                 map.token_rows};
     }
+    Tensor pad_routing_map(const Tensor& routing_map,
+                           std::int64_t pad_multiple) const override {
+        Inputs in;
+        return cpu::pad_routing_map(in(routing_map, kPlace), pad_multiple);
+    }
     Tensor permute(const Tensor& tokens, const Tensor& routing_map) const override {
         Inputs in;
         return cpu::permute<Scalar>(in(tokens, kPlace), row_map(routing_map));

@@ -50,9 +50,9 @@ TEST(Vectors, AreAllKnownHere) {
                   "seq_aux_S3B2_coeff0.01", "aux_softmax_pad_last2", "z_pad_last2",
                   "capacity_T6K2E4_cf0.7", "drop_probs_cf0.7_padFalse",
                   "drop_probs_cf0.7_padTrue", "permute_pre", "permute_droppad", "wswiglu",
-                  "wswiglu_clamp0.4", "wquickgeglu_off1", "wsqrelu",
-                  // Not built here: quantile balancing, padding to an alignment.
-                  "pad_routing_map_4", "qb_beta0"}));
+                  "wswiglu_clamp0.4", "wquickgeglu_off1", "wsqrelu", "pad_routing_map_4",
+                  // Not built here: quantile balancing.
+                  "qb_beta0"}));
 }
 
 /// Routes the vectors' logits: the weight is the identity, so they arrive as they are.
@@ -189,6 +189,24 @@ INSTANTIATE_TEST_SUITE_P(Tiers, SinkhornVector,
                          testing::ValuesIn(with_operations(router_suppliers())),
                          instance_name);
 
+class PaddingVector : public testing::TestWithParam<ComponentSpec> {};
+
+TEST_P(PaddingVector, IsMegatrons) {
+    const Values map = flat(vectors()["softmax_pre"]["map"]);
+    const Tensor routing_map =
+        Tensor::from<std::uint8_t>({kTokens, kExperts}, {map.begin(), map.end()});
+    const auto ops = make_row_ops(GetParam());
+    EXPECT_EQ(to_doubles(ops->pad_routing_map(routing_map, 4)),
+              flat(vectors()["pad_routing_map_4"]));
+    EXPECT_EQ(to_doubles(ops->pad_routing_map(routing_map, 1)), map);
+    const Tensor none = Tensor::zeros({0, kExperts}, DType::u8);
+    EXPECT_EQ(ops->pad_routing_map(none, 4).shape(), none.shape());
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiers, PaddingVector,
+                         testing::ValuesIn(with_operations(available_suppliers())),
+                         instance_name);
+
 class ActivationVectors : public testing::TestWithParam<ComponentSpec> {};
 
 TEST_P(ActivationVectors, AreMegatrons) {
@@ -232,7 +250,8 @@ TEST_P(ActivationVectors, AreMegatrons) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, ActivationVectors,
-                         testing::ValuesIn(with_operations(available_suppliers())), instance_name);
+                         testing::ValuesIn(with_operations(available_suppliers())),
+                         instance_name);
 
 }  // namespace
 }  // namespace moe::test

@@ -68,6 +68,11 @@ const std::vector<LayerCase>& layer_cases() {
              c.moe_router_score_function = "sigmoid";
              c.moe_router_enable_expert_bias = true;
          }},
+        {"quantization",
+         [](MoEConfig& c) {
+             c.add_bias_linear = true;
+             c.moe_router_padding_for_quantization = true;
+         }},
         {"fp64_router", [](MoEConfig& c) { c.moe_router_dtype = "fp64"; }, true},
         {"fused",
          [](MoEConfig& c) {

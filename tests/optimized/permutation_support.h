@@ -72,7 +72,9 @@ struct PlainMap {
                 row_slot.push_back(slot);
             }
             tokens_per_expert.push_back(int(row_token.size()) - offsets.back());
-            while (row_token.size() % c.padding != 0) {
+            const int most = std::max(c.T, tokens_per_expert.back());
+            for (int rows = tokens_per_expert.back();
+                 rows < most && rows % c.padding != 0; ++rows) {
                 row_token.push_back(-1);
                 row_slot.push_back(-1);
             }

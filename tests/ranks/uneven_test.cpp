@@ -5,6 +5,10 @@
 #include "cli/golden/golden.h"
 #include "core/parameters.h"
 #include "core/transfer.h"
+#include "distributed/communicators/thread_communicator.h"
+#include "distributed/exchange_plan.h"
+#include "distributed/flex_plan.h"
+#include "distributed/process_groups.h"
 #include "distributed/sharding.h"
 #include "tests/ranks/support.h"
 
@@ -184,6 +188,75 @@ TEST_P(UnevenRanks, PadToCapacityWithoutChangingAnything) {
             for (double count : to_doubles(rank.values.at("tokens_per_expert")))
                 EXPECT_EQ(count, capacity * grid.ep * grid.etp);
     }
+}
+
+// AlltoAll pads what each rank sends to an expert, flex what a rank has received for it.
+TEST_P(UnevenRanks, PadForQuantizationWithoutChangingAnything) {
+    MoEConfig padding = base_config();
+    padding.moe_router_padding_for_quantization = true;
+    if (dispatcher() == "allgather") {
+        EXPECT_TRUE(
+            Rejects([&] { config_of(padding, kGrids[0]); }, {"alltoall or flex"}));
+        return;
+    }
+    for (const Grid& grid : kGrids)
+        for (const std::int64_t seq_length : {20, 1}) {
+            const MoEConfig pad = config_of(padding, grid);
+            const MoEConfig plain = config_of(base_config(), grid);
+            const TensorMap parameters = parameters_of(plain);
+            const auto hidden = tokens(grid, seq_length, 300);
+            const auto doutput = tokens(grid, seq_length, 350);
+            const auto runs = run_on_ranks(pad, supplier(), parameters, hidden, doutput);
+            expect_whole(pad, runs, run_each_alone(plain, parameters, hidden, doutput),
+                         bound_of(supplier()));
+            // All that a single local expert's rank received is its own already
+            const bool can_pad =
+                dispatcher() == "alltoall" || pad.num_local_experts() > 1;
+            const std::int64_t sources = grid.ep * grid.etp;
+            for (const RankRun& rank : runs)
+                for (double count : to_doubles(rank.values.at("tokens_per_expert"))) {
+                    const auto rows = std::int64_t(count);
+                    if (seq_length == 20) {
+                        if (can_pad) {
+                            EXPECT_EQ(rows % 16, 0);
+                        }
+                        EXPECT_GT(rows, 0);
+                    } else if (dispatcher() == "flex") {
+                        EXPECT_LE(rows, kBatch * sources) << "too few tokens: no padding";
+                    } else {
+                        EXPECT_EQ(rows % kBatch, 0) << "all tokens of a rank, or none";
+                    }
+                }
+        }
+}
+
+TEST(FlexPadding, NeedsATokenForEachRowOfEveryExpert) {
+    using distributed::enough_tokens_to_pad;
+    EXPECT_TRUE(enough_tokens_to_pad({16, 1, 0}, 16, 16));
+    EXPECT_FALSE(enough_tokens_to_pad({16, 1, 0}, 15, 16));
+    EXPECT_FALSE(enough_tokens_to_pad({1, 17}, 31, 16));
+    EXPECT_TRUE(enough_tokens_to_pad({1, 17}, 32, 16));
+    EXPECT_TRUE(enough_tokens_to_pad({0, 0}, 0, 32));
+}
+
+// Where rows are T K, only the exchange has to know who gets how many.
+TEST(AlltoAllWaits, AreAsEarlyAsRowsAreNotKnown) {
+    const Grid grid = {1, 1, 2, 1, 2};
+    MoEConfig config = on_grid(small_config(), grid, "alltoall");
+    distributed::run_ranks(2, [&](distributed::Communicator& world) {
+        const auto groups = distributed::make_process_groups(world, config);
+        const auto point = [&](bool padding, std::optional<double> capacity, bool pad) {
+            MoEConfig changed = config;
+            changed.moe_router_padding_for_quantization = padding;
+            changed.moe_expert_capacity_factor = capacity;
+            changed.moe_pad_expert_input_to_capacity = pad;
+            return distributed::cuda_sync_point(changed, *groups);
+        };
+        EXPECT_EQ(point(false, {}, false), "before_ep_alltoall");
+        EXPECT_EQ(point(true, {}, false), "before_permutation_1");
+        EXPECT_EQ(point(false, 1.0, false), "before_permutation_1");
+        EXPECT_EQ(point(false, 1.0, true), "no_sync");
+    });
 }
 
 std::string case_name(const testing::TestParamInfo<DispatcherAndSupplier>& info) {
