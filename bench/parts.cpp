@@ -349,6 +349,8 @@ class LayerPart : public Part {
 
 std::vector<std::string> part_names(const MoEConfig& config) {
     std::vector<std::string> names = {"router", "dispatcher", "experts"};
+    // It is given the reference's rows, and a tier may have those that pad elsewhere
+    if (config.moe_router_padding_for_quantization) std::erase(names, "dispatcher");
     if (config.shared_ffn() > 0) names.push_back("shared_experts");
     names.push_back("layer");
     return names;

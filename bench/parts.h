@@ -37,6 +37,7 @@ class Part {
 };
 
 /// Names of the parts that a config has, in the order of the layer; "layer" is the last.
+/// The dispatcher is none where rows are padded for quantization.
 std::vector<std::string> part_names(const MoEConfig& config);
 
 /// `spec` says who supplies each component; a component's part looks at its own alone.

@@ -352,6 +352,9 @@ TEST_F(CliTest, BenchNamesWrongValues) {
         IsBadInput(kSmall + "--routing even", {"--routing = even: ", "balanced"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--component gpu",
                            {"--component = gpu: ", "router, dispatcher, experts"}));
+    EXPECT_TRUE(IsBadInput(kSmall + "--moe-router-padding-for-quantization "
+                                    "--component dispatcher",
+                           {"--component = dispatcher: ", "router, experts"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--pass twice", {"--pass = twice: ", "both"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--seconds 0", {"--seconds = 0: "}));
     EXPECT_TRUE(IsBadInput(kSmall + "--seq-length 4", {"--tokens = 9: ", "left out"}));
