@@ -1,6 +1,7 @@
 // The layer in a stream of its own, which nothing else waits for: all of its work goes
 // there, and where streams hold their work back, what goes elsewhere never runs.
 
+#include "core/buffer_pool.h"
 #include "core/moe_layer.h"
 #include "core/parameters.h"
 #include "core/transfer.h"
@@ -50,29 +51,33 @@ class LayerStream : public testing::TestWithParam<StreamCase> {
     struct Results {
         TensorMap tensors;
         LateLosses losses;
+
+        void bring_to_host() {
+            for (auto& [name, tensor] : tensors)
+                tensor = transfer(tensor, {MemorySpace::host, tensor.dtype()});
+        }
     };
     /// All of it, from the parameters on, in the current stream.
     Results run() const {
         MoELayer layer(config_, GetParam().spec, random_parameters(config_, 1));
         const Placement device = {MemorySpace::device, DType::bf16};
+        const Tensor hidden = transfer(hidden_, device), mask = transfer(mask_, device),
+                     doutput = transfer(doutput_, device);
         const RunContext context{.main_loss_backward_scale = 0.5};
         Results results;
         for (int step = 0; step < 2; ++step) {
-            auto forward = layer.forward(transfer(hidden_, device),
-                                         transfer(mask_, device), context);
-            auto gradients =
-                layer.backward(transfer(doutput_, device), forward.saved, context);
-            const Placement host = {MemorySpace::host, DType::bf16};
-            results.tensors = gradients.parameters;
+            auto forward = layer.forward(hidden, mask, context);
+            auto gradients = layer.backward(doutput, forward.saved, context);
+            results = {gradients.parameters, forward.losses};
             results.tensors["output"] = forward.output;
             results.tensors["hidden_states"] = gradients.hidden_states;
             results.tensors["expert_bias"] = layer.update_expert_bias();
-            for (auto& [name, tensor] : results.tensors) tensor = transfer(tensor, host);
-            results.losses = forward.losses;
         }
         return results;
     }
     Results run_in_a_stream() const {
+        BufferPool pool;  // no cudaFree(), which would wait for all streams
+        const BufferPool::Scope scope(pool);
         const gpu::Stream stream;
         Results results;
         {
@@ -80,6 +85,8 @@ class LayerStream : public testing::TestWithParam<StreamCase> {
             results = run();
         }
         results.losses = results.losses.read();  // in the stream of the forward
+        const gpu::StreamGuard guard(stream.get());
+        results.bring_to_host();
         return results;
     }
     static void expect_same(const Results& got, const Results& expected) {
