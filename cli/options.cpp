@@ -273,12 +273,13 @@ void add_rung_flag(Command& command) {
             const std::int64_t rung = parse_integer("--grouped-gemm-rung", text);
             if (rung < 1 || rung > int(optimized::kHighestRung))
                 reject("--grouped-gemm-rung", rung,
-                       "must be 1 (1_mma_sync), 2 (2_tma_wgmma) or 3 "
-                       "(3_warp_specialized)");
+                       "must be 1 (1_mma_sync), 2 (2_tma_wgmma), 3 "
+                       "(3_warp_specialized) or 4 (4_scheduler_and_epilogue)");
             optimized::set_rung(static_cast<optimized::Rung>(rung));
         },
-        "Products of optimized_gpu: 1 (mma.sync), 2 (TMA, wgmma) or 3 (and warps that "
-        "load); default: the highest that device and widths allow");
+        "Products of optimized_gpu: 1 (mma.sync), 2 (TMA, wgmma), 3 (and warps that "
+        "load) or 4 (and pairs of blocks, TMA stores); default: the highest that device "
+        "and widths allow");
 }
 
 std::string refusal(const Tier& tier, const MoEConfig& config) {

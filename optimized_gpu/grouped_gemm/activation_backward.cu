@@ -82,6 +82,8 @@ ActivationGradients run(BackwardProblem<H> problem, cudaStream_t stream,
         case Rung::tma_wgmma: tma_wgmma_activation_backward(problem, stream); break;
         case Rung::warp_specialized:
             warp_specialized_activation_backward(problem, stream);
+            break;
+        case Rung::scheduler_and_epilogue: scheduled_activation_backward(problem, stream);
     }
     if (tiles > 1)
         gpu::launch("sum_parts_kernel", sum_parts_kernel,

@@ -11,10 +11,15 @@ namespace moe::optimized {
 
 /// Tiles of what the epilogue reads and writes.
 struct BackwardTiles {
-    alignas(128)
+    alignas(1024)
         __nv_bfloat16 gate[kLines * kLines];  ///< of h, then of dh; not gated: all
-    alignas(128) __nv_bfloat16 up[kLines * kLines];
-    alignas(128) __nv_bfloat16 a[kLines * kLines];
+    alignas(1024) __nv_bfloat16 up[kLines * kLines];
+    alignas(1024) __nv_bfloat16 a[kLines * kLines];
+
+    /// Where a chunk of a tile lies, in elements.
+    __device__ static int at(int row, int chunk) {
+        return chunk_at<Along::lines>(row, chunk);
+    }
 };
 /// Tiles of the operands and, once those are multiplied, the epilogue's.
 /// @tparam Operands  of a rung, MmaSyncSmem or TmaWgmmaSmem
@@ -50,6 +55,9 @@ void tma_wgmma_activation_backward(const BackwardProblem<H>& problem,
 template <typename H>
 void warp_specialized_activation_backward(const BackwardProblem<H>& problem,
                                           cudaStream_t stream);
+template <typename H>
+void scheduled_activation_backward(const BackwardProblem<H>& problem,
+                                   cudaStream_t stream);
 
 /// A block's part of h, dh and a: it starts at this row of all, this column of a.
 struct BlockPart {
@@ -96,11 +104,11 @@ __device__ inline float2 pair_of_h(const __nv_bfloat16*, const BackwardProblem<f
 
 /// One pair of the thread's sums: dh and a of it go to shared memory.
 /// @return its part of dp
-template <bool kGated, typename H>
-__device__ float backward_pair(BackwardTiles& tiles, const BackwardProblem<H>& p,
+template <bool kGated, typename Tiles, typename H>
+__device__ float backward_pair(Tiles& tiles, const BackwardProblem<H>& p,
                                const BlockPart& part, int row, int column, float2 da,
                                float prob) {
-    const int at = chunk_at<Along::lines>(row, column / kChunk) + column % kChunk;
+    const int at = Tiles::at(row, column / kChunk) + column % kChunk;
     const auto set = [&](__nv_bfloat16* tile, float x, float y) {
         *reinterpret_cast<__nv_bfloat162*>(tile + at) = __floats2bfloat162_rn(x, y);
     };
@@ -123,9 +131,10 @@ __device__ float backward_pair(BackwardTiles& tiles, const BackwardProblem<H>& p
 }
 
 /// All of the thread's sums, da'; what a warp's columns add to dp as well.
-template <bool kGated, int kRowBlocks, int kColumnBlocks, int kAcross, typename H>
-__device__ void backward_tile(const WarpSums<kRowBlocks, kColumnBlocks>& da,
-                              BackwardTiles& tiles, float (&row_sums)[kAcross][kLines],
+template <bool kGated, int kRowBlocks, int kColumnBlocks, typename Tiles, int kAcross,
+          typename H>
+__device__ void backward_tile(const WarpSums<kRowBlocks, kColumnBlocks>& da, Tiles& tiles,
+                              float (&row_sums)[kAcross][kLines],
                               const BackwardProblem<H>& p, const BlockPart& part) {
     using Part = WarpPart<kRowBlocks, kColumnBlocks>;
     static_assert(kAcross == Part::kAcross);

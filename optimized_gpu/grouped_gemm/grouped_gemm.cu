@@ -29,7 +29,10 @@ Tensor multiply_rows(RowsProblem<Y> problem, Rung rung, cudaStream_t stream,
     switch (rung) {
         case Rung::mma_sync: mma_sync_rows<kWeight>(problem, stream); break;
         case Rung::tma_wgmma: tma_wgmma_rows<kWeight>(problem, stream); break;
-        case Rung::warp_specialized: warp_specialized_rows<kWeight>(problem, stream);
+        case Rung::warp_specialized:
+            warp_specialized_rows<kWeight>(problem, stream);
+            break;
+        case Rung::scheduler_and_epilogue: scheduled_rows<kWeight>(problem, stream);
     }
     return y;
 }
@@ -72,7 +75,8 @@ Tensor backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor&
     switch (chosen_rung({out, in})) {
         case Rung::mma_sync: mma_sync_weight(problem, stream); break;
         case Rung::tma_wgmma: tma_wgmma_weight(problem, stream); break;
-        case Rung::warp_specialized: warp_specialized_weight(problem, stream);
+        case Rung::warp_specialized: warp_specialized_weight(problem, stream); break;
+        case Rung::scheduler_and_epilogue: scheduled_weight(problem, stream);
     }
     return dweight;
 }

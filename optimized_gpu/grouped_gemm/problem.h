@@ -74,5 +74,9 @@ template <Along kWeight, typename Y>
 void warp_specialized_rows(const RowsProblem<Y>& problem, cudaStream_t stream);
 template <typename Y>
 void warp_specialized_weight(const WeightProblem<Y>& problem, cudaStream_t stream);
+template <Along kWeight, typename Y>
+void scheduled_rows(const RowsProblem<Y>& problem, cudaStream_t stream);
+template <typename Y>
+void scheduled_weight(const WeightProblem<Y>& problem, cudaStream_t stream);
 
 }  // namespace moe::optimized

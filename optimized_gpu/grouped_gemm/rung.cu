@@ -34,6 +34,7 @@ std::string to_string(Rung rung) {
         case Rung::mma_sync: return "1_mma_sync";
         case Rung::tma_wgmma: return "2_tma_wgmma";
         case Rung::warp_specialized: return "3_warp_specialized";
+        case Rung::scheduler_and_epilogue: return "4_scheduler_and_epilogue";
     }
     return {};
 }

@@ -13,11 +13,12 @@ namespace moe::optimized {
 enum class Rung {
     mma_sync = 1,   ///< cp.async and mma.sync: sm_80, any widths
     tma_wgmma = 2,  ///< TMA, mbarriers and wgmma: sm_90a, rows of a multiple of 16 bytes
-    warp_specialized = 3  ///< blocks that stay, warps that load: as the second
+    warp_specialized = 3,       ///< blocks that stay, warps that load: as the second
+    scheduler_and_epilogue = 4  ///< pairs of blocks, an order for the cache, TMA stores
 };
-inline constexpr Rung kHighestRung = Rung::warp_specialized;
+inline constexpr Rung kHighestRung = Rung::scheduler_and_epilogue;
 
-/// "1_mma_sync", "2_tma_wgmma", "3_warp_specialized".
+/// "1_mma_sync", "2_tma_wgmma", "3_warp_specialized", "4_scheduler_and_epilogue".
 std::string to_string(Rung rung);
 
 /// The highest rung, or that of set_rung(), where the device and the widths allow it;

@@ -59,7 +59,10 @@ UpProjection run(UpProblem<H> problem, cudaStream_t stream, const UpProjection& 
     switch (chosen_rung({problem.depth})) {
         case Rung::mma_sync: mma_sync_up_projection(problem, stream); break;
         case Rung::tma_wgmma: tma_wgmma_up_projection(problem, stream); break;
-        case Rung::warp_specialized: warp_specialized_up_projection(problem, stream);
+        case Rung::warp_specialized:
+            warp_specialized_up_projection(problem, stream);
+            break;
+        case Rung::scheduler_and_epilogue: scheduled_up_projection(problem, stream);
     }
     return made;
 }

@@ -27,6 +27,8 @@ template <typename H>
 void tma_wgmma_up_projection(const UpProblem<H>& problem, cudaStream_t stream);
 template <typename H>
 void warp_specialized_up_projection(const UpProblem<H>& problem, cudaStream_t stream);
+template <typename H>
+void scheduled_up_projection(const UpProblem<H>& problem, cudaStream_t stream);
 
 /// A block's tile. Its lines are columns of h; of a gated unit each warp has some gates
 /// and then what they gate, see gated_row().

@@ -5,6 +5,8 @@
 /// the next: while the consumers store a tile, the first stages of the next one arrive.
 #pragma once
 
+#include <algorithm>
+
 #include "optimized_gpu/grouped_gemm/boxes.h"
 #include "optimized_gpu/grouped_gemm/schedule.h"
 #include "optimized_gpu/grouped_gemm/sums.h"
@@ -48,65 +50,71 @@ struct TileWork {
     int lines;  ///< of A that are there, from the tile's first on
 
     __device__ int steps() const { return (depth + kDepth - 1) / kDepth; }
+    __device__ bool gathers() const { return a.gathers() || b.gathers(); }
 };
 
-/// Readies the barriers. All threads; ends with a barrier of the block.
+/// Readies the barriers. All threads; a barrier must follow.
+/// @param readers  warps that give a stage back
 template <int kBoxes>
-__device__ void begin_ring(Ring<kBoxes>& ring, bool gathers) {
-    if (threadIdx.x == 0) {
+__device__ void begin_ring(Ring<kBoxes>& ring, bool gathers, int readers) {
+    if (threadIdx.x != 0) return;
 #pragma unroll
-        for (int stage = 0; stage < kRingStages; ++stage) {
-            ptx::mbarrier_init(&ring.full[stage], 1 + (gathers ? kProducers : 0));
-            ptx::mbarrier_init(&ring.empty[stage], kWarps);
-        }
-        ptx::fence_mbarrier_init();
+    for (int stage = 0; stage < kRingStages; ++stage) {
+        ptx::mbarrier_init(&ring.full[stage], 1 + (gathers ? kProducers : 0));
+        ptx::mbarrier_init(&ring.empty[stage], readers);
     }
-    __syncthreads();
+    ptx::fence_mbarrier_init();
 }
 
 // ---------------------------------------------------------------------------- producer
+/// Asks TMA for what is not gathered of a stage. One thread.
+struct AskForTile {
+    template <Along kA, Along kB, int kBoxes>
+    __device__ void ask(Ring<kBoxes>& ring, int stage, const TileWork& work,
+                        int step) const {
+        std::uint64_t* const full = &ring.full[stage];
+        ptx::mbarrier_arrive_expect_tx(
+            full,
+            ((work.a.gathers() ? 0 : 2) + (work.b.gathers() ? 0 : kBoxes)) * kBoxBytes);
+        if (!work.b.gathers()) load_by_tma<kB, kBoxes>(ring.b[stage], work.b, step, full);
+        if (!work.a.gathers()) load_by_tma<kA, 2>(ring.a[stage], work.a, step, full);
+    }
+};
+
 /// Loads all stages of a tile. @param thread  of the producers
-template <Along kA, Along kB, int kBoxes>
+template <Along kA, Along kB, int kBoxes, typename Ask>
 __device__ void load_tiles(Ring<kBoxes>& ring, RingPlace& place, const TileWork& work,
-                           int thread) {
-    const bool gather_a = work.a.gathers(), gather_b = work.b.gathers();
-    const bool gathers = gather_a || gather_b;
-    if (!gathers && thread != 0) return;
+                           int thread, const Ask& ask) {
+    if (!work.gathers() && thread != 0) return;
     GatheredRows<kA, 2, kProducers> a_rows;
     // A row that is gathered keeps its place while the depth goes on.
-    if (kA == Along::depth && gather_a) a_rows.find(work.a, 0, thread);
+    if (kA == Along::depth && work.a.gathers()) a_rows.find(work.a, 0, thread);
     for (int step = 0; step < work.steps(); ++step, place.advance()) {
-        std::uint64_t* const full = &ring.full[place.stage];
         ptx::mbarrier_wait(&ring.empty[place.stage], place.phase ^ 1);
-        if (thread == 0) {
-            ptx::mbarrier_arrive_expect_tx(
-                full, ((gather_a ? 0 : 2) + (gather_b ? 0 : kBoxes)) * kBoxBytes);
-            if (!gather_b)
-                load_by_tma<kB, kBoxes>(ring.b[place.stage], work.b, step, full);
-            if (!gather_a) load_by_tma<kA, 2>(ring.a[place.stage], work.a, step, full);
-        }
-        if (gather_a) {
+        if (thread == 0) ask.template ask<kA, kB>(ring, place.stage, work, step);
+        if (work.a.gathers()) {
             if (kA == Along::lines) a_rows.find(work.a, step, thread);
             a_rows.copy(ring.a[place.stage], work.a, step, thread);
         }
         // Of weights nothing is gathered, and they alone may lie the other way than A.
         if constexpr (kA == Along::lines)
-            if (gather_b) {
+            if (work.b.gathers()) {
                 GatheredRows<kB, kBoxes, kProducers> b_rows;
                 b_rows.find(work.b, step, thread);
                 b_rows.copy(ring.b[place.stage], work.b, step, thread);
             }
-        if (gathers) ptx::cp_async_mbarrier_arrive_noinc(full);
+        if (work.gathers()) ptx::cp_async_mbarrier_arrive_noinc(&ring.full[place.stage]);
     }
 }
 
 // --------------------------------------------------------------------------- consumers
 /// The warp reads a stage no longer.
-template <int kBoxes>
-__device__ void release(Ring<kBoxes>& ring, int stage) {
-    __syncwarp();
-    if (lane_index() == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
-}
+struct Release {
+    __device__ void operator()(std::uint64_t* empty) const {
+        __syncwarp();
+        if (lane_index() == 0) ptx::mbarrier_arrive(empty);
+    }
+};
 
 /// Until a stage is filled, and wgmma may read it.
 template <Along kA, int kBoxes>
@@ -114,7 +122,7 @@ __device__ void wait_full(Ring<kBoxes>& ring, const RingPlace& place,
                           const TileWork& work, int step) {
     ptx::mbarrier_wait(&ring.full[place.stage], place.phase);
     // TUTORIAL: cp.async writes as threads do, wgmma reads by the asynchronous proxy.
-    if (work.a.gathers() || work.b.gathers()) ptx::fence_proxy_async();
+    if (work.gathers()) ptx::fence_proxy_async();
     if constexpr (kA == Along::lines) {
         // As on the second rung: TMA knows no group's end. Each consumer warpgroup clears
         // its own box of A, and half of those of B.
@@ -133,16 +141,17 @@ __device__ void wait_full(Ring<kBoxes>& ring, const RingPlace& place,
 // for, the one before it is waited for, and its stage given back: two stages are then the
 // consumers', and two may be filled.
 /// sums = A B over the whole depth. Consumers.
-template <Along kA, Along kB, int kBoxes>
+template <Along kA, Along kB, int kBoxes, typename Release>
 __device__ void multiply_tiles(WarpSums<1, 8 * kBoxes>& sums, Ring<kBoxes>& ring,
-                               RingPlace& place, const TileWork& work) {
+                               RingPlace& place, const TileWork& work,
+                               const Release& release) {
     constexpr int kColumns = kBoxes * kBoxLines;
     const int group = int(threadIdx.x) / 128;
     set_zero(sums);
     if (group * kBoxLines >= work.lines) {  // past the last row: nothing to multiply
         for (int step = 0; step < work.steps(); ++step, place.advance()) {
             wait_full<kA>(ring, place, work, step);
-            release(ring, place.stage);
+            release(&ring.empty[place.stage]);
         }
         return;
     }
@@ -154,12 +163,12 @@ __device__ void multiply_tiles(WarpSums<1, 8 * kBoxes>& sums, Ring<kBoxes>& ring
         multiply_boxes<kA, kB, kColumns>(flat, ring.a[place.stage][group],
                                          ring.b[place.stage][0]);
         ptx::wgmma_wait<1>();
-        if (step > 0) release(ring, before);
+        if (step > 0) release(&ring.empty[before]);
         before = place.stage;
     }
     ptx::wgmma_wait<0>();
     ptx::wgmma_fence_registers(flat);
-    if (work.steps() > 0) release(ring, before);
+    if (work.steps() > 0) release(&ring.empty[before]);
 }
 
 // ------------------------------------------------------------------------------- block
@@ -167,15 +176,16 @@ __device__ void multiply_tiles(WarpSums<1, 8 * kBoxes>& sums, Ring<kBoxes>& ring
 // tells anybody: producer and consumers find the same tile by themselves.
 /// Makes the block's tiles of a product, which has
 ///     a type Tile and a constant kBoxes; Along kA, kB;
+///     bool gathers()                 some rows are gathered
 ///     bool find(int number, Tile&)   all lanes of a warp; false: there are fewer
 ///     TileWork work(const Tile&)
 ///     void begin(const Tile&)        consumers, before they multiply
 ///     void finish(WarpSums<1, 8 kBoxes>&, const Tile&)   each consumer warp
-/// @param gathers  some rows are gathered
 template <typename Product>
-__device__ void run_warp_specialized(Ring<Product::kBoxes>& ring, const Product& product,
-                                     bool gathers) {
-    begin_ring(ring, gathers);
+__device__ void run_warp_specialized(Ring<Product::kBoxes>& ring, Product product) {
+    const bool gathers = product.gathers();
+    begin_ring(ring, gathers, kWarps);
+    __syncthreads();
     RingPlace place;
     typename Product::Tile tile;
     if (threadIdx.x >= kThreads) {
@@ -184,7 +194,8 @@ __device__ void run_warp_specialized(Ring<Product::kBoxes>& ring, const Product&
         if (!gathers && thread >= kLanes) return;  // one thread asks TMA
         for (int number = int(blockIdx.x); product.find(number, tile);
              number += int(gridDim.x))
-            load_tiles<Product::kA, Product::kB>(ring, place, product.work(tile), thread);
+            load_tiles<Product::kA, Product::kB>(ring, place, product.work(tile), thread,
+                                                 AskForTile());
         if (gathers) ptx::cp_async_wait<0>();
     } else {
         ptx::setmaxnreg_inc<kConsumerRegisters>();
@@ -193,28 +204,18 @@ __device__ void run_warp_specialized(Ring<Product::kBoxes>& ring, const Product&
             WarpSums<1, 8 * Product::kBoxes> sums;
             product.begin(tile);
             multiply_tiles<Product::kA, Product::kB>(sums, ring, place,
-                                                     product.work(tile));
+                                                     product.work(tile), Release());
             product.finish(sums, tile);
         }
     }
 }
 
-/// A tile of rows of a group, and of columns.
-struct RowsTile {
-    GroupTile rows;
-    int column;  ///< number of the tile of columns
-    __device__ int first_row() const { return rows.first_row + rows.tile * kLines; }
-    __device__ int rows_left() const { return rows.rows - rows.tile * kLines; }
-};
-/// Tile `number` of those of all groups, tiles of columns side by side. All lanes.
-__device__ inline bool find_rows_tile(const int* offsets, int groups, int across,
-                                      int number, RowsTile& tile) {
-    tile.rows = find_tile(offsets, groups, number / across, kLines);
-    tile.column = number % across;
-    return tile.rows.group >= 0;
-}
+/// Of the device.
+unsigned multiprocessors();
 
-/// As many blocks as the device has multiprocessors, or fewer tiles.
-unsigned persistent_blocks(std::int64_t tiles);
+/// As many blocks as there are multiprocessors, or fewer tiles.
+inline unsigned persistent_blocks(std::int64_t tiles) {
+    return unsigned(std::min<std::int64_t>(tiles, multiprocessors()));
+}
 
 }  // namespace moe::optimized

@@ -10,11 +10,6 @@ namespace moe::optimized {
 inline constexpr int kSlice = 64;  ///< columns that a warp stages at a time
 inline constexpr int kSliceElements = 16 * kSlice;
 
-/// Slices of all consumer warps.
-struct SliceStaging {
-    alignas(1024) __nv_bfloat16 slices[kWarps][kSliceElements];
-};
-
 /// Puts columns [64 slice, 64 slice + 64) of the warp's 16 rows into shared memory,
 /// swizzled as boxes are. All lanes; ends with a barrier of the warp.
 /// @param slice  a constant once loops are unrolled
@@ -95,21 +90,48 @@ __device__ void store_slice(__nv_bfloat16*, const WarpSums<1, kColumnBlocks>& su
     }
 }
 
-/// How the third rung stores a tile.
-struct WarpStore {
-    SliceStaging& staging;
+/// Where a tile lies in the map of a result (rows, parts, width), see result_map().
+struct ResultPlace {
+    const CUtensorMap* map;  ///< null: not for TMA
+    int column, part, row;
+};
 
-    /// @param to  the block's tile
+/// How the third rung stores a slice.
+struct WarpStore {
+    __nv_bfloat16* staged;  ///< kSliceElements of the warp
+
+    /// @param to  the slice, from the warp's first row on
     template <int kColumnBlocks, typename Y>
-    __device__ void operator()(const WarpSums<1, kColumnBlocks>& sums,
-                               const Target<Y>& to) const {
-        const int row = 16 * warp_index();
-#pragma unroll
-        for (int slice = 0; slice < kColumnBlocks * 8 / kSlice; ++slice)
-            store_slice(staging.slices[warp_index()], sums, slice,
-                        Target<Y>{to.data + row * to.width + slice * kSlice, to.width,
-                                  to.rows - row, to.columns - slice * kSlice});
+    __device__ void slice(const WarpSums<1, kColumnBlocks>& sums, int slice,
+                          const Target<Y>& to, const ResultPlace&) {
+        store_slice(staged, sums, slice, to);
+    }
+    __device__ void end() {}
+};
+
+/// Room for one slice of each consumer warp.
+struct SliceStaging {
+    alignas(1024) __nv_bfloat16 slices[kWarps][kSliceElements];
+
+    /// The thread's, which producers do not use.
+    __device__ WarpStore store() {
+        return {slices[threadIdx.x < kThreads ? warp_index() : 0]};
     }
 };
+
+/// Stores the warp's rows of a tile, slice by slice.
+/// @param to, place  of the block's tile
+template <typename Store, int kColumnBlocks, typename Y>
+__device__ void store_slices(Store& store, const WarpSums<1, kColumnBlocks>& sums,
+                             const Target<Y>& to, const ResultPlace& place) {
+    const int row = 16 * warp_index();
+#pragma unroll
+    for (int slice = 0; slice < kColumnBlocks * 8 / kSlice; ++slice)
+        store.slice(
+            sums, slice,
+            Target<Y>{to.data + row * to.width + slice * kSlice, to.width, to.rows - row,
+                      to.columns - slice * kSlice},
+            {place.map, place.column + slice * kSlice, place.part, place.row + row});
+}
 
 }  // namespace moe::optimized

@@ -63,8 +63,8 @@ TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     EXPECT_TRUE(rejects("--threads x", {"--threads"}));
     EXPECT_TRUE(rejects("--grouped-gemm-rung 0",
                         {"--grouped-gemm-rung = 0: ", "1 (1_mma_sync)"}));
-    EXPECT_TRUE(rejects("--grouped-gemm-rung 4",
-                        {"--grouped-gemm-rung = 4: ", "or 3 (3_warp_specialized)"}));
+    EXPECT_TRUE(rejects("--grouped-gemm-rung 5", {"--grouped-gemm-rung = 5: ",
+                                                  "or 4 (4_scheduler_and_epilogue)"}));
 }
 
 // What does not fit into 64 bits must not become another seed.

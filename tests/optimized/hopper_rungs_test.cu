@@ -24,7 +24,8 @@ class OptimizedHopperRungs : public testing::TestWithParam<Rung> {
 };
 
 INSTANTIATE_TEST_SUITE_P(Ladder, OptimizedHopperRungs,
-                         testing::Values(Rung::tma_wgmma, Rung::warp_specialized),
+                         testing::Values(Rung::tma_wgmma, Rung::warp_specialized,
+                                         Rung::scheduler_and_epilogue),
                          [](const auto& rung) { return "Rung" + to_string(rung.param); });
 
 /// A device of so many multiprocessors while it lives: blocks that stay take many tiles.
@@ -69,6 +70,45 @@ TEST_P(OptimizedHopperRungs, Forward) {
     expect_forward({{2, 130}, 33, 64}, DType::bf16);  // a width of y that TMA could not
 }
 
+/// Nine tiles of rows and two of columns, in bands where a rung has them; groups before
+/// and after, so that numbers of tiles and of bands differ.
+TEST_P(OptimizedHopperRungs, EveryTileIsMadeOnce) {
+    for (const int multiprocessors : {1, 7}) {
+        const MultiprocessorsGuard guard(multiprocessors);
+        expect_forward({{3, 1100, 0, 260}, 264, 8}, DType::bf16);
+    }
+    expect_weight_gradient({{3, 0, 5}, 264, 520}, DType::bf16, {});
+}
+
+/// What is summed is not exact here, so that another order would show.
+TEST_P(OptimizedHopperRungs, EachRunGivesTheSameBits) {
+    const GroupedRows p = {{130, 0, 67}, 72, 200, 0};
+    const auto fine = [](Matrix m) {
+        for (float& value : m.values) value *= 0.3f;
+        return m;
+    };
+    const Tensor x = fine(p.rows_of(p.in, 3)).on_device();
+    const Tensor weight = fine(p.weight()).on_device(DType::bf16, {3, p.out, p.in});
+    const auto results = [&] {
+        const Tensor y = linear_forward(x, weight, {}, {}, p.groups(), DType::f32);
+        const auto up =
+            linear_forward_activation(x, weight, {}, {}, {}, p.groups(), {}, DType::f32);
+        const Tensor dy = transfer(y, {MemorySpace::device, DType::bf16});
+        std::vector<std::vector<float>> all = {
+            on_host(y), on_host(up.h), on_host(up.a),
+            on_host(linear_backward_input(dy, weight, p.groups())),
+            on_host(linear_backward_weight(dy, {}, x, {}, p.groups(), DType::f32))};
+        const auto back = linear_backward_activation(
+            x, fine(Matrix(3 * p.in, p.out, 5)).on_device(DType::bf16, {3, p.in, p.out}),
+            fine(Matrix(p.rows(), 2 * p.out, 9)).on_device(), {}, {}, p.groups(), {});
+        for (const Tensor& t : {back.dh, back.a, back.dp}) all.push_back(on_host(t));
+        return all;
+    };
+    const auto first = results();
+    const MultiprocessorsGuard one(1);
+    EXPECT_EQ(results(), first);
+}
+
 TEST_P(OptimizedHopperRungs, ForwardGathersRowsAndAddsAScaledBias) {
     expect_gathered_forward({{4, 0, 131}, 80, 72});
     expect_gathered_forward({{127, 129}, 136, 328});
@@ -104,6 +144,7 @@ TEST_P(OptimizedHopperRungs, UpProjectionTakesTheActivationOfItsSums) {
                 expect_up_projection(p, {ActivationFunction::silu, gated}, dtype);
     expect_up_projection({{2, 4}, 48, 16}, {ActivationFunction::quick_gelu, true, 1, 3},
                          DType::bf16, true);
+    expect_up_projection({{15}, 64, 8}, {}, DType::bf16);  // of a warp all rows but one
 }
 
 TEST_P(OptimizedHopperRungs, ActivationBackward) {
@@ -130,11 +171,15 @@ TEST_P(OptimizedHopperRungs, WidthsThatTmaCannotReachTakeTheFirstRung) {
 }
 
 /// Nine steps: each stage is filled a third time, so that its phases come round. One
-/// multiprocessor: blocks that stay have all tiles, of which some end in mid-ring.
+/// multiprocessor: blocks that stay have all tiles, of which some end in mid-ring. Of the
+/// pairs of tiles one shares its weights, one has two experts', one is half a pair.
 TEST_P(OptimizedHopperRungs, InEveryOrderOfThreadsAndCopies) {
     const MultiprocessorsGuard one(1);
     in_every_mode([] {
-        expect_forward({{2, 130}, 24, 520}, DType::bf16);
+        expect_forward({{130, 2, 1}, 24, 520}, DType::bf16);
+        expect_forward({{40, 7}, 200, 8}, DType::bf16);  // warps store four slices
+        // A warp stores whole rows, then ragged ones, then whole ones again.
+        expect_forward({{16, 16, 3, 3, 16, 16}, 24, 8}, DType::bf16);
         expect_gathered_forward({{3}, 24, 520});
         expect_backward_input({{5}, 520, 40});
     });
@@ -152,8 +197,9 @@ TEST_P(OptimizedHopperRungs, WeightGradientsInEveryOrderOfThreadsAndCopies) {
 TEST_P(OptimizedHopperRungs, ActivationsInEveryOrderOfThreadsAndCopies) {
     const MultiprocessorsGuard one(1);
     in_every_mode([] {
-        expect_up_projection({{5}, 64, 328}, {}, DType::bf16);
+        expect_up_projection({{17}, 64, 328}, {}, DType::bf16);
         expect_backward({{{5}, 328, 72}});
+        expect_backward({{{21, 18, 16, 20}, 72, 72}});  // tiles take each other's place
     });
 }
 
@@ -164,7 +210,8 @@ TEST(OptimizedRung, TheHighestThatWidthsAllow) {
     EXPECT_EQ(chosen_rung({8, 72}), here(optimized::kHighestRung));
     EXPECT_EQ(chosen_rung({8, 68}), Rung::mma_sync);
     EXPECT_EQ(chosen_rung({0}), Rung::mma_sync);
-    for (const Rung rung : {Rung::mma_sync, Rung::tma_wgmma, Rung::warp_specialized}) {
+    for (const Rung rung : {Rung::mma_sync, Rung::tma_wgmma, Rung::warp_specialized,
+                            Rung::scheduler_and_epilogue}) {
         const RungGuard guard(rung);
         EXPECT_EQ(chosen_rung({64}), here(rung));
         EXPECT_EQ(chosen_rung({64, 4}), Rung::mma_sync);
