@@ -1,5 +1,7 @@
 #include <string_view>
 
+#include "cli/commands.h"
+#include "cli/start.h"
 #include "tests/failures.h"
 #include "tests/support.h"
 
@@ -16,6 +18,10 @@ class SkipWithoutDevice : public testing::EmptyTestEventListener {
 }  // namespace
 
 int main(int argc, char** argv) {
+    if (argc > 1 && std::string_view(argv[1]) == "--moe") {  // see as_moe.cpp
+        moe::start(argv);
+        return moe::run_program({argv + 2, argv + argc});
+    }
     // The executor's threads do not survive a fork, so each death test starts afresh.
     GTEST_FLAG_SET(death_test_style, "threadsafe");
     testing::InitGoogleTest(&argc, argv);

@@ -48,7 +48,7 @@ Words& append(Words& words, const Words& more) {
 
 /// This program with these words.
 Words moe_with(const Words& words) {
-    Words result = {own_program()};
+    Words result = {moe_program()};
     return append(result, words);
 }
 
