@@ -74,6 +74,7 @@ class TierFloors {
         : floors_(config, profile.sizes, formats(config, profile, dense)),
           rows_(!dense && config.moe_permute_fusion ? Floors::Rows::gathered
                                                     : Floors::Rows::dispatched),
+          fuses_losses_(!dense && config.moe_router_fusion),
           fuses_dh_(std::any_of(
               profile.steps.begin(), profile.steps.end(),
               [](const StepProfile& step) { return step.steps == kFusedDh; })) {}
@@ -82,6 +83,7 @@ class TierFloors {
         const bool gathers = rows_ == Floors::Rows::gathered;
         if (steps == Steps(Step::fc1, Step::activation))
             return floors_.fc1_and_activation(rows_);
+        if (steps == Step::auxiliary_losses && fuses_losses_) return {};  // ③ read all
         if (steps == kFusedDh) return floors_.experts_dh(rows_);
         if (steps == Step::fc2_backward && fuses_dh_) return floors_.experts_dw2(rows_);
         if (steps == Step::fc1_backward && gathers)
@@ -103,7 +105,7 @@ class TierFloors {
 
     Floors floors_;
     Floors::Rows rows_;
-    bool fuses_dh_;
+    bool fuses_losses_, fuses_dh_;
 };
 
 }  // namespace
