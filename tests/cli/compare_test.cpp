@@ -144,6 +144,7 @@ TEST_F(CompareTest, ShowsWhatIsKeptForTheBackward) {
     // (24 + 2 24 + 2 3 16) numbers of a token, in 8 bytes and in 4; of a mix no formula
     EXPECT_TRUE(has(output, "TH + NH + 3NF + m = 1,344 + ")) << output.out;
     EXPECT_TRUE(has(output, "TH + NH + 3NF + m = 672 + ")) << output.out;
+    EXPECT_FALSE(has(output, " + -")) << "more is counted than activations";
 }
 
 TEST_F(CompareTest, CountsTheRowsThatCapacityDrops) {
