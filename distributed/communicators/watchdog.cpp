@@ -13,6 +13,20 @@ using std::chrono::milliseconds;
 constexpr milliseconds kPeriod{50};
 /// What a rank that left has sent is here by then.
 constexpr milliseconds kGrace{1000};
+/// What another rank died of is known by then. mpirun waits a second for those that it
+/// has sent SIGTERM, and then kills them.
+constexpr milliseconds kLastWords{500};
+
+volatile sig_atomic_t told_to_end = 0;
+
+struct sigaction take_sigterm() {
+    told_to_end = 0;
+    struct sigaction mine = {}, former = {};
+    mine.sa_handler = [](int) { told_to_end = 1; };
+    mine.sa_flags = SA_RESTART;
+    sigaction(SIGTERM, &mine, &former);
+    return former;
+}
 
 }  // namespace
 
@@ -23,11 +37,13 @@ Watchdog::Watchdog(std::shared_ptr<OpLedger> ledger,
       control_(std::move(control)),
       deadline_(deadline),
       transport_error_(std::move(transport_error)),
+      former_(take_sigterm()),
       thread_([this] { run(); }) {}
 
 Watchdog::~Watchdog() {
     stop_ = true;
     if (thread_.joinable()) thread_.join();
+    sigaction(SIGTERM, &former_, nullptr);
 }
 
 void Watchdog::abort(const std::string& reason) {
@@ -47,6 +63,7 @@ void Watchdog::run() {
     while (!stop_ && !everybody_knows_) {
         look_at_control();
         if (gave_up_) continue;
+        look_at_launcher();
         look_at_operation();
         if (const std::string error = transport_error_ ? transport_error_() : "";
             !error.empty())
@@ -70,6 +87,14 @@ void Watchdog::look_at_control() {
             everybody_knows_ = true;
             if (!gave_up_) end_process(news.text);
     }
+}
+
+void Watchdog::look_at_launcher() {
+    if (told_to_end == 0) return;
+    if (told_ == Clock::time_point{}) told_ = Clock::now();
+    if (Clock::now() - told_ < kLastWords) return;
+    sigaction(SIGTERM, &former_, nullptr);
+    raise(SIGTERM);
 }
 
 void Watchdog::wait_for_own_words() const {

@@ -3,6 +3,8 @@
 /// line and ends, whatever it waits in: a message, a kernel, a lock.
 #pragma once
 
+#include <signal.h>
+
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -21,7 +23,8 @@ inline constexpr int kExitRanksFailed = 70;
 /// Watches one process from a thread of its own. It ends the process, with _exit(), when
 /// another rank has died or given up, when an operation takes longer than its deadline,
 /// when a rank has left without an operation that this one is in, and when the transport
-/// reports an error.
+/// reports an error. A launcher that saw another rank die sends SIGTERM to the rest: the
+/// watchdog takes it, and ends the process when it has said why, or half a second later.
 class Watchdog {
   public:
     /// @param deadline         for one operation. An operation that has a deadline of its
@@ -44,6 +47,7 @@ class Watchdog {
     void run();
     void look_at_control();
     void look_at_operation();
+    void look_at_launcher();
     /// Outside an operation: perhaps the rank is just leaving one by the same error, and
     /// is about to say more of it than the watchdog knows.
     void wait_for_own_words() const;
@@ -56,6 +60,8 @@ class Watchdog {
     std::set<int> left_;                               // world ranks
     std::chrono::steady_clock::time_point last_left_;  // when the last of them went
     std::atomic<bool> gave_up_{false}, everybody_knows_{false}, stop_{false};
+    struct sigaction former_;                       // what SIGTERM did before
+    std::chrono::steady_clock::time_point told_{};  // by SIGTERM, to end
     std::thread thread_;  // last: it starts when all the others are there
 };
 
