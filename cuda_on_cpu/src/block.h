@@ -96,6 +96,8 @@ class Block {
     int barrier(Vote vote, int predicate, Site site);
     std::uint64_t warp_operation(const LaneOperation& operation, Site site);
     void yield();
+    /// The block's other threads go on until each has had a turn.
+    void let_others_run() { switch_on(); }
     void* shared_arena(std::size_t bytes, Site site);
     /// Notes a fault of the running CUDA thread; the first of a launch is told. Strings
     /// on a fiber's stack would leak when it is left for good: whoever noted a fault
@@ -155,6 +157,7 @@ class Block {
     struct Warp {
         unsigned live,
             waiting;  ///< lanes that have not exited; lanes at a warp operation
+        bool alike;   ///< those wait at one place for one operation with one mask
         LaneOperation lanes[kWarpSize];
     };
 
@@ -174,6 +177,7 @@ class Block {
     void complete_warp(Warp& warp, unsigned mask);
     void compute_lane(Warp& warp, int lane, unsigned mask);
     void complete_collective(Warp& warp, unsigned mask);
+    bool is_alike(const Warp& warp, const LaneOperation& operation, Site site) const;
     void check_mask(const Warp& warp, int lane, const LaneOperation& operation,
                     Site site);
     /// One entry per warp, state and place: where its threads are.

@@ -62,6 +62,7 @@ const char* name_of(const LaneOperation& operation) {
 std::uint64_t Block::warp_operation(const LaneOperation& operation, Site site) {
     const int thread = current_, lane = thread % kWarpSize;
     Warp& warp = warps_[thread / kWarpSize];
+    warp.alike = is_alike(warp, operation, site);
     check_mask(warp, lane, operation, site);
     if (faulted_) abandon();
     warp.lanes[lane] = operation;
@@ -80,6 +81,16 @@ void Block::collective(const Collective& what, void* operands, Site site) {
                    site);
 }
 
+/// Nearly always so: all else takes a look at every lane on every arrival.
+bool Block::is_alike(const Warp& warp, const LaneOperation& operation, Site site) const {
+    if (warp.waiting == 0) return true;
+    const int other = std::countr_zero(warp.waiting);
+    const LaneOperation& theirs = warp.lanes[other];
+    return warp.alike && theirs.mask == operation.mask && theirs.op == operation.op &&
+           theirs.collective == operation.collective &&
+           threads_[(current_ & ~(kWarpSize - 1)) + other].site == site;
+}
+
 /// What hardware leaves undefined is an error: a mask without its own lane, a width that
 /// is no power of two, and lanes of one mask that disagree.
 void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operation,
@@ -94,6 +105,7 @@ void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operatio
         !std::has_single_bit(unsigned(operation.width)))
         refuse(": width = " + std::to_string(operation.width) +
                ": must be a power of two up to 32");
+    if (warp.alike) return;
     const int first = current_ - lane;
     for (int other = 0; other < kWarpSize; ++other) {
         if (!(warp.waiting >> other & 1)) continue;
@@ -113,6 +125,9 @@ void Block::check_mask(const Warp& warp, int lane, const LaneOperation& operatio
 /// Completes every operation whose lanes, those still alive, have all arrived.
 void Block::try_warp(int index) {
     Warp& warp = warps_[index];
+    if (warp.alike && warp.waiting != 0 &&
+        warp.waiting != (warp.lanes[std::countr_zero(warp.waiting)].mask & warp.live))
+        return;
     for (unsigned pending = warp.waiting; pending != 0;) {
         const unsigned mask = warp.lanes[std::countr_zero(pending)].mask;
         const unsigned expected = mask & warp.live;

@@ -21,9 +21,9 @@ void AsyncProxy::begin(const Block& block) {
     swizzles_.assign(bytes_ / kLine + 1, 0);
 }
 
-void AsyncProxy::fence() {
-    // Every thread of an epilogue comes here, mostly to find nothing new: big steps
-    // first.
+void AsyncProxy::look() {
+    ++looks_;
+    // Most is as it was: big steps first.
     constexpr std::size_t kStep = 32 * kLine;
     const std::byte* arena = block_->arena();
     const auto is_new = [&](std::size_t at, std::size_t most) {

@@ -33,8 +33,15 @@ constexpr std::uint32_t swizzled(std::uint32_t position, Swizzle swizzle) {
 class AsyncProxy {
   public:
     void begin(const Block& block);
-    /// fence.proxy.async: what was stored so far becomes visible.
-    void fence();
+    /// fence.proxy.async: what was stored so far becomes visible. To find it takes a look
+    /// at all of shared memory, and one look serves every thread that has come so far: so
+    /// the others are let run first, who mostly come to their own fence.
+    template <typename LetOthersRun>
+    void fence(const LetOthersRun& let_others_run) {
+        const std::uint64_t looks = looks_;
+        let_others_run();
+        if (looks_ == looks) look();
+    }
     /// An asynchronous operation has written there; `swizzle` when it was a tensor's box.
     void wrote(std::size_t position, std::size_t bytes);
     void note_swizzle(std::size_t position, Swizzle swizzle) {
@@ -49,9 +56,11 @@ class AsyncProxy {
 
   private:
     static constexpr std::size_t kLine = 128;
+    void look();
 
     const Block* block_ = nullptr;
     std::size_t bytes_ = 0;
+    std::uint64_t looks_ = 0;
     std::vector<std::byte> seen_;
     std::vector<std::uint8_t> swizzles_;  ///< of each line, plus 1; 0: not a tensor's
 };

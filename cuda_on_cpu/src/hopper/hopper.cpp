@@ -220,8 +220,8 @@ void named_barrier(unsigned id, unsigned count, bool sync, Site site) {
 
 void fence_proxy_async() {
     kernel_call({}, [](Block& block) {
-        block.hopper().proxy.fence();
         block.hopper().mbarriers.fence(block.current());
+        block.hopper().proxy.fence([&] { block.let_others_run(); });
     });
 }
 void fence_mbarrier_init() {
