@@ -29,6 +29,7 @@ struct CompareOptions {
     std::string report = "moe-report", spec;
     std::vector<std::string> tiers, dtypes;
     std::optional<std::int64_t> repeats;
+    std::optional<std::string> golden;
     std::unique_ptr<LayerOptions> layer;
     std::unique_ptr<RankOptions> ranks;
 };
@@ -140,6 +141,7 @@ void print_verdict(const Comparison& c) {
         fmt::print("{}\n", wrapped(line, 2));
         for (const std::string& name : golden.failed) fmt::print("    ✗ {}\n", name);
     }
+    if (c.golden.empty()) fmt::print("- golden cases: not run\n");
     for (const ColumnOutcome& column : c.columns)
         if (const auto step = column.first_deviation())
             fmt::print("✗ {} deviates: {}\n", column.label, begins_at(*step));
@@ -181,7 +183,10 @@ ComparisonRequest make_request(const CompareOptions& options) {
     if (request.repeats < 1 || request.repeats > 1000)
         reject("--repeats", request.repeats, "must be from 1 to 1000");
     request.text = read_tokens(options, layer.seq_length(), layer.micro_batch_size());
-    request.golden_folder = golden_folder();
+    const std::string golden = options.golden.value_or("all");
+    if (golden != "all" && golden != "none")
+        reject("--golden", golden, "must be all or none");
+    if (golden == "all") request.golden_folder = golden_folder();
 
     require_memory(request.config, request.text.seq_len * request.text.micro_batch);
 
@@ -194,6 +199,10 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     if (options.repeats)
         reject("--repeats", *options.repeats,
                "must be left out with --ranks: ranks that share cores have no times");
+    if (options.golden)
+        reject(
+            "--golden", *options.golden,
+            "must be left out with --ranks: moe verify runs the golden cases of ranks");
     const LayerOptions& layer = *options.layer;
     const RankConfigs chosen = choose_rank_configs(layer, options.ranks->ranks());
     RankComparisonRequest request;
@@ -301,6 +310,10 @@ void add_compare(CommandLine& line) {
                    "One more column: component=tier:dtype,…  (components: router, "
                    "dispatcher, experts, shared_experts)");
     command.option("--repeats", options->repeats, "Timed runs (default 3)");
+    command
+        .option("--golden", options->golden,
+                "The golden cases, in every tier: all (default), or none")
+        .values({"all", "none"});
     add_threads_flag(command);
     add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(

@@ -90,7 +90,7 @@ TEST_F(CompareTest, ShowsNoTimesOfWhatIsEmulated) {
     const Output output =
         moe("compare --text " + text +
             " --scale 256 --seq-length 33 --micro-batch-size 3 --tier naive_gpu "
-            "--spec experts=naive_gpu --report " +
+            "--golden none --spec experts=naive_gpu --report " +
             path("report"));
     EXPECT_EQ(output.code, kExitOk) << output.err;
     EXPECT_TRUE(has(output, "naive_gpu:bf16  (emulated"));
@@ -190,11 +190,13 @@ TEST_F(CompareTest, ComparesAsMuchAsTheTextHolds) {
     // Without --seq-length a short text is enough; with it, it must be long enough.
     const std::string text = write("text.txt", std::string(30, 'e'));
     const std::string flags =
-        "compare --scale 256 --repeats 1 --report none --micro-batch-size 4 --text " +
+        "compare --scale 256 --repeats 1 --golden none --report none "
+        "--micro-batch-size 4 --text " +
         text;
     const Output shrunk = moe(flags);
     EXPECT_EQ(shrunk.code, kExitOk) << shrunk.err;
     EXPECT_TRUE(has(shrunk, "S=7 x B=4 = 28 tokens"));
+    EXPECT_TRUE(has(shrunk, "\n- golden cases: not run\n"));
     EXPECT_TRUE(IsBadInput(flags + " --seq-length 8", {"30 bytes", "32"}));
     const Output none = moe(flags + " --seq-length 0");
     EXPECT_EQ(none.code, kExitOk) << none.err;
@@ -221,6 +223,9 @@ TEST_F(CompareTest, NamesWhatCompareCannotUse) {
     EXPECT_TRUE(
         IsBadInput(Words{"compare", "--text", text, "--report", ""}, {"--report = :"}));
     EXPECT_TRUE(rejects("--repeats 0", {"--repeats"}));
+    EXPECT_TRUE(rejects("--golden some" + none, {"--golden", "some", "none"}));
+    EXPECT_TRUE(
+        IsBadInput("compare --golden none --ranks 2" + none, {"--golden = none"}));
     for (const char* value : {"0", "-1", "1001", "x"})
         EXPECT_TRUE(IsBadInput(std::string("compare --report none --repeats ") + value,
                                {std::string("--repeats = ") + value}));

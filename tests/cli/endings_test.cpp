@@ -18,7 +18,8 @@ namespace fs = std::filesystem;
 class EndingsTest : public CliTest {
   protected:
     const std::string compare_ =
-        "compare --scale 256 --seq-length 20 --repeats 1 --tier reference_cpu --text " +
+        "compare --scale 256 --seq-length 20 --repeats 1 --golden none "
+        "--tier reference_cpu --text " +
         write("text.txt", std::string(100, 'e')) + " --report ";
 
     void run_into(const std::string& line, int stdout_file) const {
@@ -128,7 +129,7 @@ TEST_F(EndingsTest, SaysThatNothingWasCompared) {
         "compare --scale 256 --tier reference_cpu --report none --text " +
         path("text.txt");
     write("text.txt", "text");
-    says(compare + " --repeats 1", "no step was compared");
+    says(compare + " --repeats 1 --golden none", "no step was compared");
     says(compare + " --ranks 2", "no dispatcher was compared");
     says("trace", "nothing went through");
     says(

@@ -14,8 +14,10 @@ class ReportTest : public CliTest {
         std::string words;  // all letters, so that many experts get some
         for (int i = 0; i < 240; ++i) words += char('a' + i * i % 23 + i % 4);
         const std::string text = write("text.txt", words);
-        const Output output = moe("compare --repeats 1 --tier reference_cpu --text " +
-                                  text + " --report " + path("report") + " " + flags);
+        const Output output =
+            moe("compare --repeats 1 --golden none --tier "
+                "reference_cpu --text " +
+                text + " --report " + path("report") + " " + flags);
         EXPECT_EQ(output.code, kExitOk) << output.err;
         return read(path("report/index.html"));
     }

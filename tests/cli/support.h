@@ -67,7 +67,7 @@ inline bool has(const Output& output, const std::string& words) {
 /// `moe compare`, small enough for a test; the text is to follow.
 inline const std::string kSmall =
     "compare --scale 256 --seq-length 33 --micro-batch-size 3 "
-    "--repeats 1 --report none --text ";
+    "--repeats 1 --golden none --report none --text ";
 
 inline std::int64_t count_lines(const std::string& text) {
     return std::count(text.begin(), text.end(), '\n');

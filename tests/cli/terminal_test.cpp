@@ -23,10 +23,11 @@ class TerminalTest : public CliTest {
     ~TerminalTest() override { unsetenv("COLUMNS"); }
 
     const std::string text_ = write("text.txt", std::string(300, 'e'));
-    const std::string compare_ =
-        "compare --scale 256 --seq-length 32 --micro-batch-size 4 --report none "
+    const std::string small_ =
+        "--scale 256 --seq-length 32 --micro-batch-size 4 --report none "
         "--dtype fp32,bf16 --text " +
         text_;
+    const std::string compare_ = "compare --repeats 1 --golden none " + small_;
 };
 
 std::size_t widest(const Output& output) {
@@ -97,7 +98,7 @@ TEST_F(TerminalTest, ComparesOnEightyColumns) {
 }
 
 TEST_F(TerminalTest, ShowsRanksOnEightyColumns) {
-    const std::string ranks = compare_ + " --ranks 4";
+    const std::string ranks = "compare --ranks 4 " + small_;
     const Output narrow = on_columns("80", ranks), wide = on_columns("200", ranks);
     EXPECT_LE(widest(narrow), 80u) << narrow.out;
     EXPECT_TRUE(has(narrow, "bytes on every link (a wider terminal)")) << narrow.out;

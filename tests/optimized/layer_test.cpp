@@ -88,7 +88,7 @@ class OptimizedLayer : public testing::TestWithParam<LayerCase> {
     OptimizedLayer() {
         if (!missing_device().empty()) return;  // and every test is skipped
         available_tiers();
-        config_ = small_config(kHidden, 7, 3, 24);
+        config_ = small_config(kHidden, 3, 2, 24);
         config_.gated_linear_unit = true;
         config_.activation_func = "silu";
         GetParam().change(config_);
