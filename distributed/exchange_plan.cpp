@@ -1,8 +1,15 @@
 #include "distributed/exchange_plan.h"
 
+#include <numeric>
+
+#include "core/transfer.h"
 #include "distributed/mappings.h"
 
 namespace moe::distributed {
+
+std::int64_t ExchangePlan::num_sent() const {
+    return std::accumulate(input_splits.begin(), input_splits.end(), std::int64_t{0});
+}
 
 ExchangePlan make_exchange_plan(const std::vector<std::int64_t>& counts,
                                 std::int64_t num_experts, const Communicator& ep,
@@ -42,20 +49,30 @@ ExchangePlan make_exchange_plan(const std::vector<std::int64_t>& counts,
     return plan;
 }
 
-ExchangePlan plan_exchange(const std::vector<std::int64_t>& tokens_per_expert,
-                           const MoEConfig& config, const ProcessGroups& groups) {
-    const auto E = std::int64_t(tokens_per_expert.size());
-    std::vector<std::int64_t> counts;  // (EP ETP E)
-    if (config.moe_pad_expert_input_to_capacity) {
-        for (int r = 0; r < groups.tp_ep->size(); ++r)
-            counts.insert(counts.end(), tokens_per_expert.begin(),
-                          tokens_per_expert.end());
-    } else {
-        const Tensor all = gather_from_sequence_parallel_region(
-            *groups.tp_ep, Tensor::from({1, E}, tokens_per_expert));
-        counts.assign(all.data<std::int64_t>(), all.data<std::int64_t>() + all.numel());
-    }
-    return make_exchange_plan(counts, E, *groups.ep, *groups.expt_tp);
+ExchangePlan plan_exchange(const Tensor& tokens_per_expert, const ProcessGroups& groups) {
+    const std::int64_t E = tokens_per_expert.numel();
+    // On the host they are int64, as Megatron's; a device sends what its kernels counted
+    const Tensor mine = tokens_per_expert.space() == MemorySpace::host
+                            ? Tensor::from({1, E}, read_counts(tokens_per_expert))
+                            : tokens_per_expert.reshaped({1, E});
+    const Tensor counts = gather_from_sequence_parallel_region(*groups.tp_ep, mine);
+    ExchangePlan plan =
+        make_exchange_plan(read_counts(counts), E, *groups.ep, *groups.expt_tp);
+    plan.counts = counts;
+    return plan;
+}
+
+ExchangePlan plan_padded_exchange(std::int64_t capacity, std::int64_t num_experts,
+                                  const ProcessGroups& groups) {
+    const std::vector<std::int64_t> counts(groups.tp_ep->size() * num_experts, capacity);
+    return make_exchange_plan(counts, num_experts, *groups.ep, *groups.expt_tp);
+}
+
+std::vector<std::int64_t> read_counts(const Tensor& counts) {
+    const Tensor read = transfer(counts, {MemorySpace::host, counts.dtype()});
+    if (read.dtype() == DType::i64)
+        return {read.data<std::int64_t>(), read.data<std::int64_t>() + read.numel()};
+    return {read.data<std::int32_t>(), read.data<std::int32_t>() + read.numel()};
 }
 
 std::string cuda_sync_point(const MoEConfig& config, const ProcessGroups& groups) {

@@ -34,6 +34,11 @@ TensorView own_rows(const FlexPlan& plan, const HeapSection& section,
 
 }  // namespace
 
+ExpertGrid expert_grid(const MoEConfig& config) {
+    const std::int64_t ETP = *config.expert_tensor_parallel_size;
+    return {config.expert_model_parallel_size * ETP, ETP, config.num_local_experts()};
+}
+
 FlexPlan make_flex_plan(const Splits& counts, const MoEConfig& config, DType dtype,
                         const Communicator& tp_ep) {
     const int W = tp_ep.size(), mine = tp_ep.rank();

@@ -73,6 +73,20 @@ template <typename T>
 PeerRows<T> peer_rows(const FlexPlan& plan, const HeapSection& section,
                       const PeerTable& table);
 
+/// How the experts lie over tp_ep: all ETP ranks of an ep rank hold shards of the same L.
+/// Rank w = ep * ETP + etp, local expert l: expert w * L + l of the W' L that the group
+/// seems to have.
+struct ExpertGrid {
+    std::int64_t num_ranks = 1;   ///< W' = ETP EP
+    std::int64_t num_shards = 1;  ///< ETP
+    std::int64_t num_local = 1;   ///< L
+    /// Expert of the layer behind local expert l of rank w, for the host.
+    std::int64_t expert(std::int64_t w, std::int64_t l) const {
+        return w / num_shards * num_local + l;
+    }
+};
+ExpertGrid expert_grid(const MoEConfig& config);
+
 /// Copies what lies in a section of my own heap, (N', width), so that others may write
 /// there once all have done so.
 Tensor take_rows(const FlexPlan& plan, const HeapSection& section,

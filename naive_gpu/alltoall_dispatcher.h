@@ -1,36 +1,38 @@
 /// @file
-/// The all-to-all dispatcher.
+/// The all-to-all dispatcher: every row travels to its expert's rank and back.
 #pragma once
 
-#include "core/components.h"
-#include "core/config.h"
-#include "core/tier.h"
+#include "distributed/dispatchers/alltoall.h"
+#include "gpu/launch.h"
 #include "gpu/tensor.h"
+#include "naive_gpu/row_order.h"
 
 namespace moe::naive {
 
-/// Every row travels to the ranks that hold its experts, and back: one exchange over ep,
-/// with one copy of a token per expert that it chose. With ETP above 1 the shards of an
-/// expert share what they got. T is float or
-/// __nv_bfloat16; probabilities are fp32. Source: token_dispatcher.py,
-/// MoEAlltoAllTokenDispatcher.
+/// Permute, exchange, sort chunks; the exchange is every tier's. T is float
+/// or __nv_bfloat16; probabilities are fp32.
 template <typename T>
-class AlltoAllDispatcher : public TokenDispatcher {
+class AlltoAllDispatcher : public distributed::AlltoAllDispatcher {
   public:
-    AlltoAllDispatcher(const MoEConfig& config, const GroupsPtr& groups);
-
-    Dispatched dispatch(const Tensor& hidden, const Tensor& probs,
-                        const Tensor& routing_map, const RunContext& context) override;
-    Tensor combine(const Tensor& rows, const Tensor& shared_output, const Saved& saved,
-                   const RunContext& context) override;
-    Rows combine_backward(const Tensor& doutput, const Saved& saved,
-                          const RunContext& context) override;
-    Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
-                                const Saved& saved, const RunContext& context) override;
+    AlltoAllDispatcher(const MoEConfig& config, const GroupsPtr& groups)
+        : distributed::AlltoAllDispatcher({MemorySpace::device, gpu::device_dtype<T>},
+                                          config, groups) {}
 
   private:
-    MoEConfig config_;
-    GroupsPtr groups_;
+    distributed::RowOrderPtr permutation(const Tensor& routing_map,
+                                         const Tensor&) const override {
+        return std::make_unique<Permutation<T>>(routing_map, pad_multiple());
+    }
+    distributed::RowOrderPtr chunk_sort(const distributed::ExchangePlan& plan,
+                                        const Tensor&) const override {
+        return std::make_unique<distributed::ChunkSort>(
+            plan, [](const Tensor& rows, const auto& sizes, const auto& order) {
+                return rows.dtype() == DType::f32
+                           ? sort_chunks_by_idxs<float>(rows, sizes, order)
+                           : sort_chunks_by_idxs<T>(rows, sizes, order);
+            });
+    }
+    void end_step(const RunContext&) const override { gpu::synchronize(); }
 };
 
 }  // namespace moe::naive

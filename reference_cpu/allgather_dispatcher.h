@@ -1,33 +1,69 @@
 /// @file
-/// The all-gather dispatcher.
+/// The all-gather dispatcher: everybody gets all tokens, and adds up what its experts
+/// made.
 #pragma once
 
-#include "core/components.h"
-#include "core/config.h"
-#include "core/tier.h"
+#include "distributed/dispatchers/allgather.h"
+#include "reference_cpu/row_order.h"
 
 namespace moe::cpu {
 
-/// Every rank gets every token of tp_ep, keeps what its own experts were chosen for, and
-/// hands back partial sums. Volume does not depend on K; all ranks must have equally many
-/// tokens. Source: token_dispatcher.py, MoEAllGatherTokenDispatcher.
-template <typename Scalar>
-class AllGatherDispatcher : public TokenDispatcher {
-  public:
-    AllGatherDispatcher(const MoEConfig& config, const GroupsPtr& groups);
+/// Columns [first, first + count) of a (T, E) tensor.
+template <typename T>
+Tensor slice_experts(const Tensor& source, std::int64_t first, std::int64_t count) {
+    Tensor result = Tensor::empty({source.dim(0), count}, dtype_of<T>);
+    as_matrix<T>(result) = as_matrix<T>(source).middleCols(first, count);
+    return result;
+}
 
-    Dispatched dispatch(const Tensor& hidden, const Tensor& probs,
-                        const Tensor& routing_map, const RunContext& context) override;
-    Tensor combine(const Tensor& rows, const Tensor& shared_output, const Saved& saved,
-                   const RunContext& context) override;
-    Rows combine_backward(const Tensor& doutput, const Saved& saved,
-                          const RunContext& context) override;
-    Gradients dispatch_backward(const Tensor& drows, const Tensor& drow_probs,
-                                const Saved& saved, const RunContext& context) override;
+/// The inverse for gradients: zero outside the slice. @return (T, E)
+template <typename T>
+Tensor slice_experts_backward(const Tensor& dslice, std::int64_t first, std::int64_t E) {
+    Tensor result = Tensor::zeros({dslice.dim(0), E}, dtype_of<T>);
+    as_matrix<T>(result).middleCols(first, dslice.dim(1)) = as_matrix<T>(dslice);
+    return result;
+}
+
+/// All tokens' rows by local expert; the probabilities are those of all experts.
+template <typename Scalar>
+class LocalPermutation : public Permutation<Scalar> {
+  public:
+    LocalPermutation(const Tensor& routing_map, std::int64_t first, std::int64_t count)
+        : Permutation<Scalar>(slice_experts<std::uint8_t>(routing_map, first, count)),
+          first_(first),
+          num_experts_(routing_map.dim(1)) {}
+
+    Tensor permute_probs(const Tensor& probs) const override {
+        return Permutation<Scalar>::permute_probs(
+            slice_experts<Scalar>(probs, first_, this->map().num_experts));
+    }
+    Tensor permute_probs_backward(const Tensor& drow_probs) const override {
+        return slice_experts_backward<Scalar>(
+            Permutation<Scalar>::permute_probs_backward(drow_probs), first_,
+            num_experts_);
+    }
 
   private:
-    MoEConfig config_;
-    GroupsPtr groups_;
+    std::int64_t first_, num_experts_;
+};
+
+/// Gather, select and permute; the gathering is every tier's.
+template <typename Scalar>
+class AllGatherDispatcher : public distributed::AllGatherDispatcher {
+  public:
+    AllGatherDispatcher(const MoEConfig& config, const GroupsPtr& groups)
+        : distributed::AllGatherDispatcher({MemorySpace::host, dtype_of<Scalar>}, config,
+                                           groups) {}
+
+  private:
+    distributed::RowOrderPtr local_permutation(const Tensor& routing_map, const Tensor&,
+                                               std::int64_t first) const override {
+        return std::make_unique<LocalPermutation<Scalar>>(routing_map, first,
+                                                          config_.num_local_experts());
+    }
+    void add(Tensor& sum, const Tensor& term) const override {
+        as_matrix<Scalar>(sum) += as_matrix<Scalar>(term);
+    }
 };
 
 }  // namespace moe::cpu

@@ -12,18 +12,7 @@
 
 namespace moe::cpu {
 
-/// How the experts lie over tp_ep: all ETP ranks of an ep rank hold shards of the same L.
-/// Rank w = ep * ETP + etp, local expert l: expert w * L + l of the W' L that the group
-/// seems to have.
-struct ExpertGrid {
-    std::int64_t num_ranks = 1;   ///< W' = ETP EP
-    std::int64_t num_shards = 1;  ///< ETP
-    std::int64_t num_local = 1;   ///< L
-    /// Expert of the layer behind local expert l of rank w.
-    std::int64_t expert(std::int64_t w, std::int64_t l) const {
-        return w / num_shards * num_local + l;
-    }
-};
+using distributed::ExpertGrid;
 
 /// What each token chose, and the rows that this means: one for every rank that holds at
 /// least one of its experts, however many.
