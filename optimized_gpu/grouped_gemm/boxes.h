@@ -42,7 +42,7 @@ struct Corner {
 };
 template <Along kAlong, int kBoxes>
 __device__ Corner corner_of(const TileSource& from, int box, int step) {
-    constexpr int kHalf = kBoxes / 2;
+    constexpr int kHalf = (kBoxes + 1) / 2;
     const int line = box < kHalf ? from.line + box * kBoxLines
                                  : from.other_line + (box - kHalf) * kBoxLines;
     const int depth = from.depth + step * kDepth;

@@ -20,9 +20,10 @@ inline std::int64_t num_rows_of(const Tensor& x, const Tensor& row_ids) {
     return row_ids.defined() ? row_ids.dim(0) : x.dim(0);
 }
 
-/// As many tiles as rows can need, wherever groups begin.
-inline unsigned most_row_tiles(std::int64_t rows, std::int64_t groups) {
-    return unsigned(rows / kLines + std::min(rows, groups));
+/// As many tiles of `lines` rows as can be needed, wherever groups begin.
+inline unsigned most_row_tiles(std::int64_t rows, std::int64_t groups,
+                               int lines = kLines) {
+    return unsigned(rows / lines + std::min(rows, groups));
 }
 
 /// Calls run(std::integral_constant) with the most elements that one copy may move.

@@ -17,6 +17,13 @@ struct PairTile {
     Tile tile;
     bool exists;  ///< false: go through the steps of the other's tile for its sake
     bool shares;  ///< both multiply the same of B
+
+    template <typename Product>
+    __device__ TileWork work(const Product& product) const {
+        TileWork work = product.work(tile);
+        if (!exists) work.lines = 0;
+        return work;
+    }
 };
 
 /// Tiles 2 `pair` and the next one. All lanes of a warp; false: there are fewer.
@@ -38,12 +45,12 @@ __device__ bool find_pair(const Product& product, int pair,
 // part in every step, whether they share it or not, and have equally many: tiles of one
 // pair are summed over the same depth.
 /// Gives a stage back to both blocks' producers.
-struct ReleaseToBoth {
-    __device__ void operator()(std::uint64_t* empty) const {
-        __syncwarp();
-        if (lane_index() < 2)
-            ptx::mbarrier_arrive_remote(empty, std::uint32_t(lane_index()));
-    }
+__device__ inline void release_to_both(std::uint64_t* empty) {
+    __syncwarp();
+    if (lane_index() < 2) ptx::mbarrier_arrive_remote(empty, std::uint32_t(lane_index()));
+}
+struct HalfPairedTile : HalfTile {
+    __device__ static void release(std::uint64_t* empty) { release_to_both(empty); }
 };
 
 /// Asks TMA for what is not gathered of a stage: of B one half, for both blocks, where
@@ -51,14 +58,14 @@ struct ReleaseToBoth {
 struct AskForPair {
     bool exists, shares;
 
-    template <Along kA, Along kB, int kBoxes>
-    __device__ void ask(Ring<kBoxes>& ring, int stage, const TileWork& work,
+    template <Along kA, Along kB, int kBoxes, int kABoxes>
+    __device__ void ask(Ring<kBoxes, kABoxes>& ring, int stage, const TileWork& work,
                         int step) const {
         const bool asks_a = work.lines > 0 && !work.a.gathers();
         const bool asks_b = exists && !work.b.gathers();
         std::uint64_t* const full = &ring.full[stage];
         ptx::mbarrier_arrive_expect_tx(
-            full, ((asks_a ? 2 : 0) + (asks_b ? kBoxes : 0)) * kBoxBytes);
+            full, ((asks_a ? kABoxes : 0) + (asks_b ? kBoxes : 0)) * kBoxBytes);
         if (asks_b && shares) {
             const int first = int(ptx::cluster_ctarank()) * (kBoxes / 2);
             for (int box = first; box < first + kBoxes / 2; ++box) {
@@ -69,47 +76,56 @@ struct AskForPair {
         } else if (asks_b) {
             load_by_tma<kB, kBoxes>(ring.b[stage], work.b, step, full);
         }
-        if (asks_a) load_by_tma<kA, 2>(ring.a[stage], work.a, step, full);
+        if (asks_a) load_by_tma<kA, kABoxes>(ring.a[stage], work.a, step, full);
+    }
+};
+
+/// Both consumer warpgroups multiply each of the block's tiles.
+struct Together {
+    static constexpr int kReaders = kWarps;  ///< of a stage, in each block
+
+    template <typename Product, int kABoxes>
+    __device__ static void multiply(Ring<Product::kBoxes, kABoxes>& ring,
+                                    Product& product, int pairs) {
+        RingPlace place;
+        PairTile<typename Product::Tile> found;
+        for (int pair = int(blockIdx.x) / 2; find_pair(product, pair, found);
+             pair += pairs) {
+            const TileWork work = found.work(product);
+            WarpSums<1, 8 * Product::kBoxes> sums;
+            if (work.lines > 0) product.begin(found.tile);
+            multiply_tiles<Product::kA, Product::kB>(sums, ring, place, work,
+                                                     HalfPairedTile());
+            if (work.lines > 0) product.finish(sums, found.tile);
+        }
     }
 };
 
 /// Makes the pair's tiles of a product, see run_warp_specialized(). Tile has
 ///     bool shares(const Tile&)   both multiply the same of B
-template <typename Product>
-__device__ void run_in_pairs(Ring<Product::kBoxes>& ring, Product product) {
+/// @tparam Consumers  who multiplies which tile: Together, or InTurns (ping_pong.h)
+template <typename Consumers, typename Product, int kABoxes>
+__device__ void run_in_pairs(Ring<Product::kBoxes, kABoxes>& ring, Product product) {
     const bool gathers = product.gathers();
     const int pairs = int(gridDim.x) / 2;
-    begin_ring(ring, gathers, 2 * kWarps);
+    begin_ring(ring, gathers, 2 * Consumers::kReaders);
     ptx::cluster_arrive();
     ptx::cluster_wait();
-    RingPlace place;
-    PairTile<typename Product::Tile> found;
-    const auto work_of = [&] {
-        TileWork work = product.work(found.tile);
-        if (!found.exists) work.lines = 0;
-        return work;
-    };
     if (threadIdx.x >= kThreads) {
         ptx::setmaxnreg_dec<kProducerRegisters>();
         const int thread = int(threadIdx.x) - kThreads;
+        RingPlace place;
+        PairTile<typename Product::Tile> found;
         if (gathers || thread < kLanes)
             for (int pair = int(blockIdx.x) / 2; find_pair(product, pair, found);
                  pair += pairs)
                 load_tiles<Product::kA, Product::kB>(
-                    ring, place, work_of(), thread,
+                    ring, place, found.work(product), thread,
                     AskForPair{found.exists, found.shares});
         if (gathers) ptx::cp_async_wait<0>();
     } else {
         ptx::setmaxnreg_inc<kConsumerRegisters>();
-        for (int pair = int(blockIdx.x) / 2; find_pair(product, pair, found);
-             pair += pairs) {
-            const TileWork work = work_of();
-            WarpSums<1, 8 * Product::kBoxes> sums;
-            if (work.lines > 0) product.begin(found.tile);
-            multiply_tiles<Product::kA, Product::kB>(sums, ring, place, work,
-                                                     ReleaseToBoth());
-            if (work.lines > 0) product.finish(sums, found.tile);
-        }
+        Consumers::multiply(ring, product, pairs);
         product.end();
     }
     // Nobody leaves while the other block may still write here, or arrive.

@@ -76,6 +76,9 @@ template <typename Y>
 void warp_specialized_weight(const WeightProblem<Y>& problem, cudaStream_t stream);
 template <Along kWeight, typename Y>
 void scheduled_rows(const RowsProblem<Y>& problem, cudaStream_t stream);
+// scheduled_rows() calls it where depth is little, see chosen_consumers().
+template <Along kWeight>
+void ping_pong_rows(const RowsProblem<__nv_bfloat16>& problem, cudaStream_t stream);
 template <typename Y>
 void scheduled_weight(const WeightProblem<Y>& problem, cudaStream_t stream);
 

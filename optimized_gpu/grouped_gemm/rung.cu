@@ -14,6 +14,7 @@ namespace moe::optimized {
 namespace {
 
 std::atomic<int> wanted_rung = 0;  // 0: none
+std::atomic<std::optional<Consumers>> wanted_consumers;
 
 // TUTORIAL: wgmma is code of sm_90a, which runs on compute capability 9.0 and on no
 // other, later ones included.
@@ -51,6 +52,15 @@ Rung chosen_rung(std::initializer_list<std::int64_t> widths) {
 
 void set_rung(std::optional<Rung> rung) {
     wanted_rung = rung ? int(*rung) : 0;
+}
+
+Consumers chosen_consumers(std::int64_t depth) {
+    return wanted_consumers.load().value_or(depth < kLongDepth ? Consumers::ping_pong
+                                                               : Consumers::cooperative);
+}
+
+void set_consumers(std::optional<Consumers> consumers) {
+    wanted_consumers = consumers;
 }
 
 }  // namespace moe::optimized

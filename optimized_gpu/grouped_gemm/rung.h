@@ -31,4 +31,27 @@ Rung chosen_rung(std::initializer_list<std::int64_t> widths);
 /// compare rungs by it.
 void set_rung(std::optional<Rung> rung);
 
+/// How the two consumer warpgroups of the fourth rung divide their work.
+enum class Consumers {
+    cooperative,  ///< halves of one tile of 128 x 256
+    ping_pong  ///< tiles of 64 x 256 of their own: while one multiplies, the other stores
+};
+
+/// Ping-pong hides the storing of a tile behind the products of the next, and moves more
+/// operands for it, so it is for what is soon multiplied: y and dx in bf16 where what is
+/// summed over is less than this, FC2 where F is, and FC1's input gradient where 2F is.
+/// Source: SonicMoE's choices for H100 change there; nothing here has been measured.
+///
+/// All others are cooperative. FC1 and the gradient through FC2 are summed over H, which
+/// is not short. Weight gradients are summed over each expert's rows, which the host does
+/// not know: a choice on the device would be two kernels in one, with the registers of
+/// both.
+inline constexpr std::int64_t kLongDepth = 1024;
+
+/// By that rule, or what set_consumers() says. @param depth  what is summed over
+Consumers chosen_consumers(std::int64_t depth);
+
+/// As set_rung(). What does not know ping-pong stays as it is.
+void set_consumers(std::optional<Consumers> consumers);
+
 }  // namespace moe::optimized

@@ -1,7 +1,10 @@
 // scheduled.cu: products of groups of rows on the fourth rung.
 
+#include <type_traits>
+
 #include "gpu/launch.h"
 #include "optimized_gpu/grouped_gemm/pairs.h"
+#include "optimized_gpu/grouped_gemm/rung.h"
 #include "optimized_gpu/grouped_gemm/tile_order.h"
 #include "optimized_gpu/grouped_gemm/tma_store.h"
 
@@ -17,9 +20,9 @@ __global__ void __launch_bounds__(kAllThreads, 1)
                           const __grid_constant__ CUtensorMap map_y,
                           const RowsProblem<Y> p) {
     auto& s = gpu::shared_memory<Smem>();
-    run_in_pairs(s.ring, RowsProduct<kWeight, Y, RowsInBands, TmaStore>{
-                             &map_x, &map_weight, p, s.staging.store(),
-                             p.columns % kChunk == 0 ? &map_y : nullptr});
+    run_in_pairs<Together>(s.ring,
+                           RowsProduct<kWeight, Y, RowsInBands, TmaStore>{
+                               &map_x, &map_weight, p, s.staging.store(), &map_y});
 }
 
 template <typename Y>
@@ -29,8 +32,9 @@ __global__ void __launch_bounds__(kAllThreads, 1)
                             const __grid_constant__ CUtensorMap map_dweight,
                             const WeightProblem<Y> p) {
     auto& s = gpu::shared_memory<Smem>();
-    run_in_pairs(s.ring, WeightProduct<Y, WeightsInColumns, TmaStore>{
-                             &map_dy, &map_x, p, s.staging.store(), &map_dweight});
+    run_in_pairs<Together>(s.ring,
+                           WeightProduct<Y, WeightsInColumns, TmaStore>{
+                               &map_dy, &map_x, p, s.staging.store(), &map_dweight});
 }
 
 }  // namespace
@@ -47,6 +51,9 @@ CUtensorMap result_map(const __nv_bfloat16* data, std::int64_t rows, std::int64_
 
 template <Along kWeight, typename Y>
 void scheduled_rows(const RowsProblem<Y>& problem, cudaStream_t stream) {
+    if constexpr (std::is_same_v<Y, __nv_bfloat16>)
+        if (chosen_consumers(problem.depth) == Consumers::ping_pong)
+            return ping_pong_rows<kWeight>(problem, stream);
     gpu::launch("scheduled_rows_kernel", scheduled_rows_kernel<kWeight, Y>,
                 {paired_blocks(wide_tiles(problem.columns) *
                                most_row_tiles(problem.rows, problem.groups)),

@@ -63,9 +63,9 @@ __global__ void __launch_bounds__(kAllThreads, 1)
                                          const __grid_constant__ CUtensorMap map_a,
                                          const BackwardProblem<H> p) {
     auto& s = gpu::shared_memory<Smem>();
-    run_in_pairs(s.ring,
-                 BackwardProduct<kGated, H, RowsInBands, BoxedTiles, TmaRowsStore>{
-                     &map_dy, &map_weight, p, s, {&map_dh, &map_a}});
+    run_in_pairs<Together>(
+        s.ring, BackwardProduct<kGated, H, RowsInBands, BoxedTiles, TmaRowsStore>{
+                    &map_dy, &map_weight, p, s, {&map_dh, &map_a}});
 }
 
 }  // namespace

@@ -21,9 +21,10 @@ __global__ void __launch_bounds__(kAllThreads, 1)
                                    const UpProblem<H> p) {
     auto& s = gpu::shared_memory<Smem>();
     const bool by_tma = p.ffn % kChunk == 0;
-    run_in_pairs(s.ring, UpProduct<kGated, H, RowsInBands, TmaStore>{
-                             &map_x, &map_weight, p, s.staging.store(),
-                             by_tma ? &map_h : nullptr, by_tma ? &map_a : nullptr});
+    run_in_pairs<Together>(
+        s.ring, UpProduct<kGated, H, RowsInBands, TmaStore>{
+                    &map_x, &map_weight, p, s.staging.store(), by_tma ? &map_h : nullptr,
+                    by_tma ? &map_a : nullptr});
 }
 
 }  // namespace

@@ -11,15 +11,17 @@ namespace moe::optimized {
 // column, they are some 8 x 16: the same rows and the same weights are read again while
 // they are in the second-level cache. A model: for 16 tiles of columns those 132 tiles
 // load 8 x 128 rows and 16 x 256 columns from memory once.
-inline constexpr int kBandTiles = 8;
+inline constexpr int kBandRows = 8 * kLines;
 
-/// Groups one after the other; of a group, bands of 8 tiles of rows; of a band, one
-/// column after the other. Neighbours mostly have the same weights.
+/// Groups one after the other; of a group, bands of 1024 rows; of a band, one column
+/// after the other. Neighbours mostly have the same weights.
 struct RowsInBands {
+    template <int kHigh>
     __device__ static bool find(const int* offsets, int groups, int across, int number,
-                                RowsTile& tile) {
+                                RowsTile<kHigh>& tile) {
+        constexpr int kBandTiles = kBandRows / kHigh;
         if (!RowsInOrder::find(offsets, groups, across, number, tile)) return false;
-        const int down = (tile.rows.rows + kLines - 1) / kLines;
+        const int down = (tile.rows.rows + kHigh - 1) / kHigh;
         const int in_group = tile.rows.tile * across + tile.column;
         const int first = in_group / (kBandTiles * across) * kBandTiles;
         const int high = min(kBandTiles, down - first);

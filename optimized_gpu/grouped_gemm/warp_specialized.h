@@ -22,10 +22,10 @@ inline constexpr int kAllThreads = kThreads + kProducers;
 // setmaxnreg moves them: 128 x 72 + 256 x 216 = 384 x 168.
 inline constexpr int kProducerRegisters = 72, kConsumerRegisters = 216;
 
-/// Stages of 128 x 64 of A and 64 kBoxes x 64 of B.
-template <int kBoxes>
+/// Stages of 64 kABoxes x 64 of A and 64 kBoxes x 64 of B.
+template <int kBoxes, int kABoxes = 2>
 struct Ring {
-    alignas(1024) Boxes<2> a[kRingStages];
+    alignas(1024) Boxes<kABoxes> a[kRingStages];
     alignas(1024) Boxes<kBoxes> b[kRingStages];
     std::uint64_t full[kRingStages];   ///< a stage has arrived
     std::uint64_t empty[kRingStages];  ///< all consumer warps have multiplied it
@@ -41,6 +41,11 @@ struct RingPlace {
         stage = (stage + 1) % kRingStages;
         if (stage == 0) phase ^= 1;
     }
+    /// Past `steps` stages.
+    __device__ void skip(int steps) {
+        phase ^= unsigned((stage + steps) / kRingStages) & 1;
+        stage = (stage + steps) % kRingStages;
+    }
 };
 
 /// What is multiplied for one tile of a result.
@@ -55,8 +60,8 @@ struct TileWork {
 
 /// Readies the barriers. All threads; a barrier must follow.
 /// @param readers  warps that give a stage back
-template <int kBoxes>
-__device__ void begin_ring(Ring<kBoxes>& ring, bool gathers, int readers) {
+template <int kBoxes, int kABoxes>
+__device__ void begin_ring(Ring<kBoxes, kABoxes>& ring, bool gathers, int readers) {
     if (threadIdx.x != 0) return;
 #pragma unroll
     for (int stage = 0; stage < kRingStages; ++stage) {
@@ -69,24 +74,25 @@ __device__ void begin_ring(Ring<kBoxes>& ring, bool gathers, int readers) {
 // ---------------------------------------------------------------------------- producer
 /// Asks TMA for what is not gathered of a stage. One thread.
 struct AskForTile {
-    template <Along kA, Along kB, int kBoxes>
-    __device__ void ask(Ring<kBoxes>& ring, int stage, const TileWork& work,
+    template <Along kA, Along kB, int kBoxes, int kABoxes>
+    __device__ void ask(Ring<kBoxes, kABoxes>& ring, int stage, const TileWork& work,
                         int step) const {
         std::uint64_t* const full = &ring.full[stage];
-        ptx::mbarrier_arrive_expect_tx(
-            full,
-            ((work.a.gathers() ? 0 : 2) + (work.b.gathers() ? 0 : kBoxes)) * kBoxBytes);
+        const int boxes =
+            (work.a.gathers() ? 0 : kABoxes) + (work.b.gathers() ? 0 : kBoxes);
+        ptx::mbarrier_arrive_expect_tx(full, boxes * kBoxBytes);
         if (!work.b.gathers()) load_by_tma<kB, kBoxes>(ring.b[stage], work.b, step, full);
-        if (!work.a.gathers()) load_by_tma<kA, 2>(ring.a[stage], work.a, step, full);
+        if (!work.a.gathers())
+            load_by_tma<kA, kABoxes>(ring.a[stage], work.a, step, full);
     }
 };
 
 /// Loads all stages of a tile. @param thread  of the producers
-template <Along kA, Along kB, int kBoxes, typename Ask>
-__device__ void load_tiles(Ring<kBoxes>& ring, RingPlace& place, const TileWork& work,
-                           int thread, const Ask& ask) {
+template <Along kA, Along kB, int kBoxes, int kABoxes, typename Ask>
+__device__ void load_tiles(Ring<kBoxes, kABoxes>& ring, RingPlace& place,
+                           const TileWork& work, int thread, const Ask& ask) {
     if (!work.gathers() && thread != 0) return;
-    GatheredRows<kA, 2, kProducers> a_rows;
+    GatheredRows<kA, kABoxes, kProducers> a_rows;
     // A row that is gathered keeps its place while the depth goes on.
     if (kA == Along::depth && work.a.gathers()) a_rows.find(work.a, 0, thread);
     for (int step = 0; step < work.steps(); ++step, place.advance()) {
@@ -108,17 +114,22 @@ __device__ void load_tiles(Ring<kBoxes>& ring, RingPlace& place, const TileWork&
 }
 
 // --------------------------------------------------------------------------- consumers
-/// The warp reads a stage no longer.
-struct Release {
-    __device__ void operator()(std::uint64_t* empty) const {
+/// A consumer whose warpgroup multiplies one half of each tile's rows.
+struct HalfTile {
+    /// Which box of A is its warpgroup's.
+    __device__ static int box() { return int(threadIdx.x) / 128; }
+    /// The warp reads a stage no longer.
+    __device__ static void release(std::uint64_t* empty) {
         __syncwarp();
         if (lane_index() == 0) ptx::mbarrier_arrive(empty);
     }
+    /// All products of a tile have been asked for.
+    __device__ static void asked() {}
 };
 
 /// Until a stage is filled, and wgmma may read it.
-template <Along kA, int kBoxes>
-__device__ void wait_full(Ring<kBoxes>& ring, const RingPlace& place,
+template <Along kA, int kBoxes, int kABoxes>
+__device__ void wait_full(Ring<kBoxes, kABoxes>& ring, const RingPlace& place,
                           const TileWork& work, int step) {
     ptx::mbarrier_wait(&ring.full[place.stage], place.phase);
     // TUTORIAL: cp.async writes as threads do, wgmma reads by the asynchronous proxy.
@@ -141,18 +152,20 @@ __device__ void wait_full(Ring<kBoxes>& ring, const RingPlace& place,
 // for, the one before it is waited for, and its stage given back: two stages are then the
 // consumers', and two may be filled.
 /// sums = A B over the whole depth. Consumers.
-template <Along kA, Along kB, int kBoxes, typename Release>
-__device__ void multiply_tiles(WarpSums<1, 8 * kBoxes>& sums, Ring<kBoxes>& ring,
+/// @param consumer  see HalfTile
+template <Along kA, Along kB, int kBoxes, int kABoxes, typename Consumer>
+__device__ void multiply_tiles(WarpSums<1, 8 * kBoxes>& sums, Ring<kBoxes, kABoxes>& ring,
                                RingPlace& place, const TileWork& work,
-                               const Release& release) {
+                               const Consumer& consumer) {
     constexpr int kColumns = kBoxes * kBoxLines;
-    const int group = int(threadIdx.x) / 128;
+    const int box = consumer.box();
     set_zero(sums);
-    if (group * kBoxLines >= work.lines) {  // past the last row: nothing to multiply
+    if (box * kBoxLines >= work.lines) {  // past the last row: nothing to multiply
         for (int step = 0; step < work.steps(); ++step, place.advance()) {
             wait_full<kA>(ring, place, work, step);
-            release(&ring.empty[place.stage]);
+            consumer.release(&ring.empty[place.stage]);
         }
+        consumer.asked();
         return;
     }
     float(&flat)[kColumns / 2] = reinterpret_cast<float(&)[kColumns / 2]>(sums);
@@ -160,15 +173,16 @@ __device__ void multiply_tiles(WarpSums<1, 8 * kBoxes>& sums, Ring<kBoxes>& ring
     int before = 0;
     for (int step = 0; step < work.steps(); ++step, place.advance()) {
         wait_full<kA>(ring, place, work, step);
-        multiply_boxes<kA, kB, kColumns>(flat, ring.a[place.stage][group],
+        multiply_boxes<kA, kB, kColumns>(flat, ring.a[place.stage][box],
                                          ring.b[place.stage][0]);
         ptx::wgmma_wait<1>();
-        if (step > 0) release(&ring.empty[before]);
+        if (step > 0) consumer.release(&ring.empty[before]);
         before = place.stage;
     }
+    consumer.asked();
     ptx::wgmma_wait<0>();
     ptx::wgmma_fence_registers(flat);
-    if (work.steps() > 0) release(&ring.empty[before]);
+    if (work.steps() > 0) consumer.release(&ring.empty[before]);
 }
 
 // ------------------------------------------------------------------------------- block
@@ -204,7 +218,7 @@ __device__ void run_warp_specialized(Ring<Product::kBoxes>& ring, Product produc
             WarpSums<1, 8 * Product::kBoxes> sums;
             product.begin(tile);
             multiply_tiles<Product::kA, Product::kB>(sums, ring, place,
-                                                     product.work(tile), Release());
+                                                     product.work(tile), HalfTile());
             product.finish(sums, tile);
         }
     }

@@ -26,7 +26,7 @@ template <bool kGated, typename H, typename Order, typename Tiles, typename Stor
 struct BackwardProduct {
     static constexpr Along kA = Along::depth, kB = Along::lines;
     static constexpr int kBoxes = kLines / kBoxLines;
-    using Tile = RowsTile;
+    using Tile = RowsTile<>;
 
     const CUtensorMap *map_dy, *map_weight;
     const BackwardProblem<H>& p;

@@ -20,12 +20,13 @@ struct WideSmem {
     Staging staging;
 };
 
-/// A tile of rows of a group, and of columns.
+/// A tile of kHigh rows of a group, and of columns.
+template <int kHigh = kLines>
 struct RowsTile {
     GroupTile rows;
     int column;  ///< number of the tile of columns
-    __device__ int first_row() const { return rows.first_row + rows.tile * kLines; }
-    __device__ int rows_left() const { return rows.rows - rows.tile * kLines; }
+    __device__ int first_row() const { return rows.first_row + rows.tile * kHigh; }
+    __device__ int rows_left() const { return rows.rows - rows.tile * kHigh; }
     /// Rows of an operand, to the group's end.
     template <typename Problem>
     __device__ Operand operand(const __nv_bfloat16* data, const Problem& p) const {
@@ -39,22 +40,24 @@ struct RowsTile {
 
 /// Tile `number` of those of all groups, tiles of columns side by side. All lanes.
 struct RowsInOrder {
+    template <int kHigh>
     __device__ static bool find(const int* offsets, int groups, int across, int number,
-                                RowsTile& tile) {
-        tile.rows = find_tile(offsets, groups, number / across, kLines);
+                                RowsTile<kHigh>& tile) {
+        tile.rows = find_tile(offsets, groups, number / across, kHigh);
         tile.column = number % across;
         return tile.rows.group >= 0;
     }
 };
 
-/// y, in tiles of 128 x 256.
+/// y, in tiles of kHigh x 256.
 /// @tparam Order  which tile has which number, see RowsInOrder
 /// @tparam Store  see WarpStore
-template <Along kWeight, typename Y, typename Order, typename Store>
+/// @tparam kHigh  128, or 64 where each warpgroup has tiles of its own
+template <Along kWeight, typename Y, typename Order, typename Store, int kHigh = kLines>
 struct RowsProduct {
     static constexpr Along kA = Along::depth, kB = kWeight;
     static constexpr int kBoxes = kWideBoxes;
-    using Tile = RowsTile;
+    using Tile = RowsTile<kHigh>;
 
     const CUtensorMap *map_x, *map_weight;
     const RowsProblem<Y>& p;
@@ -75,14 +78,22 @@ struct RowsProduct {
                 tile.rows_left()};
     }
     __device__ void begin(const Tile&) {}
+    // TUTORIAL: warp w has rows 16 w to 16 w + 15 of a block's tile. Where its warpgroup
+    // has a tile of its own, the second one's is counted from 64 rows further up, which
+    // belong to none of its warps.
     __device__ void finish(WideSums& sums, const Tile& tile) {
         const int column = tile.column * kWideColumns;
+        const int above = kHigh == kLines ? 0 : 16 * warp_index() / kHigh * kHigh;
+        const GroupTile rows = {tile.rows.group, tile.first_row() - above,
+                                tile.rows_left() + above};
         finish_rows(
             sums,
             [&](const WideSums&, const Target<Y>& to) {
-                store_slices(store, sums, to, {map_y, column, 0, tile.first_row()});
+                const bool by_tma = p.columns % kChunk == 0;
+                store_slices(store, sums, to,
+                             {by_tma ? map_y : nullptr, column, 0, rows.first_row});
             },
-            p, tile.rows, column);
+            p, rows, column);
     }
     __device__ void end() { store.end(); }
 };

@@ -18,7 +18,7 @@ struct UpProduct {
     static constexpr Along kA = Along::depth, kB = Along::depth;
     static constexpr int kBoxes = kWideBoxes;
     static constexpr int kColumns = kGated ? kWideColumns / 2 : kWideColumns;  // of a
-    using Tile = RowsTile;
+    using Tile = RowsTile<>;
     using Up = UpTile<kGated, 1, kWideColumns / 8>;
 
     const CUtensorMap *map_x, *map_weight;

@@ -37,7 +37,8 @@ struct Operands : OnDevice {
     RowGroups groups{on_device<std::int32_t>({4}, {0, 131, 131, kRows}, DType::i32)};
 };
 
-/// Calls visit(rung) while products take that rung.
+/// Calls visit(rung) while products take that rung; on the fourth, rows' are made by
+/// consumers that take turns, as their depth has it, and by others.
 template <typename Visit>
 void on_each_rung(Visit visit) {
     for (const Rung rung : {Rung::mma_sync, Rung::tma_wgmma, Rung::warp_specialized,
@@ -46,7 +47,13 @@ void on_each_rung(Visit visit) {
         optimized::set_rung(rung);
         visit(rung);
     }
+    {
+        SCOPED_TRACE("cooperative");
+        optimized::set_consumers(optimized::Consumers::cooperative);
+        visit(optimized::kHighestRung);
+    }
     optimized::set_rung(std::nullopt);
+    optimized::set_consumers(std::nullopt);
 }
 
 template <typename Work>
@@ -185,6 +192,34 @@ TEST(ObserveGroupedGemm, PartsOfASumOverColumnTilesAreAddedInAKernelOfTheirOwn) 
         ASSERT_EQ(report.launches.size(), 2);
         EXPECT_EQ(32 * report.launches[1].counters.stores.sectors, 4u * o.kRows);
     });
+}
+
+/// FC2 where F is little, and FC1's input gradient where 2F is; results in bf16.
+TEST(ObserveGroupedGemm, LittleDepthTakesTurns) {
+    const OnDevice device;
+    const RowGroups group{on_device<std::int32_t>({2}, {0, 1}, DType::i32)};
+    const auto kernel_of = [](auto work) {
+        return report_of(work).launches.at(0).kernel;
+    };
+    for (const std::int64_t depth : {1016, 1024}) {
+        const std::string want =
+            depth < 1024 ? "ping_pong_rows_kernel" : "scheduled_rows_kernel";
+        const Tensor x = bf16_ones({1, depth});
+        EXPECT_EQ(
+            kernel_of([&] {
+                linear_forward(x, bf16_ones({1, 8, depth}), {}, {}, group, DType::bf16);
+            }),
+            want);
+        EXPECT_EQ(kernel_of([&] {
+                      linear_backward_input(x, bf16_ones({1, depth, 8}), group);
+                  }),
+                  want);
+        EXPECT_EQ(
+            kernel_of([&] {
+                linear_forward(x, bf16_ones({1, 8, depth}), {}, {}, group, DType::f32);
+            }),
+            "scheduled_rows_kernel");
+    }
 }
 
 TEST(ObserveGroupedGemm, ABiasReadsItsRowsOnce) {

@@ -15,6 +15,33 @@ class RungGuard {
     explicit RungGuard(optimized::Rung rung) { optimized::set_rung(rung); }
     ~RungGuard() { optimized::set_rung(std::nullopt); }
 };
+/// Likewise, the consumers of the fourth rung.
+class ConsumersGuard {
+  public:
+    explicit ConsumersGuard(optimized::Consumers consumers) {
+        optimized::set_consumers(consumers);
+    }
+    ~ConsumersGuard() { optimized::set_consumers(std::nullopt); }
+};
+
+/// A device of so many multiprocessors while it lives: blocks that stay take many tiles.
+class MultiprocessorsGuard {
+  public:
+#ifdef __CUDACC__
+    explicit MultiprocessorsGuard(int) {}
+#else
+    explicit MultiprocessorsGuard(int count)
+        : before_(cuda_on_cpu::options().multiprocessors) {
+        cuda_on_cpu::options().multiprocessors = count;
+    }
+    ~MultiprocessorsGuard() {
+        cuda_on_cpu::options().multiprocessors = before_;
+    }
+
+  private:
+    int before_;
+#endif
+};
 
 inline void expect_rows(const GroupedRows& p, const Tensor& y, const Matrix& want,
                         DType dtype) {

@@ -1,5 +1,5 @@
 // hopper_rungs_test.cu: the products of groups of rows on the rungs that use TMA,
-// mbarriers and wgmma.
+// mbarriers and wgmma; for the fourth one's ping-pong see ping_pong_test.cu.
 
 #include "optimized_gpu/grouped_gemm/rung.h"
 #include "tests/conformance/modes.h"
@@ -21,31 +21,13 @@ class OptimizedHopperRungs : public testing::TestWithParam<Rung> {
 
   private:
     RungGuard rung_{GetParam()};
+    ConsumersGuard consumers_{optimized::Consumers::cooperative};
 };
 
 INSTANTIATE_TEST_SUITE_P(Ladder, OptimizedHopperRungs,
                          testing::Values(Rung::tma_wgmma, Rung::warp_specialized,
                                          Rung::scheduler_and_epilogue),
                          [](const auto& rung) { return "Rung" + to_string(rung.param); });
-
-/// A device of so many multiprocessors while it lives: blocks that stay take many tiles.
-class MultiprocessorsGuard {
-  public:
-#ifdef __CUDACC__
-    explicit MultiprocessorsGuard(int) {}
-#else
-    explicit MultiprocessorsGuard(int count)
-        : before_(cuda_on_cpu::options().multiprocessors) {
-        cuda_on_cpu::options().multiprocessors = count;
-    }
-    ~MultiprocessorsGuard() {
-        cuda_on_cpu::options().multiprocessors = before_;
-    }
-
-  private:
-    int before_;
-#endif
-};
 
 /// Rows that fill no tile, a tile, and more; at the end NaN.
 const std::vector<std::int32_t> kRagged = {0, 1, 127, 0, 129, 300};
