@@ -291,6 +291,23 @@ std::string refusal(const Tier& tier, const MoEConfig& config) {
     }
 }
 
+namespace {
+
+/// "; reference_cpu, naive_gpu have": tiers whose layers can be in that dtype.
+std::string who_has(DType dtype) {
+    std::vector<std::string> names;
+    for (const Tier* tier : tiers()) {
+        const std::vector<DType> dtypes = tier->dtypes();
+        if (tier->missing().empty() && std::count(dtypes.begin(), dtypes.end(), dtype))
+            names.push_back(tier->name());
+    }
+    if (names.empty()) return "";
+    return fmt::format("; {} {}", fmt::join(names, ", "),
+                       names.size() == 1 ? "has" : "have");
+}
+
+}  // namespace
+
 std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier_names,
                                             const std::vector<std::string>& dtype_names,
                                             const MoEConfig* config) {
@@ -320,7 +337,9 @@ std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier
     for (DType dtype : wanted)
         if (std::none_of(suppliers.begin(), suppliers.end(),
                          [&](const ComponentSpec& s) { return s.dtype == dtype; }))
-            reject("--dtype", to_string(dtype), "no chosen tier has it" + left_out);
+            reject(
+                "--dtype", to_string(dtype),
+                "no chosen tier has it for every component" + who_has(dtype) + left_out);
     if (!left_out.empty()) fmt::print(stderr, "moe: note: {}\n", left_out.substr(2));
     return suppliers;
 }

@@ -10,22 +10,52 @@
 namespace moe {
 namespace {
 
+using Member = ComponentSpec ModuleSpec::*;
+const std::map<std::string, std::pair<ComponentKind, Member>> kComponents = {
+    {"router", {ComponentKind::router, &ModuleSpec::router}},
+    {"dispatcher", {ComponentKind::dispatcher, &ModuleSpec::dispatcher}},
+    {"experts", {ComponentKind::experts, &ModuleSpec::experts}},
+    {"shared_experts", {ComponentKind::shared_experts, &ModuleSpec::shared_experts}}};
+
+bool has(const Tier& tier, ComponentKind kind, DType dtype) {
+    const std::vector<DType> dtypes = tier.dtypes(kind);
+    return std::find(dtypes.begin(), dtypes.end(), dtype) != dtypes.end();
+}
+
+/// "reference_cpu, naive_gpu": who can run here and has it.
+std::string names_of_tiers_with(ComponentKind kind, DType dtype) {
+    std::string names;
+    for (const Tier* tier : tiers())
+        if (tier->missing().empty() && has(*tier, kind, dtype))
+            names += (names.empty() ? "" : ", ") + tier->name();
+    return names.empty() ? "no tier here" : names;
+}
+
+void require_dtype(const std::string& component, ComponentKind kind,
+                   const ComponentSpec& spec) {
+    const std::string field = "spec " + component;
+    const Tier& tier = find_tier(field, spec.tier);
+    if (has(tier, kind, spec.dtype)) return;
+    std::string list;
+    for (DType dtype : tier.dtypes(kind))
+        list += (list.empty() ? "" : ", ") + to_string(dtype);
+    reject(field, to_string(spec),
+           "this tier has " + list + "; " + to_string(spec.dtype) + " is in " +
+               names_of_tiers_with(kind, spec.dtype));
+}
+
 /// A component's supplier from "tier" or "tier:dtype".
-ComponentSpec parse_supplier(const std::string& component, const std::string& text,
-                             DType otherwise) {
+ComponentSpec parse_supplier(const std::string& component, ComponentKind kind,
+                             const std::string& text, DType otherwise) {
     const std::string field = "spec " + component;
     const std::size_t colon = text.find(':');
     ComponentSpec spec{text.substr(0, colon), otherwise};
-    const auto dtypes = find_tier(field, spec.tier).dtypes();
+    const Tier& tier = find_tier(field, spec.tier);
     if (colon != std::string::npos)
         spec.dtype = parse_dtype(field, text.substr(colon + 1));
-    else if (std::find(dtypes.begin(), dtypes.end(), spec.dtype) == dtypes.end())
-        spec.dtype = dtypes.front();
-    if (std::find(dtypes.begin(), dtypes.end(), spec.dtype) == dtypes.end()) {
-        std::string list;
-        for (DType dtype : dtypes) list += (list.empty() ? "" : ", ") + to_string(dtype);
-        reject(field, to_string(spec), "this tier has " + list);
-    }
+    else if (!has(tier, kind, spec.dtype))
+        spec.dtype = tier.dtypes(kind).front();
+    require_dtype(component, kind, spec);
     return spec;
 }
 
@@ -41,25 +71,26 @@ ModuleSpec ModuleSpec::uniform(const ComponentSpec& supplier) {
 
 ModuleSpec ModuleSpec::parse(const std::string& text, const ComponentSpec& otherwise) {
     ModuleSpec spec = uniform(otherwise);
-    const std::map<std::string, ComponentSpec*> components = {
-        {"router", &spec.router},
-        {"dispatcher", &spec.dispatcher},
-        {"experts", &spec.experts},
-        {"shared_experts", &spec.shared_experts}};
     std::istringstream parts(text);
     for (std::string part; std::getline(parts, part, ',');) {
         const std::size_t equals = part.find('=');
         const std::string name = part.substr(0, equals);
-        const auto component = components.find(name);
-        if (component == components.end() || equals == std::string::npos)
+        const auto component = kComponents.find(name);
+        if (component == kComponents.end() || equals == std::string::npos)
             reject(
                 "spec", part,
                 "must be component=tier or component=tier:dtype; components are router, "
                 "dispatcher, experts, shared_experts");
-        *component->second =
-            parse_supplier(name, part.substr(equals + 1), otherwise.dtype);
+        const auto& [kind, member] = component->second;
+        spec.*member =
+            parse_supplier(name, kind, part.substr(equals + 1), otherwise.dtype);
     }
     return spec;
+}
+
+void ModuleSpec::check_dtypes() const {
+    for (const auto& [name, component] : kComponents)
+        require_dtype(name, component.first, this->*component.second);
 }
 
 void ModuleSpec::raise_router_dtype(const MoEConfig& config) {

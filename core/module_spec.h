@@ -31,8 +31,12 @@ struct ModuleSpec {
     /// Reads "experts=reference_cpu:fp32,router=reference_cpu:fp64". A component that is
     /// not named takes `otherwise`; ":dtype" may be left out, then it is that of
     /// `otherwise`, or the tier's most precise one if it does not have that. InputError
-    /// for unknown components, tiers, dtypes, or ones the tier does not have.
+    /// for unknown components, tiers, dtypes, or ones the tier does not have; see Tier.
     static ModuleSpec parse(const std::string& text, const ComponentSpec& otherwise);
+
+    /// InputError for a component in a dtype in which its tier has none; who has one is
+    /// named.
+    void check_dtypes() const;
 
     /// The router works at least in fp32, and at least in moe_router_dtype. A logit
     /// rounded to bf16 would choose other experts than fp32 does, and who goes where must

@@ -61,6 +61,7 @@ MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& pa
     : config_(config), spec_(std::move(spec)) {
     if (groups == nullptr) require_one_rank(config_);
     check_parameters(config_, parameters, "");
+    spec_.check_dtypes();
     spec_.raise_router_dtype(config_);
     const auto tier = [](const ComponentSpec& supplier) -> const Tier& {
         return find_tier("spec", supplier.tier);

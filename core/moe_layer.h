@@ -21,8 +21,8 @@ Rows to_experts(const Rows& rows, const Experts& experts);
 class MoELayer {
   public:
     /// @param config      finalized
-    /// @param spec        who supplies which component; the router is raised to
-    ///                    moe_router_dtype
+    /// @param spec        who supplies which component, in dtypes that its tier has; the
+    ///                    router is raised to moe_router_dtype
     /// @param parameters  this rank's, see core/parameters.h; checked here
     /// @param groups      of this rank; null for a layer on one rank (InputError when the
     ///                    config needs more)

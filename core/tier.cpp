@@ -1,5 +1,7 @@
 #include "core/tier.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "core/known_names.h"
 
@@ -12,6 +14,16 @@ std::vector<std::unique_ptr<Tier>>& registry() {
 }
 
 }  // namespace
+
+std::vector<DType> Tier::dtypes() const {
+    std::vector<DType> common = dtypes(ComponentKind::router);
+    for (const ComponentKind kind : {ComponentKind::dispatcher, ComponentKind::experts,
+                                     ComponentKind::shared_experts})
+        std::erase_if(common, [others = dtypes(kind)](DType dtype) {
+            return std::find(others.begin(), others.end(), dtype) == others.end();
+        });
+    return common;
+}
 
 void register_tier(std::unique_ptr<Tier> tier) {
     registry().push_back(std::move(tier));

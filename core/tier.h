@@ -19,6 +19,9 @@ struct ProcessGroups;
 /// A rank's groups (distributed/process_groups.h); null for a layer on one rank.
 using GroupsPtr = std::shared_ptr<const distributed::ProcessGroups>;
 
+/// The components of a layer.
+enum class ComponentKind { router, dispatcher, experts, shared_experts };
+
 /// Supplies components in the dtypes it has.
 class Tier {
   public:
@@ -39,8 +42,11 @@ class Tier {
     virtual bool works_on_ranks() const { return true; }
     /// InputError for a layer that it cannot do; who can is named.
     virtual void check(const MoEConfig&) const {}
-    /// Floating-point types, most precise first.
-    virtual std::vector<DType> dtypes() const = 0;
+    /// Floating-point types of a component, most precise first. A router of bf16 is one
+    /// for a layer of bf16, and raised: ModuleSpec::raise_router_dtype.
+    virtual std::vector<DType> dtypes(ComponentKind) const = 0;
+    /// Those of a layer that is all of this tier: what every component has.
+    std::vector<DType> dtypes() const;
 
     /// What a layer, all of this tier, keeps for its backward.
     /// @param router  dtype of the router, @param dtype  of all else

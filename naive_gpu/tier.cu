@@ -34,7 +34,10 @@ class NaiveGpu : public Tier {
     std::string device() const override { return gpu::device_name(); }
     bool is_emulated() const override { return gpu::is_emulated(); }
     MemorySpace memory_space() const override { return MemorySpace::device; }
-    std::vector<DType> dtypes() const override { return {DType::f32, DType::bf16}; }
+    std::vector<DType> dtypes(ComponentKind kind) const override {
+        if (kind == ComponentKind::router) return {DType::f64, DType::f32, DType::bf16};
+        return {DType::f32, DType::bf16};
+    }
     /// What reference_cpu keeps, with h in fp32.
     std::vector<KeptTensor> kept(const MoEConfig& config, DType router,
                                  DType dtype) const override {

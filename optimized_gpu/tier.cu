@@ -45,7 +45,12 @@ class OptimizedGpu : public Tier {
     MemorySpace memory_space() const override { return MemorySpace::device; }
     bool works_on_ranks() const override { return false; }
     void check(const MoEConfig& config) const override { check_router_limits(config); }
-    std::vector<DType> dtypes() const override { return {DType::bf16}; }
+    /// Products of experts are bf16's on tensor cores; rows may be either.
+    std::vector<DType> dtypes(ComponentKind kind) const override {
+        if (kind == ComponentKind::router) return {DType::f64, DType::f32, DType::bf16};
+        if (kind == ComponentKind::dispatcher) return {DType::f32, DType::bf16};
+        return {DType::bf16};
+    }
     /// Tokens once, and h: rows are gathered again, and act(h) is taken again.
     /// Source: SonicMoE, arXiv 2512.14080.
     std::vector<KeptTensor> kept(const MoEConfig& config, DType,

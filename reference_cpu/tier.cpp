@@ -43,7 +43,7 @@ class ReferenceCpu : public Tier {
                            EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION,
                            Eigen::SimdInstructionSetsInUse());
     }
-    std::vector<DType> dtypes() const override {
+    std::vector<DType> dtypes(ComponentKind) const override {
         return {DType::f64, DType::f32};
     }
     /// All of it once more for every expert that a token visits: nothing is computed

@@ -33,6 +33,13 @@ std::vector<ComponentSpec> available_suppliers() {
     return suppliers;
 }
 
+std::vector<ComponentSpec> suppliers_of(ComponentKind kind) {
+    std::vector<ComponentSpec> suppliers;
+    for (const Tier* tier : available_tiers())
+        for (DType dtype : tier->dtypes(kind)) suppliers.push_back({tier->name(), dtype});
+    return suppliers;
+}
+
 std::vector<ComponentSpec> precise_suppliers() {
     std::vector<ComponentSpec> suppliers = available_suppliers();
     std::erase_if(suppliers, [](const auto& s) { return s.dtype == DType::bf16; });

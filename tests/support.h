@@ -45,7 +45,11 @@ std::vector<const Tier*> available_tiers();
 /// registers the tiers, so it may be used in INSTANTIATE_TEST_SUITE_P.
 std::vector<ComponentSpec> available_suppliers();
 
-/// The same without bf16, for tests that must tell numbers apart that bf16 cannot.
+/// Every dtype of every available tier's `kind`: some have more than their layers.
+std::vector<ComponentSpec> suppliers_of(ComponentKind kind);
+
+/// available_suppliers() without bf16, for tests that must tell numbers apart that bf16
+/// cannot.
 std::vector<ComponentSpec> precise_suppliers();
 
 /// fp64 and fp32 of every available tier: a router exists in both, and never in bf16.

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "cli/commands.h"
 #include "cli/info/machine.h"
@@ -44,18 +47,39 @@ void print_build() {
 #endif
 }
 
+std::string list(const std::vector<DType>& dtypes) {
+    std::string text;
+    for (DType dtype : dtypes) text += (text.empty() ? "" : ", ") + to_string(dtype);
+    return text;
+}
+
+/// "bf16 (router also fp64, fp32; dispatcher also fp32)": of a layer, and of components.
+std::string describe_dtypes(const Tier& tier) {
+    const std::vector<DType> common = tier.dtypes();
+    std::vector<std::string> others;
+    for (const auto& [name, kind] : {std::pair{"router", ComponentKind::router},
+                                     {"dispatcher", ComponentKind::dispatcher},
+                                     {"experts", ComponentKind::experts},
+                                     {"shared experts", ComponentKind::shared_experts}}) {
+        std::vector<DType> more = tier.dtypes(kind);
+        std::erase_if(more, [&](DType dtype) {
+            return std::find(common.begin(), common.end(), dtype) != common.end();
+        });
+        if (!more.empty()) others.push_back(fmt::format("{} also {}", name, list(more)));
+    }
+    return list(common) +
+           (others.empty() ? "" : fmt::format(" ({})", fmt::join(others, "; ")));
+}
+
 void print_tiers() {
     fmt::print("Tiers\n");
     for (const Tier* tier : tiers()) {
-        std::string dtypes;
-        for (DType dtype : tier->dtypes())
-            dtypes += (dtypes.empty() ? "" : ", ") + to_string(dtype);
+        const std::string dtypes = describe_dtypes(*tier);
         if (const std::string missing = tier->missing(); missing.empty())
             fmt::print("  ✓ {:<15} {}; {}\n", tier->name(), dtypes, tier->device());
         else
             fmt::print("  ✗ {:<15} {}; {}\n", tier->name(), dtypes, missing);
     }
-    fmt::print("  ✗ optimized_gpu   not part of the project yet\n");
     fmt::print("Dispatchers\n  ✓ allgather, alltoall, flex\n");
 }
 

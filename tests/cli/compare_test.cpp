@@ -232,6 +232,14 @@ TEST_F(CompareTest, NamesWhatCompareCannotUse) {
     EXPECT_TRUE(rejects("--tier warp_gpu" + none, {"--tier = warp_gpu: "}));
     EXPECT_TRUE(
         rejects("--tier reference_cpu --dtype bf16" + none, {"--dtype = bf16: "}));
+    if (missing_device().empty()) {
+        EXPECT_TRUE(rejects("--tier optimized_gpu --dtype fp32" + none,
+                            {"--dtype = fp32: no chosen tier has it for every component; "
+                             "reference_cpu, naive_gpu have"}));
+        EXPECT_TRUE(rejects("--spec experts=optimized_gpu:fp32" + none,
+                            {"--spec experts = optimized_gpu:fp32: this tier has bf16; "
+                             "fp32 is in reference_cpu, naive_gpu"}));
+    }
     EXPECT_TRUE(rejects("--spec gate=x" + none, {"spec = gate=x: "}));
     // Nothing is left behind, not even the folder for the report.
     EXPECT_TRUE(rejects("--text " + path("absent") + " --report " + path("report"), {}));

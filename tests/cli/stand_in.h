@@ -12,7 +12,7 @@ class StandIn : public Tier {
     explicit StandIn(std::string name) : name_(std::move(name)) {}
     std::string name() const override { return name_; }
     std::string device() const override { return "CPU"; }
-    std::vector<DType> dtypes() const override { return {DType::f32}; }
+    std::vector<DType> dtypes(ComponentKind) const override { return {DType::f32}; }
     std::vector<KeptTensor> kept(const MoEConfig& config, DType router,
                                  DType dtype) const override {
         return good().kept(config, router, dtype);

@@ -46,9 +46,11 @@ INSTANTIATE_TEST_SUITE_P(AllMixes, MixedSpecs, testing::Range(1, 15));
 
 TEST(MixedSpecs, MixPrecisionsAsWell) {
     NEEDS_DEVICE();
-    const ModuleSpec spec = ModuleSpec::parse("experts=naive_gpu:bf16,router=naive_gpu",
-                                              {"reference_cpu", DType::f64});
-    EXPECT_EQ(spec.router.dtype, DType::f32) << "its most precise, as it has no fp64";
+    const ModuleSpec spec =
+        ModuleSpec::parse("experts=naive_gpu:bf16,dispatcher=naive_gpu,router=naive_gpu",
+                          {"reference_cpu", DType::f64});
+    EXPECT_EQ(spec.dispatcher.dtype, DType::f32) << "its most precise: it has no fp64";
+    EXPECT_EQ(spec.router.dtype, DType::f64);
     EXPECT_EQ(spec.coarsest_dtype(), DType::bf16);
     for (const char* name : kCases)
         EXPECT_TRUE(verify_golden(golden_case(name), spec).ok) << name;
@@ -63,6 +65,37 @@ TEST(MixedSpecs, SayWhatTheyAre) {
     EXPECT_EQ((ModuleSpec{cpu, cpu, cpu, gpu}).is_emulated(), emulated);
     EXPECT_TRUE(Rejects([&] { ModuleSpec::parse("experts=naive_gpu:fp64", cpu); },
                         {"spec experts = naive_gpu:fp64", "fp32, bf16"}));
+}
+
+TEST(MixedSpecs, HaveDtypesByComponent) {
+    NEEDS_DEVICE();
+    const ComponentSpec fp32{"optimized_gpu", DType::f32}, naive{"naive_gpu", DType::f32};
+    const auto dtype_of = [&](const std::string& component) {
+        const ModuleSpec spec = ModuleSpec::parse(component + "=optimized_gpu", naive);
+        return (component == "router"       ? spec.router
+                : component == "dispatcher" ? spec.dispatcher
+                                            : spec.experts)
+            .dtype;
+    };
+    EXPECT_EQ(dtype_of("router"), DType::f32);
+    EXPECT_EQ(dtype_of("dispatcher"), DType::f32);
+    EXPECT_EQ(dtype_of("experts"), DType::bf16) << "it has no other";
+    const std::vector<std::string> line = {
+        "spec experts = optimized_gpu:fp32: this tier has bf16; fp32 is in "
+        "reference_cpu, naive_gpu"};
+    EXPECT_TRUE(
+        Rejects([&] { ModuleSpec::parse("experts=optimized_gpu:fp32", naive); }, line));
+    // Nobody has to go through parse()
+    MoEConfig config = small_config();
+    config.finalize();
+    const TensorMap parameters = random_parameters(config, 1);
+    ModuleSpec spec{fp32, fp32, naive, naive};
+    MoELayer(config, spec, parameters);
+    spec.experts = fp32;
+    EXPECT_TRUE(Rejects([&] { MoELayer(config, spec, parameters); }, line));
+    spec = {fp32, fp32, naive, fp32};
+    EXPECT_TRUE(Rejects([&] { MoELayer(config, spec, parameters); },
+                        {"spec shared_experts = optimized_gpu:fp32"}));
 }
 
 // -------------------------------------------------------------------------- schedules

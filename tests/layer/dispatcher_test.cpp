@@ -224,7 +224,8 @@ TEST_P(DispatcherTest, ShowsWhereItsRowsComeFrom) {
     EXPECT_TRUE(BitwiseEqual(values.at("tokens_per_expert"), sent.tokens_per_expert));
 }
 
-INSTANTIATE_TEST_SUITE_P(Tiers, DispatcherTest, testing::ValuesIn(available_suppliers()),
+INSTANTIATE_TEST_SUITE_P(Tiers, DispatcherTest,
+                         testing::ValuesIn(suppliers_of(ComponentKind::dispatcher)),
                          instance_name);
 
 }  // namespace

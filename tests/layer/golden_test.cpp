@@ -27,8 +27,8 @@ std::vector<std::string> golden_names() {
     return names;
 }
 
-void expect_match(const GoldenCase& golden, const ComponentSpec& supplier) {
-    const CaseResult result = verify_golden(golden, ModuleSpec::uniform(supplier));
+void expect_match(const GoldenCase& golden, const ModuleSpec& spec) {
+    const CaseResult result = verify_golden(golden, spec);
     if (const auto step = result.first_deviation()) ADD_FAILURE() << begins_at(*step);
     bool all_ok = true;
     std::set<std::string> checked;
@@ -36,7 +36,7 @@ void expect_match(const GoldenCase& golden, const ComponentSpec& supplier) {
         EXPECT_TRUE(check.ok) << check.name << ": error " << check.error << ", bound "
                               << check.bound << "; " << check.detail;
         // A bound that somebody widens makes every case pass.
-        if (supplier.dtype != DType::bf16) {
+        if (spec.coarsest_dtype() != DType::bf16) {
             EXPECT_LE(check.bound, 2e-6) << check.name;
         }
         all_ok = all_ok && check.ok;
@@ -60,7 +60,7 @@ TEST_P(Golden, Matches) {
     const auto& [name, supplier] = GetParam();
     const GoldenCase golden = load_golden(golden_file(name));
     EXPECT_TRUE(golden.unknown_tensors.empty());
-    expect_match(golden, supplier);
+    expect_match(golden, ModuleSpec::uniform(supplier));
 }
 
 INSTANTIATE_TEST_SUITE_P(Files, Golden,
@@ -76,7 +76,7 @@ TEST_P(GoldenFused, Matches) {
     GoldenCase golden = load_golden(golden_file(name));
     golden.config.moe_permute_fusion = golden.config.moe_router_fusion = true;
     golden.config.moe_grouped_gemm = true;
-    expect_match(golden, supplier);
+    expect_match(golden, ModuleSpec::uniform(supplier));
 }
 
 std::vector<ComponentSpec> suppliers_with_fusions() {
@@ -90,6 +90,25 @@ INSTANTIATE_TEST_SUITE_P(Files, GoldenFused,
                                           testing::ValuesIn(suppliers_with_fusions())),
                          name_and_supplier);
 
+// Router and dispatcher of optimized_gpu in a layer of fp32, which its experts are not.
+class GoldenFp32 : public testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenFp32, MatchesWithNaiveExperts) {
+    NEEDS_DEVICE();
+    GoldenCase golden = load_golden(golden_file(GetParam()));
+    golden.config.moe_router_dtype.reset();
+    const ModuleSpec spec = ModuleSpec::parse(
+        "router=optimized_gpu,dispatcher=optimized_gpu", {"naive_gpu", DType::f32});
+    EXPECT_EQ(spec.dispatcher.dtype, DType::f32);
+    for (const bool fused : {false, true}) {
+        golden.config.moe_permute_fusion = golden.config.moe_router_fusion = fused;
+        expect_match(golden, spec);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Files, GoldenFp32, testing::ValuesIn(golden_names()),
+                         [](const auto& info) { return info.param; });
+
 // The files ask for an fp64 router nearly everywhere. Here the router has only fp32, and
 // must still choose the same experts.
 class GoldenRouter : public testing::TestWithParam<NameAndSupplier> {};
@@ -98,7 +117,7 @@ TEST_P(GoldenRouter, MatchesInFp32) {
     const auto& [name, supplier] = GetParam();
     GoldenCase golden = load_golden(golden_file(name));
     golden.config.moe_router_dtype.reset();
-    expect_match(golden, supplier);
+    expect_match(golden, ModuleSpec::uniform(supplier));
 }
 
 std::vector<ComponentSpec> fp32_suppliers() {

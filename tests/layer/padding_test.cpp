@@ -106,8 +106,9 @@ TEST(LayerPaddingMixes, ChangeNothingEither) {
     NEEDS_DEVICE();
     available_tiers();
     const Tensor hidden = random_tensor(kShape, 1), doutput = random_tensor(kShape, 2);
-    for (const char* mix :
-         {"experts=naive_gpu", "dispatcher=naive_gpu", "router=naive_gpu"}) {
+    const std::string in_fp32 = "experts=naive_gpu:fp32,dispatcher=optimized_gpu:fp32";
+    for (const std::string& mix : std::vector<std::string>{
+             "experts=naive_gpu", in_fp32, "dispatcher=naive_gpu", "router=naive_gpu"}) {
         SCOPED_TRACE(mix);
         const auto run = [&](bool padding) {
             MoEConfig config = small_config(kHidden, 7, 2, 6);
