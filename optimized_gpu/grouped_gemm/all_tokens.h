@@ -2,24 +2,25 @@
 /// All tokens as a single group of rows, for what is dense.
 #pragma once
 
+#include <cstdint>
+#include <map>
+
 #include "optimized_gpu/grouped_gemm/grouped_gemm.h"
 
 namespace moe::optimized {
 
-/// Makes the group again only when the number of tokens has changed.
+/// Makes a group for each number of tokens that comes, two numbers on the device, and
+/// keeps it: a CUDA graph reads it where it was at the capture.
 class AllTokens {
   public:
     const RowGroups& of(std::int64_t num_tokens) {
-        if (num_tokens != num_tokens_) {
-            groups_ = make_single_group(num_tokens);
-            num_tokens_ = num_tokens;
-        }
-        return groups_;
+        RowGroups& group = groups_[num_tokens];
+        if (!group.offsets.defined()) group = make_single_group(num_tokens);
+        return group;
     }
 
   private:
-    std::int64_t num_tokens_ = -1;
-    RowGroups groups_;
+    std::map<std::int64_t, RowGroups> groups_;  // by number of tokens
 };
 
 }  // namespace moe::optimized

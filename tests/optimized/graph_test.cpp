@@ -143,12 +143,16 @@ class LayerGraph : public testing::TestWithParam<GraphCase> {
         EXPECT_EQ(got.losses.read(), expected.losses.read());
     }
 
-    void expect_graph_equals_calls() const {
+    /// @param between  what the layer does between the capture and the launches
+    void expect_graph_equals_calls(
+        const std::function<void(MoELayer&)>& between = {}) const {
         const gpu::Stream stream;
         const gpu::StreamGuard guard(stream.get());
         MoELayer layer = make_layer(), called = make_layer();
         const Inputs inputs;
         inputs.write(0);
+        if (between)  // what the layer keeps is of no pool
+            for (MoELayer* each : {&layer, &called}) call(*each, inputs);
         BufferPool pool;  // the graph's own: it goes on using its memory
         Results results;
         cudaGraphExec_t exec = nullptr;
@@ -163,6 +167,7 @@ class LayerGraph : public testing::TestWithParam<GraphCase> {
             cudaGraphDestroy(graph);
         }
         call(called, inputs);
+        if (between) between(layer);
         for (int step = 1; step < 3; ++step) {
             SCOPED_TRACE(step);
             inputs.write(step);
@@ -200,6 +205,24 @@ TEST_P(HeldLayerGraph, MakesTheBitsOfACall) {
 INSTANTIATE_TEST_SUITE_P(Cases, HeldLayerGraph, testing::Values(graph_cases().back()),
                          [](const auto& info) { return info.param.name; });
 #endif
+
+class LayerGraphAmongCalls : public LayerGraph {};
+
+/// A graph reads what the layer keeps for its number of tokens, whoever comes in between.
+TEST_P(LayerGraphAmongCalls, OutlivesOtherNumbersOfTokens) {
+    NEEDS_DEVICE();
+    expect_graph_equals_calls([](MoELayer& layer) {
+        for (const std::int64_t seq : {7, 5}) {
+            const Tensor hidden =
+                transfer(random_tensor({seq, kBatch, kHidden}, 5), kDevice);
+            layer.forward(hidden, {}, {.training = false});
+        }
+    });
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, LayerGraphAmongCalls,
+                         testing::Values(GraphCase{"overlapped", use_overlap}),
+                         [](const auto& info) { return info.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(Cases, LayerGraph, testing::ValuesIn(graph_cases()),
                          [](const auto& info) { return info.param.name; });
