@@ -4,6 +4,8 @@
 
 #include <numeric>
 
+#include "cli/compare/table.h"
+#include "cli/report/steps.h"
 #include "core/transfer.h"
 #include "tests/cli/support.h"
 
@@ -184,6 +186,47 @@ TEST_F(CompareTest, LeavesOutTheRowsThatPad) {
     // The text's letters want one expert more than there are tokens for
     for (const double count : to_doubles(comparison.tokens_per_expert))
         EXPECT_TRUE(int(count) % 16 == 0 || count == 62.0) << count;
+}
+
+// What no kernel of the result wrote, in the table and in the report.
+TEST_F(CompareTest, MarksStepsWithValuesComputedBeside) {
+    NEEDS_DEVICE();
+    available_tiers();
+    ComparisonRequest request;
+    request.config = small_config(16, 5, 2, 8);
+    request.config.moe_router_load_balancing_type = {"aux_loss"};
+    request.config.moe_aux_loss_coeff = {0.1};
+    request.config.moe_permute_fusion = request.config.moe_router_fusion = true;
+    request.config.moe_grouped_gemm = true;
+    request.config.finalize();
+    request.text = read_text(write("text.txt", std::string(62, 'e')), 31, 2, false);
+    request.repeats = 1;
+    const auto show = [&](const char* tier) {
+        request.columns = {ModuleSpec::uniform({tier, DType::bf16})};
+        const Comparison comparison = run_comparison(request);
+        testing::internal::CaptureStdout();
+        print_steps(comparison, "none");
+        return std::pair{testing::internal::GetCapturedStdout(),
+                         steps_section(comparison)};
+    };
+    const auto count_marks = [](const std::string& text) {
+        std::int64_t count = 0;
+        for (std::size_t at = 0; (at = text.find("°", at)) != std::string::npos; ++at)
+            ++count;
+        return count;
+    };
+    const auto [table, html] = show("optimized_gpu");
+    std::string marked;
+    std::istringstream lines(table);
+    for (std::string line; std::getline(lines, line);)
+        if (line.ends_with("°")) marked += line.substr(0, line.find(' '));
+    EXPECT_EQ(marked, "③⑤⑥⑪⑫⑮⑯") << table;
+    EXPECT_NE(table.find("\n° holds a value that no fused kernel"), std::string::npos);
+    EXPECT_EQ(count_marks(table), 7 + 1);
+    EXPECT_EQ(count_marks(html), 7 + 1) << "and the explanation";
+    const auto [plain_table, plain_html] = show("naive_gpu");
+    EXPECT_EQ(count_marks(plain_table), 0);
+    EXPECT_EQ(count_marks(plain_html), 1);
 }
 
 TEST_F(CompareTest, ComparesAsMuchAsTheTextHolds) {

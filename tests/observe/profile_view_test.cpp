@@ -160,5 +160,62 @@ TEST(ProfileView, APageHasCountsAndFindings) {
     EXPECT_EQ(page_regions(made, "", MoEConfig{})["races"], "* race on 4\n");
 }
 
+/// The made-up layer with an activation, and one that fuses it and has no gating.
+std::vector<LayerProfile> two_tiers() {
+    LayerProfile apart = made_up(), fused = made_up();
+    apart.steps.push_back(
+        {Step::activation, {{"activation_kernel", 1, {}, 0, 0}}, {"NF", 4000}});
+    fused.spec = ModuleSpec::uniform({"optimized_gpu", DType::bf16});
+    fused.steps.erase(fused.steps.begin());
+    fused.steps[0].steps = Steps(Step::fc1, Step::activation);
+    fused.report.findings = {{Finding::Kind::race, "a.cu", 3, "a.cu", 5, "race", 1}};
+    return {apart, fused};
+}
+
+TEST(ProfileView, APageOfSeveralTiersHasThemRowByRow) {
+    Regions regions = beside_regions(two_tiers(), "a model", MoEConfig{});
+    EXPECT_EQ(regions.size(), 2);
+    EXPECT_HAS(regions["run"], "a model: ");
+    EXPECT_HAS(regions["run"], "8 tokens, 16 expert rows, forward and backward.");
+    EXPECT_HAS(regions["run"], "| naive_gpu:bf16 | 0 | 0 | 0 | 0 B | 0 |\n");
+    EXPECT_HAS(regions["run"], "| optimized_gpu:bf16 | 0 | 0 | 0 | 0 B | 1 |\n");
+    const std::string beside = regions["beside"];
+    EXPECT_HAS(beside,
+               "| **② gating** | | | | | | | | |\n"
+               "| naive_gpu | 1 | 0 B | 0 B | 100 B | 0.0x | - | - | - |\n"
+               "| optimized_gpu | 0 | 0 B | 0 B |  |  | - | - | - |\n");
+    // What one tier does apart stands in the row of the one that fuses it
+    EXPECT_HAS(
+        beside,
+        "| **⑦–⑧ FC1 to activation x prob** | | | | | | | | |\n"
+        "| naive_gpu | 3 | 51.2 kB | 32.0 kB | 20.0 kB | 1.6x | 16.0 | 25 % | 30 |\n"
+        "| optimized_gpu | 2 | 51.2 kB | 32.0 kB | 16.0 kB | 2.0x | 16.0 | 25 % | 30 "
+        "|\n");
+    EXPECT_LACKS(beside, "**⑧");
+}
+
+TEST(ProfileView, APageHasRegionsOfSeveralModels) {
+    const auto region = [](const std::string& model, const std::string& name,
+                           const std::string& text) {
+        return fmt::format(
+            "<!-- moe profile {}: {} -->\n\n{}\n\n<!-- /moe profile {} -->", model, name,
+            text, model);
+    };
+    const std::string page = "# One\n" + region("one", "run", "old") + "\n" +
+                             region("one", "beside", "old") + "\n# Two\n" +
+                             region("two", "run", "other") + "\n";
+    const auto filled = [&](const std::string& model) {
+        return with_regions("page.md", page,
+                            beside_regions(two_tiers(), model, MoEConfig{}),
+                            "profile " + model);
+    };
+    const std::string text = filled("one");
+    EXPECT_LACKS(text, "old");
+    EXPECT_HAS(text, "<!-- moe profile one: run -->\n\none: ");
+    EXPECT_HAS(text, "\n# Two\n" + region("two", "run", "other") + "\n");
+    EXPECT_THROW(filled("two"), InputError) << "it has no place for the table";
+    EXPECT_THROW(filled("on"), InputError) << "it has no regions at all";
+}
+
 }  // namespace
 }  // namespace moe::test
