@@ -50,7 +50,10 @@ void mma_sync_activation_backward(const BackwardProblem<H>& problem,
                                   cudaStream_t stream) {
     const dim3 grid(tiles_of(problem.ffn),
                     most_row_tiles(problem.num_rows, problem.groups));
-    with_vector(problem.depth, problem.ffn, [&](auto vector) {
+    const std::int64_t dy = problem.depth | begin_of(problem.dy);
+    const std::int64_t weight_and_h =
+        problem.ffn | begin_of(problem.weight) | begin_of(problem.h);
+    with_vector(dy, weight_and_h, [&](auto vector) {
         constexpr int kVector = decltype(vector)::value;
         gpu::launch("activation_backward_kernel",
                     problem.activation.gated
@@ -77,7 +80,9 @@ ActivationGradients run(BackwardProblem<H> problem, cudaStream_t stream,
     problem.dh = gpu::device_data<bf16>(made.dh);
     problem.a = gpu::device_data<bf16>(made.a);
     problem.dp = gpu::device_data<float>(tiles > 1 ? made.dp_parts : made.dp);
-    switch (chosen_rung({problem.depth, ffn})) {
+    switch (
+        chosen_rung({problem.depth, ffn, begin_of(problem.dy), begin_of(problem.weight),
+                     begin_of(problem.h), begin_of(problem.dh), begin_of(problem.a)})) {
         case Rung::mma_sync: mma_sync_activation_backward(problem, stream); break;
         case Rung::tma_wgmma: tma_wgmma_activation_backward(problem, stream); break;
         case Rung::warp_specialized:

@@ -98,7 +98,8 @@ __device__ inline float2 pair_of_h(const __nv_bfloat16*, const BackwardProblem<f
     if (row >= part.rows || column >= part.columns) return {};
     const float* const h =
         p.h + (part.row + row) * p.width() + half + part.column + column;
-    if (p.ffn % 2 == 0) return *reinterpret_cast<const float2*>(h);
+    if (p.ffn % 2 == 0 && begins_at(h, sizeof(float2)))
+        return *reinterpret_cast<const float2*>(h);
     return {h[0], column + 1 < part.columns ? h[1] : 0.0f};
 }
 

@@ -93,7 +93,7 @@ Tensor backward_bias(const Tensor& dy, const Tensor& row_scale, const Tensor& ro
                                     gpu::device_data<std::int32_t>(row_ids),
                                     gpu::device_data<std::int32_t>(groups.offsets),
                                     int(out)};
-    if (out % 2 == 0)
+    if ((out | begin_of(problem.dy)) % 2 == 0)
         launch_bias_gradient<2>(problem, groups.num_groups(), stream);
     else
         launch_bias_gradient<1>(problem, groups.num_groups(), stream);

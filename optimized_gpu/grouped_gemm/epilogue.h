@@ -14,6 +14,11 @@ struct Target {
     int rows, columns;
 };
 
+/// Several elements may be moved at once from there on, or to there.
+__device__ inline bool begins_at(const void* data, unsigned bytes) {
+    return reinterpret_cast<std::uintptr_t>(data) % bytes == 0;
+}
+
 /// Calls visit(i, j, half, row, column) for each two neighbours among the thread's sums,
 /// [i][j][2 half] in this column and the next one in the next.
 template <int kRowBlocks, int kColumnBlocks, typename Visit>
@@ -60,7 +65,7 @@ template <int kRowBlocks, int kColumnBlocks>
 __device__ void store_tile(__nv_bfloat16*,
                            const WarpSums<kRowBlocks, kColumnBlocks>& sums,
                            const Target<float>& to) {
-    const bool pairs = to.width % 2 == 0;
+    const bool pairs = to.width % 2 == 0 && begins_at(to.data, sizeof(float2));
     for_each_pair(sums, [&](int i, int j, int half, int row, int column) {
         if (row >= to.rows || column >= to.columns) return;
         float* const target = to.data + row * to.width + column;
@@ -100,7 +105,8 @@ __device__ void stage_tile(__nv_bfloat16* staged,
 __device__ inline void store_staged(const __nv_bfloat16* staged,
                                     const Target<__nv_bfloat16>& to) {
     constexpr int kChunks = kLines / kChunk;  // of a row
-    const bool whole = to.width % kChunk == 0 && to.columns % kChunk == 0;
+    const bool whole = to.width % kChunk == 0 && to.columns % kChunk == 0 &&
+                       begins_at(to.data, sizeof(uint4));
     for (int i = int(threadIdx.x); i < kLines * kChunks; i += kThreads) {
         const int row = i / kChunks, chunk = i % kChunks, column = chunk * kChunk;
         if (row >= to.rows || column >= to.columns) continue;

@@ -22,11 +22,12 @@ Tensor result(const Tensor& into, Shape shape) {
 }
 
 template <Along kWeight, typename Y>
-Tensor multiply_rows(RowsProblem<Y> problem, Rung rung, cudaStream_t stream,
-                     const Tensor& into) {
+Tensor multiply_rows(RowsProblem<Y> problem, cudaStream_t stream, const Tensor& into) {
     Tensor y = result<Y>(into, {problem.rows, problem.columns});
     problem.y = gpu::device_data<Y>(y);
-    switch (rung) {
+    const int weight_width = kWeight == Along::depth ? problem.depth : problem.columns;
+    switch (chosen_rung({problem.depth, weight_width, begin_of(problem.x),
+                         begin_of(problem.weight), begin_of(problem.y)})) {
         case Rung::mma_sync: mma_sync_rows<kWeight>(problem, stream); break;
         case Rung::tma_wgmma: tma_wgmma_rows<kWeight>(problem, stream); break;
         case Rung::warp_specialized:
@@ -52,8 +53,7 @@ Tensor forward(const Tensor& x, const Tensor& weight, const Bias& bias,
                                     int(weight.dim(2)),
                                     int(weight.dim(1)),
                                     num_rows_of(x, row_ids)};
-    return multiply_rows<Along::depth>(problem, chosen_rung({weight.dim(2)}), stream,
-                                       into);
+    return multiply_rows<Along::depth>(problem, stream, into);
 }
 
 template <typename Y>
@@ -72,7 +72,8 @@ Tensor backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor&
                                       int(out),
                                       int(in),
                                       num_rows_of(x, x_row_ids)};
-    switch (chosen_rung({out, in})) {
+    switch (chosen_rung({out, in, begin_of(problem.dy), begin_of(problem.x),
+                         begin_of(problem.dweight)})) {
         case Rung::mma_sync: mma_sync_weight(problem, stream); break;
         case Rung::tma_wgmma: tma_wgmma_weight(problem, stream); break;
         case Rung::warp_specialized: warp_specialized_weight(problem, stream); break;
@@ -110,8 +111,7 @@ Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
                                        int(weight.dim(1)),
                                        int(weight.dim(2)),
                                        dy.dim(0)};
-    return multiply_rows<Along::lines>(
-        problem, chosen_rung({weight.dim(1), weight.dim(2)}), stream, into);
+    return multiply_rows<Along::lines>(problem, stream, into);
 }
 
 Tensor linear_backward_weight(const Tensor& dy, const Tensor& dy_row_ids, const Tensor& x,

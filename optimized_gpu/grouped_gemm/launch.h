@@ -26,6 +26,12 @@ inline unsigned most_row_tiles(std::int64_t rows, std::int64_t groups,
     return unsigned(rows / lines + std::min(rows, groups));
 }
 
+/// Where data begin, as a width: how far past a multiple of 16 bytes, in bf16 elements,
+/// and 8. It limits copies as a row's width does, so the two may be joined by |.
+inline std::int64_t begin_of(const void* data) {
+    return kChunk + std::int64_t(reinterpret_cast<std::uintptr_t>(data) / 2 % kChunk);
+}
+
 /// Calls run(std::integral_constant) with the most elements that one copy may move.
 template <typename Run>
 void with_vector(std::int64_t one_width, std::int64_t other_width, Run run) {

@@ -52,7 +52,9 @@ template <Along kWeight, typename Y>
 void mma_sync_rows(const RowsProblem<Y>& problem, cudaStream_t stream) {
     // Rows of x, and those of W one way or the other, are copied.
     const int weight_width = kWeight == Along::depth ? problem.depth : problem.columns;
-    with_vector(problem.depth, weight_width, [&](auto vector) {
+    const std::int64_t x = problem.depth | begin_of(problem.x);
+    const std::int64_t weight = weight_width | begin_of(problem.weight);
+    with_vector(x, weight, [&](auto vector) {
         constexpr int kVector = decltype(vector)::value;
         gpu::launch("grouped_rows_kernel", grouped_rows_kernel<kWeight, kVector, Y>,
                     {grid_of(problem), kThreads, sizeof(MmaSyncSmem), stream}, problem);
@@ -61,7 +63,9 @@ void mma_sync_rows(const RowsProblem<Y>& problem, cudaStream_t stream) {
 
 template <typename Y>
 void mma_sync_weight(const WeightProblem<Y>& problem, cudaStream_t stream) {
-    with_vector(problem.out, problem.in, [&](auto vector) {
+    const std::int64_t dy = problem.out | begin_of(problem.dy);
+    const std::int64_t x = problem.in | begin_of(problem.x);
+    with_vector(dy, x, [&](auto vector) {
         constexpr int kVector = decltype(vector)::value;
         gpu::launch("grouped_weight_kernel", grouped_weight_kernel<kVector, Y>,
                     {grid_of(problem), kThreads, sizeof(MmaSyncSmem), stream}, problem);

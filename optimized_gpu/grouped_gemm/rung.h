@@ -12,7 +12,8 @@ namespace moe::optimized {
 /// Kernels of grouped_gemm.h, each rung with one idea more than the last.
 enum class Rung {
     mma_sync = 1,   ///< cp.async and mma.sync: sm_80, any widths
-    tma_wgmma = 2,  ///< TMA, mbarriers and wgmma: sm_90a, rows of a multiple of 16 bytes
+    tma_wgmma = 2,  ///< TMA, mbarriers and wgmma: sm_90a, rows of a multiple of 16 bytes,
+                    ///< which begin at such
     warp_specialized = 3,       ///< blocks that stay, warps that load: as the second
     scheduler_and_epilogue = 4  ///< pairs of blocks, an order for the cache, TMA stores
 };
@@ -24,7 +25,8 @@ std::string to_string(Rung rung);
 /// The highest rung, or that of set_rung(), where the device and the widths allow it;
 /// else the first. All rungs but the first want the same, and each has all products. The
 /// CPU executor is a device of compute capability 9.0.
-/// @param widths  elements in a row of each bf16 operand
+/// @param widths  elements in a row of each bf16 operand; and where operands and results
+///                begin, see begin_of()
 Rung chosen_rung(std::initializer_list<std::int64_t> widths);
 
 /// For the whole process, from now on; nothing: the highest again. Tests and measurements

@@ -38,7 +38,9 @@ void mma_sync_up_projection(const UpProblem<H>& problem, cudaStream_t stream) {
     const bool gated = problem.activation.gated;
     const std::int64_t lines = gated ? (problem.ffn + 15) / 16 * 32 : problem.ffn;
     const dim3 grid(tiles_of(lines), most_row_tiles(problem.rows, problem.groups));
-    with_vector(problem.depth, problem.depth, [&](auto vector) {
+    const std::int64_t x = problem.depth | begin_of(problem.x);
+    const std::int64_t weight = problem.depth | begin_of(problem.weight);
+    with_vector(x, weight, [&](auto vector) {
         constexpr int kVector = decltype(vector)::value;
         gpu::launch("up_projection_kernel",
                     gated ? up_projection_kernel<true, kVector, H>
@@ -56,7 +58,8 @@ UpProjection run(UpProblem<H> problem, cudaStream_t stream, const UpProjection& 
     MOE_CHECK_EQ(made.a.numel(), problem.rows * problem.ffn);
     problem.h = gpu::device_data<H>(made.h);
     problem.a = gpu::device_data<bf16>(made.a);
-    switch (chosen_rung({problem.depth})) {
+    switch (chosen_rung({problem.depth, begin_of(problem.x), begin_of(problem.weight),
+                         begin_of(problem.h), begin_of(problem.a)})) {
         case Rung::mma_sync: mma_sync_up_projection(problem, stream); break;
         case Rung::tma_wgmma: tma_wgmma_up_projection(problem, stream); break;
         case Rung::warp_specialized:

@@ -66,7 +66,7 @@ struct UpTile {
     /// Writes 8 columns that lie in shared memory, or those of `left` that there are.
     __device__ void store_chunk(__nv_bfloat16* target, const __nv_bfloat16* source,
                                 int left) const {
-        if (ffn % kChunk == 0)
+        if (ffn % kChunk == 0 && begins_at(target, sizeof(uint4)))
             *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
         else
             for (int k = 0; k < kChunk && k < left; ++k) target[k] = source[k];
