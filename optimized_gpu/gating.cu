@@ -97,13 +97,19 @@ void gating_backward_input(Tensor& dhidden, const Tensor& dlogits, const Tensor&
     MOE_CHECK_EQ(dlogits.dim(1), E);
     MOE_CHECK_EQ(dhidden.dim(0), dlogits.dim(0));
     MOE_CHECK_EQ(dhidden.dim(1), H);
-    with_sums(weight.dtype(), [&](auto sum_type) {
+    with_sums(dlogits.dtype(), [&](auto sum_type) {
         with_tokens(dhidden.dtype(), [&](auto token_type) {
             using Sum = typename decltype(sum_type)::type;
             using Token = typename decltype(token_type)::type;
-            const AddTo<Sum, Token> add = {gpu::device_data<Token>(dhidden), H};
-            gating::launch_product<Sum>(rows_of<Sum>(dlogits), columns_of<Sum>(weight),
-                                        Chunks{E, E, 1}, add, stream);
+            const auto add_product = [&](const auto& columns) {
+                const AddTo<Sum, Token> add = {gpu::device_data<Token>(dhidden), H};
+                gating::launch_product<Sum>(rows_of<Sum>(dlogits), columns,
+                                            Chunks{E, E, 1}, add, stream);
+            };
+            if constexpr (std::is_same_v<Sum, float>)
+                if (weight.dtype() == DType::bf16)
+                    return add_product(columns_of<__nv_bfloat16>(weight));
+            add_product(columns_of<Sum>(weight));
         });
     });
 }

@@ -4,9 +4,9 @@
 /// of grouped_gemm/ has the same sums sooner. Source: moe_utils.py,
 /// RouterGatingLinearFunction.
 ///
-/// The weight's type is that of all sums, of logits and of their gradients; tokens are
-/// converted to it as they are read. The same bits every time, and on every GPU.
-/// InputError for other element types.
+/// The weight's type is that of all sums, of logits and of their gradients, but where it
+/// may be bf16 as well; tokens are converted to it as they are read. The same bits every
+/// time, and on every GPU. InputError for other element types.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,7 +26,8 @@ Tensor gating_forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
 
 /// ⑲ dhidden += dlogits W, in place, rounded once. One launch.
 /// @param dhidden  (T, H) bf16, f32 or f64
-/// @param dlogits  (T, E) as the weight
+/// @param dlogits  (T, E) f32 or f64
+/// @param weight   (E, H) as dlogits; or bf16 where those are f32
 void gating_backward_input(Tensor& dhidden, const Tensor& dlogits, const Tensor& weight,
                            cudaStream_t stream = gpu::current_stream());
 

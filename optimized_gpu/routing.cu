@@ -191,7 +191,8 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(N))
             to.weights[t * K + lane] = chosen.weight;
             to.ids[t * K + lane] = chosen.id;
             atomicAdd(&smem.tokens[chosen.id], 1);
-            if (!padding) atomicAdd(&smem.valid_tokens[chosen.id], 1);
+            if (to.local_tokens_per_expert != nullptr && !padding)
+                atomicAdd(&smem.valid_tokens[chosen.id], 1);
         }
         if constexpr (kLosses)
             if (!padding)

@@ -18,6 +18,8 @@ inline constexpr int kMaxChunks = 256;
 /// Chunks whose counts are added up together: a chunk's first rows take the counts of
 /// the groups and of at most 15 chunks, and not of 255.
 inline constexpr int kChunksOfGroup = 16;
+/// Numbers of as many experts fill a sector of 32 bytes; one block writes them.
+inline constexpr int kExpertsOfSector = 8;
 
 /// Chunks of consecutive tokens, one for each block; in it a piece for each warp. There
 /// is one even without tokens, to say so.
@@ -140,7 +142,7 @@ __device__ inline void turn_counts_into_rows(NextRows& s, const CountPointers& c
         const int begin = block_sum_before(s, rows, placed);
         if (e >= E) continue;
         if (begin + rows > map.capacity) __trap();  // rather than rows out of bounds
-        if (e % int(gridDim.x) == int(blockIdx.x))
+        if (e / kExpertsOfSector % int(gridDim.x) == int(blockIdx.x))
             map.finish_expert(e, begin, total, rows, E);
         int row = begin + before;
         for (int w = 0; w < kWarps; ++w) {

@@ -292,7 +292,10 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
     // ⑲ dX += dlogits W, dW = dlogitsᵀ X, db = Σ dlogits
     {
         StepTimer timer(context, Step::gating_backward);
-        gating_backward_input(dhidden, dlogits, weight_);
+        // The same values in half the bytes, where they are exact
+        const Tensor weight =
+            bf16_weight_.defined() ? bf16_weight_.reshaped(weight_.shape()) : weight_;
+        gating_backward_input(dhidden, dlogits, weight);
         gradients["router.weight"] = gating_backward_weight(dlogits, saved.hidden);
         if (bias_.defined()) gradients["router.bias"] = gating_backward_bias(dlogits);
         synchronize_if_watched(context);

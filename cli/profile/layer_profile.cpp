@@ -6,6 +6,7 @@
 #include "core/moe_layer.h"
 #include "core/parameters.h"
 #include "core/rng.h"
+#include "core/transfer.h"
 
 namespace moe::profile {
 
@@ -13,13 +14,13 @@ namespace observe = cuda_on_cpu::observe;
 
 namespace {
 
-/// N(0, 1), representable in bf16.
-Tensor normal(const Shape& shape, std::uint64_t seed, std::uint64_t stream) {
+/// N(0, 1), representable in bf16, as `dtype`.
+Tensor normal(const Shape& shape, DType dtype, std::uint64_t seed, std::uint64_t stream) {
     Tensor tensor = Tensor::empty(shape, DType::f32);
     const Rng rng(seed, stream);
     for (std::int64_t i = 0; i < tensor.numel(); ++i)
         tensor.data<float>()[i] = float(BFloat16(float(rng.normal(std::uint64_t(i)))));
-    return tensor;
+    return transfer(tensor, {MemorySpace::host, dtype});
 }
 
 /// Says of each launch during which step it came.
@@ -89,6 +90,8 @@ class TierFloors {
         if (steps == Step::fc1_backward && gathers)
             return floors_.experts_dx() + floors_.experts_dw1(rows_);
         if (steps == Step::dispatch && gathers) return floors_.row_map();
+        if (steps == Steps(Step::auxiliary_losses_backward, Step::routing_backward))
+            return floors_.losses_to_routing_backward();
         return floors_.step(steps.first);
     }
 
@@ -127,8 +130,10 @@ LayerProfile profile_layer(const LayerRequest& request) {
     const Shape shape = {request.seq_length, request.micro_batch_size,
                          config.hidden_size};
     MoELayer layer(config, request.spec, random_parameters(config, request.seed));
-    const Tensor hidden = normal(shape, request.seed, 300);
-    const Tensor doutput = normal(shape, request.seed, 301);
+    // In the layer's own type: a router may take tokens as they are
+    const DType dtype = request.spec.dispatcher.dtype;
+    const Tensor hidden = normal(shape, dtype, request.seed, 300);
+    const Tensor doutput = normal(shape, dtype, request.seed, 301);
 
     StepWatcher watcher;
     const RunContext context{.training = true, .observer = &watcher};

@@ -171,6 +171,13 @@ TEST_F(ObservePermutation, CountsWithoutWaitingOrWaste) {
     const Counters columns =
         at(report, "row_map_chunks.h", "const int count = s.rows[w][e]");
     EXPECT_EQ(columns.shared.wavefronts, columns.shared.ideal_wavefronts);
+
+    // Two blocks share out what is one number for each of 32 experts, in whole sectors
+    const Tensor more = some_ids(80, kTopk, 32);
+    const Report two =
+        report_of([&] { optimized::make_row_map(more, 32, 1, {}, nullptr); });
+    for (const char* line : {"offsets[e] = first", "tokens_per_expert[e] = total"})
+        EXPECT_EQ(at(two, "row_map_chunks.h", line).stores.sectors, 4u) << line;
 }
 
 TEST_F(ObservePermutation, HasNoRaces) {

@@ -4,6 +4,9 @@
 #include <fstream>
 
 #include "core/floors.h"
+#include "core/transfer.h"
+#include "optimized_gpu/gating.h"
+#include "optimized_gpu/topk_router.h"
 #include "optimized_gpu/unfused_routing.h"
 #include "tests/observe/support.h"
 #include "tests/optimized/load_balancing_support.h"
@@ -97,6 +100,28 @@ TEST(ObserveRouting, OneLaunchMovesTheFloor) {
         EXPECT_EQ(logits.sectors, 4 * logits.requests);
         EXPECT_EQ(logits.sectors, logits.ideal_sectors);
     }
+}
+
+// Tokens and weights in bf16, as a layer in bf16 hands them over
+TEST(ObserveRouting, TheGateMovesItsFloor) {
+    const MoEConfig config = config_of(true);
+    const auto in_bf16 = [](const Shape& shape, std::uint64_t seed) {
+        const Tensor values =
+            on_device(random_multiples(num_elements(shape), seed), shape);
+        return transfer(values, {MemorySpace::device, DType::bf16});
+    };
+    const Tensor weight = in_bf16({128, 64}, 1);
+    const Tensor hidden = in_bf16({kTokens, 1, 64}, 2);
+    optimized::TopKRouter router(config, DType::f32, {{"router.weight", weight}});
+    router.forward(hidden, {}, {});  // makes what later ones have
+    const Report forward = report_of([&] { router.forward(hidden, {}, {}); });
+    expect_floor(forward.launches.at(0).counters, floors_of(config).step(Step::gating));
+
+    const Tensor dlogits = on_device(random_multiples(kTokens * 128, 3), {kTokens, 128});
+    Tensor dhidden = in_bf16({kTokens, 64}, 4);
+    const Report backward =
+        report_of([&] { optimized::gating_backward_input(dhidden, dlogits, weight); });
+    expect_floor(backward.launches.at(0).counters, floors_of(config).gating_dx());
 }
 
 TEST(ObserveRouting, TheBackwardMovesItsFloor) {

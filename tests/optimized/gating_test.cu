@@ -138,6 +138,19 @@ TEST(OptimizedGating, DhiddenGetsAddedDlogitsW) {
     });
 }
 
+TEST(OptimizedGating, DhiddenHasTheSameBitsFromWeightsInBf16) {
+    for (const DType dtype : {DType::bf16, DType::f32})
+        for (const GateShape& s : kGateShapes) {
+            const Tensor narrow = random_thirds({s.E, s.H}, DType::bf16, 3);
+            const Tensor wide = transfer(narrow, {MemorySpace::device, DType::f32});
+            const Tensor dlogits = random_thirds({s.T, s.E}, DType::f32, 2);
+            Tensor got = random_thirds({s.T, s.H}, dtype, 1), want = got.clone();
+            optimized::gating_backward_input(got, dlogits, narrow);
+            optimized::gating_backward_input(want, dlogits, wide);
+            EXPECT_EQ(values_of(got), values_of(want)) << s.T << " " << s.E << " " << s.H;
+        }
+}
+
 TEST(OptimizedGating, DweightIsDlogitsTransposedX) {
     for_each_gate([](const GateTypes& types, const GateShape& s) {
         const Tensor x = random_thirds({s.T, s.H}, types.tokens, 1);
