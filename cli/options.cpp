@@ -344,17 +344,4 @@ std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier
     return suppliers;
 }
 
-void keep_works_on_ranks(std::vector<ModuleSpec>& specs,
-                         const std::vector<std::string>& named_tiers) {
-    const std::string why = "works on one rank; leave out --ranks, or choose another";
-    for (const std::string& name : named_tiers)
-        if (!find_tier("--tier", name).works_on_ranks()) reject("--tier", name, why);
-    std::erase_if(specs, [&](const ModuleSpec& spec) {
-        const bool works = spec.works_on_ranks();
-        if (!works && spec != ModuleSpec::uniform(spec.experts))
-            reject("--spec", to_string(spec), "names a tier that " + why);
-        return !works;
-    });
-}
-
 }  // namespace moe

@@ -92,9 +92,4 @@ std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier
 /// Why a tier cannot do a layer, or nothing.
 std::string refusal(const Tier& tier, const MoEConfig& config);
 
-/// For layers over ranks: leaves out tiers that work on one rank alone. InputError for
-/// those that were asked for by name, in --tier or --spec.
-void keep_works_on_ranks(std::vector<ModuleSpec>& specs,
-                         const std::vector<std::string>& named_tiers);
-
 }  // namespace moe

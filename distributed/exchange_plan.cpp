@@ -51,11 +51,8 @@ ExchangePlan make_exchange_plan(const std::vector<std::int64_t>& counts,
 
 ExchangePlan plan_exchange(const Tensor& tokens_per_expert, const ProcessGroups& groups) {
     const std::int64_t E = tokens_per_expert.numel();
-    // On the host they are int64, as Megatron's; a device sends what its kernels counted
-    const Tensor mine = tokens_per_expert.space() == MemorySpace::host
-                            ? Tensor::from({1, E}, read_counts(tokens_per_expert))
-                            : tokens_per_expert.reshaped({1, E});
-    const Tensor counts = gather_from_sequence_parallel_region(*groups.tp_ep, mine);
+    const Tensor counts = gather_from_sequence_parallel_region(
+        *groups.tp_ep, tokens_per_expert.reshaped({1, E}));
     ExchangePlan plan =
         make_exchange_plan(read_counts(counts), E, *groups.ep, *groups.expt_tp);
     plan.counts = counts;
@@ -69,9 +66,7 @@ ExchangePlan plan_padded_exchange(std::int64_t capacity, std::int64_t num_expert
 }
 
 std::vector<std::int64_t> read_counts(const Tensor& counts) {
-    const Tensor read = transfer(counts, {MemorySpace::host, counts.dtype()});
-    if (read.dtype() == DType::i64)
-        return {read.data<std::int64_t>(), read.data<std::int64_t>() + read.numel()};
+    const Tensor read = transfer(counts, {MemorySpace::host, DType::i32});
     return {read.data<std::int32_t>(), read.data<std::int32_t>() + read.numel()};
 }
 

@@ -46,7 +46,7 @@ ExchangePlan make_exchange_plan(const std::vector<std::int64_t>& counts,
 
 /// The plan of one dispatch: everybody's counts over tp_ep by one small all-gather, then
 /// read. The host waits for its device where that counts.
-/// @param tokens_per_expert  (E) rows that this rank has for each expert
+/// @param tokens_per_expert  (E) i32, rows that this rank has for each expert
 ExchangePlan plan_exchange(const Tensor& tokens_per_expert, const ProcessGroups& groups);
 
 /// The plan of drop-and-pad, without asking anybody.
@@ -54,7 +54,7 @@ ExchangePlan plan_exchange(const Tensor& tokens_per_expert, const ProcessGroups&
 ExchangePlan plan_padded_exchange(std::int64_t capacity, std::int64_t num_experts,
                                   const ProcessGroups& groups);
 
-/// The integers of a small tensor; the host waits for the device that counted them.
+/// The integers (i32) of a small tensor; the host waits for the device that counted them.
 std::vector<std::int64_t> read_counts(const Tensor& counts);
 
 /// Where Megatron's host has to know the counts: "before_permutation_1",

@@ -9,7 +9,8 @@
 
 namespace moe::optimized {
 
-LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch) {
+LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch,
+                        int tp_cp_size) {
     LossRule rule;
     rule.num_experts = int(config.num_experts());
     rule.topk = int(config.moe_router_topk);
@@ -20,6 +21,7 @@ LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch) {
     rule.has_z_loss = config.moe_z_loss_coeff.has_value();
     rule.z_loss_coeff = config.moe_z_loss_coeff.value_or(0.0);
     rule.per_token = config.calculate_per_token_loss;
+    rule.num_ranks = tp_cp_size;
     return rule;
 }
 
@@ -47,7 +49,9 @@ struct LossSums {
 };
 
 struct LossPointers {
-    const int *assignments, *num_valid;
+    const int* num_valid;                     // of this rank
+    const int *assignments, *num_tokens;      // of all that share its sequences
+    const int *all_assignments, *all_tokens;  // and of all
     const float *partial_scores, *partial_squares;
     int* blocks_done;
     double* global_counts;  // or null
@@ -58,7 +62,7 @@ struct LossPointers {
 
 struct LossSmem {
     double sums[kSegments][kLanes + 1];
-    int counts[kSegments][kLanes + 1];
+    int counts[kSegments][kLanes + 1], all_counts[kSegments][kLanes + 1];
     bool is_last;
 };
 
@@ -85,29 +89,30 @@ __device__ double sum_partials(const LossPointers& of, int column, int E,
 }
 
 /// How often an expert was chosen in the thread's share of the populations.
-__device__ int count_assignments(const LossPointers& of, int expert, int E) {
+__device__ int count_assignments(const int* assignments, int expert, int E) {
     int count = 0;
-    if (expert < E && of.dscores != nullptr)
+    if (expert < E && assignments != nullptr)
         for (int b = int(threadIdx.y); b < int(gridDim.y); b += kSegments)
-            count += of.assignments[b * E + expert];
+            count += assignments[b * E + expert];
     return count;
 }
 
 /// One expert's part of the load-balancing losses by population blockIdx.y; writes its
 /// dscores. A loss is linear in the scores, so its gradient is its factor, the same for
 /// every token of a population; counts have no gradient.
-/// @param count  of its tokens in all populations
+/// @param count, all_count  of its tokens in all populations
 __device__ LossSums losses_of_expert(const LossPointers& of, const LossRule& rule,
-                                     int expert, double count, double score_sum) {
+                                     int expert, double count, double all_count,
+                                     double score_sum) {
     const int E = rule.num_experts, B = rule.num_sequences;
-    const double valid = *of.num_valid, attach = rule.per_token ? valid : 1.0;
+    const double tokens = *of.num_tokens, attach = rule.attach(*of.num_valid);
     const std::int64_t i = std::int64_t(blockIdx.y) * E + expert;
-    const double aux = per_square(rule, valid) * count;
-    const double seq_aux = per_square(rule, valid / B) / B * of.assignments[i];
+    const double aux = per_square(rule, tokens) * count;
+    const double seq_aux = per_square(rule, tokens / B) / B * of.assignments[i];
     double global_aux = 0.0;
     if (of.global_counts != nullptr)  // to which finish() adds this micro-batch
-        global_aux = per_square(rule, valid) / (of.global_counts[E] + 1.0) *
-                     (of.global_counts[expert] + count);
+        global_aux = per_square(rule, *of.all_tokens) / (of.global_counts[E] + 1.0) *
+                     (of.global_counts[expert] + all_count);
     of.dscores[i] = float(attach * (rule.aux_loss_coeff * aux +
                                     rule.global_aux_loss_coeff * global_aux +
                                     rule.seq_aux_loss_coeff * seq_aux));
@@ -120,8 +125,8 @@ __device__ void store_losses(const LossPointers& to, const LossRule& rule,
     const double valid = *to.num_valid, count = valid > 1.0 ? valid : 1.0;
     double* value = to.values;
     if (rule.has_z_loss) {
-        const double attach = rule.per_token ? valid : 1.0;
-        *to.z_scale = float(rule.z_loss_coeff * attach / count);
+        const double coeff = rule.z_loss_coeff / rule.num_ranks;
+        *to.z_scale = float(coeff * rule.attach(valid) / count);
         *value++ = sums.squares / count;
     }
     if (rule.aux_loss_coeff > 0.0) *value++ = sums.aux;
@@ -136,7 +141,8 @@ __device__ void finish(const LossPointers& to, const LossRule& rule, int num_blo
     if (to.global_counts != nullptr)
         for (int e = thread; e < E; e += kLanes * kSegments) {
             int count = 0;
-            for (int b = 0; b < int(gridDim.y); ++b) count += to.assignments[b * E + e];
+            for (int b = 0; b < int(gridDim.y); ++b)
+                count += to.all_assignments[b * E + e];
             to.global_counts[e] += count;
         }
     if (threadIdx.y != 0) return;
@@ -158,18 +164,20 @@ __global__ void __launch_bounds__(kLanes* kSegments)
     const int blocks = int(gridDim.x * gridDim.y);
     auto& smem = gpu::shared_memory<LossSmem>();
     smem.sums[warp][lane] = sum_partials(of, column, E, num_blocks);
-    smem.counts[warp][lane] = count_assignments(of, column, E);
+    smem.counts[warp][lane] = count_assignments(of.assignments, column, E);
+    smem.all_counts[warp][lane] = count_assignments(of.all_assignments, column, E);
     __syncthreads();
     if (warp == 0) {
         double sum = 0.0;
-        int count = 0;
+        int count = 0, all_count = 0;
         for (int i = 0; i < kSegments; ++i) {
             sum += smem.sums[i][lane];
             count += smem.counts[i][lane];
+            all_count += smem.all_counts[i][lane];
         }
         LossSums mine;
         if (column < E && of.dscores != nullptr)
-            mine = losses_of_expert(of, rule, column, count, sum);
+            mine = losses_of_expert(of, rule, column, count, all_count, sum);
         else if (column == E)
             mine.squares = sum;
         mine = mine.over_warp();
@@ -220,9 +228,18 @@ AuxiliaryLosses auxiliary_losses(const LossStatistics& statistics, Tensor& globa
     if (rule.has_balancing()) losses.dscores = gpu::device_empty<float>({P, E});
     if (rule.has_z_loss) losses.z_scale = gpu::device_empty<float>({1});
     Tensor blocks_done = statistics.blocks_done;
+    const auto or_own = [](const Tensor& sums, const Tensor& own) {
+        return gpu::device_data<int>(sums.defined() ? sums : own);
+    };
+    const bool has_counts = losses.dscores.defined();
     const LossPointers pointers = {
-        gpu::device_data<int>(statistics.assignments),
         gpu::device_data<int>(statistics.num_valid),
+        has_counts ? or_own(statistics.tp_cp_assignments, statistics.assignments)
+                   : nullptr,
+        or_own(statistics.tp_cp_valid, statistics.num_valid),
+        has_global ? or_own(statistics.tp_dp_cp_assignments, statistics.assignments)
+                   : nullptr,
+        or_own(statistics.tp_dp_cp_valid, statistics.num_valid),
         gpu::device_data<float>(statistics.partial_scores),
         gpu::device_data<float>(statistics.partial_squares),
         gpu::device_data<int>(blocks_done),

@@ -1,6 +1,6 @@
 /// @file
 /// What keeps experts evenly used: auxiliary losses, z-loss, the expert bias; all on the
-/// device, for a layer on one rank. What the losses sum up, route() has summed; their way
+/// device. What the losses sum up, route() has summed; their way
 /// back to the logits is route_backward()'s. Source: router.py, TopKRouter; moe_utils.py,
 /// switch_load_balancing_loss_func, z_loss_func, get_updated_expert_bias.
 #pragma once
@@ -29,6 +29,12 @@ struct LossRule {
     bool has_z_loss = false;
     double z_loss_coeff = 0.0;  ///< 0 is shown, and has no gradient
     bool per_token = false;     ///< calculate_per_token_loss
+    int num_ranks = 1;          ///< of tp_cp, which share a sequence
+
+    /// The factor by which an attached loss grows when losses are summed over tokens.
+    __device__ double attach(double num_valid) const {
+        return per_token ? num_valid * num_ranks : 1.0;
+    }
 
     bool has_balancing() const {
         return aux_loss_coeff > 0.0 || seq_aux_loss_coeff > 0.0 ||
@@ -37,7 +43,8 @@ struct LossRule {
 };
 
 /// The losses of a finalized config. @param micro_batch  B, sequences
-LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch);
+LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch,
+                        int tp_cp_size = 1);
 
 /// The losses of one micro-batch.
 struct AuxiliaryLosses {
@@ -59,7 +66,7 @@ struct AuxiliaryLosses {
 ///
 /// | loss | population |
 /// |---|---|
-/// | load_balancing_loss | all tokens |
+/// | load_balancing_loss | all tokens, of tp_cp |
 /// | seq_load_balancing_loss | each sequence, of N / B tokens on average; their mean |
 /// | global_load_balancing_loss | all, with n_e the mean over the micro-batches so far |
 /// | z_loss | mean_t lse_t² over all tokens |

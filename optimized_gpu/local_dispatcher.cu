@@ -7,6 +7,7 @@
 #include "optimized_gpu/dispatched_values.h"
 #include "optimized_gpu/multihot.h"
 #include "optimized_gpu/permutation.h"
+#include "optimized_gpu/row_order.h"
 #include "optimized_gpu/watched.h"
 
 namespace moe::optimized {
@@ -17,24 +18,6 @@ struct DispatcherSaved : Saved {
     RowMap map;
     SavedPtr shared_experts;  // with moe_shared_expert_overlap
 };
-
-/// Of ids (T, K) i32, or of a dense map (T, E) u8, with their probs.
-RowMap map_of(const Tensor& routing, const Tensor& probs, const MoEConfig& config) {
-    const int padding = config.moe_router_padding_for_quantization
-                            ? int(get_align_size_for_quantization(config))
-                            : 1;
-    if (routing.dtype() == DType::i32)
-        return make_row_map(routing, int(config.num_experts()), padding, probs);
-    if (config.moe_pad_expert_input_to_capacity)
-        return make_row_map_of_dense(routing, get_capacity(config, routing.dim(0)),
-                                     padding, probs);
-    // Another tier's router: rather than room for every expert of every token, a wait.
-    RowMap map = make_row_map_of_dense(routing, padding, probs);
-    map.capacity = gpu::to_host<std::int32_t>(map.offsets).back();
-    for (Tensor* rows : {&map.row_token, &map.row_slot, &map.row_probs})
-        *rows = rows->first(map.capacity);
-    return map;
-}
 
 }  // namespace
 
@@ -58,7 +41,7 @@ TokenDispatcher::Dispatched LocalDispatcher::dispatch(const Tensor& hidden,
         }
         // ⑥ which token stands in which row: experts find it by this, or a copy is made
         saved->routing = routing;
-        saved->map = map_of(routing, probs, config_);
+        saved->map = map_of_choices(routing, probs, config_);
         result.row_probs = map.row_probs;
         result.tokens_per_expert = map.rows_per_expert;
         if (config_.moe_permute_fusion)

@@ -6,6 +6,8 @@
 #include <limits>
 
 #include "core/transfer.h"
+#include "distributed/mappings.h"
+#include "distributed/process_groups.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/routing.h"
 #include "optimized_gpu/token_range.h"
@@ -48,6 +50,26 @@ RoutedTokens make_routed_tokens(const RoutingRule& rule, std::int64_t num_tokens
     losses.partial_scores = gpu::device_empty<float>({blocks, E});
     losses.partial_squares = gpu::device_empty<float>({blocks});
     return routed;
+}
+
+void reduce_loss_counts(RoutedTokens& routed, const MoEConfig& config,
+                        const distributed::ProcessGroups& groups) {
+    LossStatistics& losses = routed.losses;
+    if (!losses.num_valid.defined()) return;
+    const std::int64_t E = routed.tokens_per_expert.numel();
+    const auto reduce = [&](distributed::Communicator& group, Tensor& assignments,
+                            Tensor& valid) {
+        // One exchange for both: they lie side by side
+        const Tensor sums = distributed::reduce_from_tensor_model_parallel_region(
+            group, part_of(routed.counters, E + 1, {2 + losses.assignments.numel()}));
+        valid = sums.first(1);
+        assignments = part_of(sums, 2, losses.assignments.shape());
+    };
+    if (config.aux_loss_coeff("aux_loss") > 0.0 ||
+        config.aux_loss_coeff("seq_aux_loss") > 0.0)
+        reduce(*groups.tp_cp, losses.tp_cp_assignments, losses.tp_cp_valid);
+    if (config.aux_loss_coeff("global_aux_loss") > 0.0)
+        reduce(*groups.tp_dp_cp, losses.tp_dp_cp_assignments, losses.tp_dp_cp_valid);
 }
 
 void require_finite(const RoutedTokens& routed, const Tensor& logits) {

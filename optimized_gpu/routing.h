@@ -13,6 +13,7 @@
 
 #include "core/steps.h"
 #include "core/tensor.h"
+#include "distributed/process_groups.h"
 #include "gpu/stream.h"
 #include "optimized_gpu/routing_rule.h"
 
@@ -26,6 +27,8 @@ namespace moe::optimized {
 struct LossStatistics {
     Tensor assignments;  ///< (P, E) i32, tokens per expert by this top-K
     Tensor num_valid;    ///< (1) i32, tokens that are no padding
+    /// The same of all ranks of tp_cp, and of tp_dp_cp; undefined on one rank.
+    Tensor tp_cp_assignments, tp_cp_valid, tp_dp_cp_assignments, tp_dp_cp_valid;
     /// (P N, E) and (P N) f32, Σ_t scores[t, e] and Σ_t lse_t² over the tokens of each of
     /// N blocks of each population in turn, lse = log Σ_e exp logits[t, e].
     Tensor partial_scores, partial_squares;
@@ -50,6 +53,11 @@ struct RoutedTokens {
 /// @param populations  see count_populations()
 RoutedTokens make_routed_tokens(const RoutingRule& rule, std::int64_t num_tokens,
                                 std::int64_t populations);
+
+/// Adds up the losses' counts over the ranks that share sequences, and over all. Scores
+/// stay each rank's own. Source: moe_utils.py, get_tokens_per_expert_and_token_count.
+void reduce_loss_counts(RoutedTokens& routed, const MoEConfig& config,
+                        const distributed::ProcessGroups& groups);
 
 struct RoutingOperands {
     Tensor logits;        ///< (T, E) f32

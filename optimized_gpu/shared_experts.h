@@ -7,6 +7,7 @@
 #include "core/buffer_pool.h"
 #include "core/components.h"
 #include "core/config.h"
+#include "core/tier.h"
 #include "gpu/stream.h"
 #include "optimized_gpu/activation.h"
 #include "optimized_gpu/grouped_gemm/all_tokens.h"
@@ -16,11 +17,13 @@ namespace moe::optimized {
 struct SharedExpertsSaved;  // what a forward keeps
 
 /// An MLP over all tokens, u = W2 act(W1 x), optionally times a gate q = σ(<x, g>): the
-/// routed experts' products with a single group, on one rank. bf16; the gate is fp32.
+/// routed experts' products with a single group. Tensor-parallel over tp: a rank has
+/// F_s / TP columns of the MLP, for the tokens of all. bf16; the gate is fp32.
 /// Source: shared_experts.py, SharedExpertMLP.
 class SharedExpertMLP : public SharedExperts {
   public:
-    SharedExpertMLP(const MoEConfig& config, const TensorMap& parameters);
+    SharedExpertMLP(const MoEConfig& config, const TensorMap& parameters,
+                    const GroupsPtr& groups);
 
     SavedPtr pre_forward_comm(const Tensor& hidden, const RunContext& context) override;
     void linear_fc1_forward_and_act(const RunContext& context) override;
@@ -45,15 +48,16 @@ class SharedExpertMLP : public SharedExperts {
     BufferPool::Lane lane() const { return BufferPool::Lane(side_stream_.get()); }
 
     MoEConfig config_;
+    GroupsPtr groups_;
     ExpertActivation activation_;
-    Tensor fc1_weight_, fc2_weight_;  // (1, 2F_s or F_s, H), (1, H, F_s)
-    Tensor gate_weight_;              // (1, H), undefined without a gate
-    AllTokens all_tokens_;
+    Tensor fc1_weight_, fc2_weight_;            // (1, 2F_s or F_s, H), (1, H, F_s)
+    Tensor gate_weight_;                        // (1, H), undefined without a gate
+    AllTokens all_tokens_, own_tokens_;         // of all tp ranks, of this one
     std::unique_ptr<gpu::Stream> side_stream_;  // with moe_shared_expert_overlap
 
     // Under way between the stages of a forward, …
     SharedExpertsSaved* forward_ = nullptr;
-    Tensor a_;  // (T, F_s)
+    Tensor a_, partial_;  // (R, F_s), (R, H), of the tokens of all tp ranks
     // … and of a backward. All of it stays until the streams have met again.
     struct Backward {
         const SharedExpertsSaved* saved = nullptr;

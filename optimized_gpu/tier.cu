@@ -4,6 +4,7 @@
 #include "distributed/process_groups.h"
 #include "gpu/check.h"
 #include "gpu/tensor.h"
+#include "optimized_gpu/alltoall_dispatcher.h"
 #include "optimized_gpu/experts.h"
 #include "optimized_gpu/local_dispatcher.h"
 #include "optimized_gpu/routing_rule.h"
@@ -25,12 +26,19 @@ std::string missing_capability() {
         device.major, device.minor);
 }
 
-void require_one_rank(const GroupsPtr& groups) {
-    if (groups != nullptr && groups->sizes.world > 1)
-        reject("tier", "optimized_gpu",
-               fmt::format("works on one rank, not on {}; naive_gpu and reference_cpu "
-                           "work on several",
-                           groups->sizes.world));
+/// The groups given, or those of a layer on one rank.
+GroupsPtr or_single(const GroupsPtr& groups) {
+    return groups != nullptr ? groups : distributed::single_rank_groups();
+}
+
+/// Where tokens change ranks there is one way so far.
+void check_dispatcher(const MoEConfig& config) {
+    const bool exchanges =
+        config.expert_model_parallel_size * *config.expert_tensor_parallel_size > 1;
+    if (exchanges && config.moe_token_dispatcher_type != "alltoall")
+        reject("moe_token_dispatcher_type", config.moe_token_dispatcher_type,
+               "must be alltoall for optimized_gpu over ranks; naive_gpu and "
+               "reference_cpu have all three");
 }
 
 class OptimizedGpu : public Tier {
@@ -43,8 +51,10 @@ class OptimizedGpu : public Tier {
     std::string device() const override { return gpu::device_name(); }
     bool is_emulated() const override { return gpu::is_emulated(); }
     MemorySpace memory_space() const override { return MemorySpace::device; }
-    bool works_on_ranks() const override { return false; }
-    void check(const MoEConfig& config) const override { check_router_limits(config); }
+    void check(const MoEConfig& config) const override {
+        check_router_limits(config);
+        check_dispatcher(config);
+    }
     /// Products of experts are bf16's on tensor cores; rows may be either.
     std::vector<DType> dtypes(ComponentKind kind) const override {
         if (kind == ComponentKind::router) return {DType::f64, DType::f32, DType::bf16};
@@ -74,13 +84,14 @@ class OptimizedGpu : public Tier {
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
                                         const TensorMap& parameters,
                                         const GroupsPtr& groups) const override {
-        require_one_rank(groups);
-        return std::make_unique<TopKRouter>(config, dtype, parameters);
+        return std::make_unique<TopKRouter>(config, dtype, parameters, groups);
     }
     std::unique_ptr<TokenDispatcher> make_dispatcher(
         const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
-        require_one_rank(groups);
-        return std::make_unique<LocalDispatcher>(config, dtype);
+        if (groups == nullptr || groups->tp_ep->size() == 1)
+            return std::make_unique<LocalDispatcher>(config, dtype);
+        check_dispatcher(config);
+        return std::make_unique<AlltoAllDispatcher>(config, dtype, groups);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                           const TensorMap& parameters) const override {
@@ -90,9 +101,8 @@ class OptimizedGpu : public Tier {
     std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,
         const GroupsPtr& groups) const override {
-        require_one_rank(groups);
         MOE_CHECK(dtype == DType::bf16);
-        return std::make_unique<SharedExpertMLP>(config, parameters);
+        return std::make_unique<SharedExpertMLP>(config, parameters, or_single(groups));
     }
 };
 

@@ -4,6 +4,7 @@
 #include "optimized_gpu/topk_router.h"
 
 #include "core/transfer.h"
+#include "distributed/mappings.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/gating.h"
 #include "optimized_gpu/multihot.h"
@@ -81,9 +82,11 @@ LateLosses late_losses(const RouterSaved& saved) {
 
 }  // namespace
 
-TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& parameters)
+TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& parameters,
+                       const GroupsPtr& groups)
     : Router({MemorySpace::device, dtype}),
       config_(config),
+      groups_(groups),
       rule_(make_routing_rule(config)),
       local_tokens_per_expert_(gpu::device_zeros<std::int64_t>({config.num_experts()})),
       global_counts_(gpu::device_zeros<double>({config.num_experts() + 1})) {
@@ -181,8 +184,10 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
     // ⑤ losses that keep the experts evenly used, and the counts behind the expert bias
     if (context.training) {
         StepTimer timer(context, Step::auxiliary_losses);
-        saved->losses = auxiliary_losses(saved->routed.losses, global_counts_,
-                                         make_loss_rule(config_, B));
+        if (groups_ != nullptr) reduce_loss_counts(saved->routed, config_, *groups_);
+        saved->losses = auxiliary_losses(
+            saved->routed.losses, global_counts_,
+            make_loss_rule(config_, B, groups_ != nullptr ? groups_->tp_cp->size() : 1));
         if (expert_bias_.defined() && !counts_choices)
             count_for_expert_bias(result, padding_mask);
         synchronize_if_watched(context);
@@ -306,8 +311,12 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
 
 Tensor TopKRouter::update_expert_bias() {
     if (!expert_bias_.defined()) return {};
+    Tensor counts = local_tokens_per_expert_;
+    if (groups_ != nullptr)
+        counts = distributed::reduce_from_tensor_model_parallel_region(*groups_->tp_dp_cp,
+                                                                       counts);
     // In place: a CUDA graph reads it where it was at the capture.
-    copy(expert_bias_, get_updated_expert_bias(expert_bias_, local_tokens_per_expert_,
+    copy(expert_bias_, get_updated_expert_bias(expert_bias_, counts,
                                                config_.moe_router_bias_update_rate));
     reset_counts(local_tokens_per_expert_);
     return expert_bias_;

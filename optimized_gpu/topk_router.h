@@ -4,6 +4,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/tier.h"
 #include "optimized_gpu/grouped_gemm/all_tokens.h"
 #include "optimized_gpu/load_balancing.h"
 #include "optimized_gpu/routing.h"
@@ -20,7 +21,8 @@ namespace moe::optimized {
 class TopKRouter : public Router {
   public:
     /// InputError for more experts, or more of them per token, than its kernels take.
-    TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& parameters);
+    TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& parameters,
+               const GroupsPtr& groups);
 
     /// Tokens are converted as they are read.
     bool takes(DType dtype) const override { return is_floating(dtype); }
@@ -39,6 +41,7 @@ class TopKRouter : public Router {
     void count_for_expert_bias(const Output& output, const Tensor& padding_mask);
 
     MoEConfig config_;
+    GroupsPtr groups_;  // null on one rank
     RoutingRule rule_;
     Tensor weight_, bias_;            // (E, H), (E) or undefined; fp32 or fp64
     Tensor bf16_weight_, bf16_bias_;  // (1, E, H), (1, E); defined where exact

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 
 #include "cli/commands.h"
 #include "cli/compare/comparison.h"
@@ -195,6 +196,40 @@ ComparisonRequest make_request(const CompareOptions& options) {
     return request;
 }
 
+/// Dispatchers that a tier asked for does not have go; all of them: its own word on it.
+void leave_out_refused(RankConfigs& chosen, const CompareOptions& options) {
+    std::vector<std::string> asked = options.tiers;
+    if (!options.spec.empty())
+        asked.push_back(
+            parse_spec(options.spec, {"reference_cpu", DType::f32}).dispatcher.tier);
+    const std::vector<MoEConfig> all = chosen.configs;
+    for (const std::string& name : asked) {
+        const Tier& tier = find_tier("--tier", name);
+        std::erase_if(chosen.configs, [&](const MoEConfig& config) {
+            const std::string why = refusal(tier, config);
+            if (!why.empty())
+                chosen.left_out.push_back(config.moe_token_dispatcher_type + ": " + why);
+            return !why.empty();
+        });
+        if (chosen.configs.empty()) tier.check(all[0]);
+    }
+}
+
+/// A tier that nobody asked for goes where it does not have all dispatchers.
+void leave_out_tiers(std::vector<ModuleSpec>& columns,
+                     const std::vector<MoEConfig>& configs) {
+    std::set<std::string> left_out;
+    std::erase_if(columns, [&](const ModuleSpec& spec) {
+        const Tier& tier = find_tier("spec", spec.dispatcher.tier);
+        for (const MoEConfig& config : configs)
+            if (const std::string why = refusal(tier, config); !why.empty())
+                return left_out.insert("left out: tier = " + tier.name() + ": " + why),
+                       true;
+        return false;
+    });
+    for (const std::string& line : left_out) fmt::print(stderr, "moe: note: {}\n", line);
+}
+
 RankComparisonRequest make_rank_request(const CompareOptions& options) {
     if (options.repeats)
         reject("--repeats", *options.repeats,
@@ -204,7 +239,8 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
             "--golden", *options.golden,
             "must be left out with --ranks: moe verify runs the golden cases of ranks");
     const LayerOptions& layer = *options.layer;
-    const RankConfigs chosen = choose_rank_configs(layer, options.ranks->ranks());
+    RankConfigs chosen = choose_rank_configs(layer, options.ranks->ranks());
+    leave_out_refused(chosen, options);
     RankComparisonRequest request;
     request.model = layer.model();
     request.configs = chosen.configs;
@@ -215,7 +251,7 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     request.text = read_tokens(options, sizes.seq_len, sizes.micro_batch, sizes.shards);
     require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch);
     request.columns = choose_columns(options, chosen.configs[0]);
-    keep_works_on_ranks(request.columns, options.tiers);
+    leave_out_tiers(request.columns, chosen.configs);
     return request;
 }
 

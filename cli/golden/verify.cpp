@@ -138,12 +138,6 @@ bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& s
             shown, fmt::join(subject.left_out, ", "));
     bool ok = true;
     for (const ModuleSpec& spec : specs) {
-        if (subject.golden.ranks.size() > 1 && !spec.works_on_ranks()) {
-            if (!options.json)
-                fmt::print("- {}  {}: skipped: works on one rank\n", shown,
-                           to_string(spec));
-            continue;
-        }
         const std::string why =
             refusal(find_tier("spec", spec.experts.tier), subject.golden.config);
         if (options.tiers.empty() && !why.empty()) {

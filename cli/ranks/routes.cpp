@@ -173,7 +173,9 @@ Links dispatched_bytes(const MoEConfig& config, const ParallelSizes& sizes,
         row += E * (prob + 1);
     } else if (config.moe_token_dispatcher_type == "alltoall") {
         row += prob;
-        once = config.moe_pad_expert_input_to_capacity ? 0 : E * kInteger;
+        once = config.moe_pad_expert_input_to_capacity
+                   ? 0
+                   : E * std::int64_t(sizeof(std::int32_t));
     } else {
         row += ETP * config.moe_router_topk * (kInteger + prob) + 2 * kInteger;
         once = config.expert_model_parallel_size * ETP * kInteger;

@@ -78,7 +78,7 @@ double counted_hit(const MoEConfig& config, const Tensor& routing_map);
 /// | dispatcher | along with each row | once per link |
 /// |---|---|---|
 /// | AllGather | probs and map of the token (E) | |
-/// | AlltoAll | its probability | counts (E) i64, unless padded to capacity |
+/// | AlltoAll | its probability | counts (E) i32, unless padded to capacity |
 /// | Flex | K' ids i64 and probabilities, source (2) i64 | counts (EP ETP) i64 |
 /// @param rows  dispatched_rows()
 Links dispatched_bytes(const MoEConfig& config, const distributed::ParallelSizes& sizes,

@@ -141,8 +141,7 @@ int run_rank_trace(const TraceOptions& options) {
     RankJob& job = request.job;
     job.config = chosen.configs[0];
     job.spec = choose_spec(options);
-    std::vector<ModuleSpec> specs = {job.spec};
-    keep_works_on_ranks(specs, {options.tier});
+    find_tier("--tier", job.spec.dispatcher.tier).check(job.config);
     const MoEConfig whole = distributed::single_rank_config(job.config);
     require_memory(whole, T);
     job.parameters = random_parameters(whole, layer.seed());

@@ -113,10 +113,11 @@ TEST_F(RoutesTest, PaddingTakesWhatTokensARankHas) {
 }
 
 TEST_F(RoutesTest, CountBytesByHand) {
-    // H = 5; a probability is fp32 also beside bf16 rows, an integer has 8 bytes.
+    // H = 5; a probability is fp32 also beside bf16 rows, a count 4 bytes, and flex's
+    // integers 8.
     EXPECT_EQ(bytes("allgather", DType::f32)[0][1], 2 * (5 * 4 + 4 * (4 + 1)));
-    EXPECT_EQ(bytes("alltoall", DType::f32)[0][1], 3 * (5 * 4 + 4) + 4 * 8);
-    EXPECT_EQ(bytes("alltoall", DType::bf16)[1][0], 4 * (5 * 2 + 4) + 4 * 8);
+    EXPECT_EQ(bytes("alltoall", DType::f32)[0][1], 3 * (5 * 4 + 4) + 4 * 4);
+    EXPECT_EQ(bytes("alltoall", DType::bf16)[1][0], 4 * (5 * 2 + 4) + 4 * 4);
     EXPECT_EQ(bytes("flex", DType::f64)[0][1], 2 * (5 * 8 + 2 * (8 + 8) + 16) + 2 * 8);
     EXPECT_EQ(bytes("alltoall", DType::f32)[0][0], 0);
 }
@@ -158,7 +159,7 @@ TEST_F(RanksTest, CompareCountsEveryLink) {
           "\n 0 3: s 0-2, b 0 0-1 12\n", "tp_ep exchange tokens {0 1}\n",
           "expt_tp share the same experts each alone\n",
           "\n 0 · 3 · 252 B 444 B",  // allgather: 3 (64 + 4 (4 + 1)), ⑩ 3 64
-          "\n 1 6 · 440 B · 824 B",  // alltoall: 6 (64 + 4) + 4 8, ⑩ 6 64
+          "\n 1 6 · 424 B · 808 B",  // alltoall: 6 (64 + 4) + 4 4, ⑩ 6 64
           "\n 0 · 3 · 400 B 592 B",  // flex: 3 (64 + 4 (8 + 4) + 16) + 2 8, ⑩ 3 64
           "allgather 1.00 1.00", "alltoall 2.00 2.00", "flex 1.00 1.00",
           "lie on 2.00 ranks (2.00 if balanced): flex makes 2.00 times fewer",
@@ -168,8 +169,8 @@ TEST_F(RanksTest, CompareCountsEveryLink) {
     EXPECT_FALSE(has(output, " ms"));
 
     const std::string html = read(path("report/index.html"));
-    for (const char* words : {"aria-label='alltoall: who sends to whom'", ">440 B<",
-                              "<title>rank 1 to rank 0: 6 rows in step 6; 440 bytes",
+    for (const char* words : {"aria-label='alltoall: who sends to whom'", ">424 B<",
+                              "<title>rank 1 to rank 0: 6 rows in step 6; 424 bytes",
                               "aria-label='bytes per token, counted and in theory'"})
         EXPECT_NE(html.find(words), std::string::npos) << words;
     EXPECT_EQ(html.find(" ms"), std::string::npos);
@@ -302,7 +303,7 @@ TEST_F(RanksTest, TraceShowsAWholeDispatch) {
          {"8 tokens on 2 ranks, 4 experts, top-4, alltoall; reference_cpu:fp64\n",
           "rank 1 has e2 e3, exchanges with ranks 0 1\n t4 ",
           // 8 (48 + 8) + 4 8 bytes
-          "rank 0 to 1 8 rows, 480 B t0→e2 t1→e2 t2→e2 t3→e2 t0→e3 t1→e3 t2→e3 t3→e3\n",
+          "rank 0 to 1 8 rows, 464 B t0→e2 t1→e2 t2→e2 t3→e2 t0→e3 t1→e3 t2→e3 t3→e3\n",
           "input_splits 8 8\n",
           "rank 0 from 1 8 rows t4→e0 t5→e0 t6→e0 t7→e0 t4→e1 t5→e1 t6→e1 t7→e1\n",
           "to its token's rank\nrank 0 keeps 8 rows t0→e0 t1→e0 t2→e0 t3→e0 t0→e1 ",

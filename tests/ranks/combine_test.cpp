@@ -59,7 +59,8 @@ TEST_P(CombineTest, ShardsAreSummedInTheDtypeOfProbs) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, CombineTest,
-                         testing::ValuesIn(on_ranks(available_suppliers())),
+                         testing::ValuesIn(with_dispatcher(available_suppliers(),
+                                                           "allgather")),
                          instance_name);
 
 }  // namespace

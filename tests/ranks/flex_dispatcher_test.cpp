@@ -10,7 +10,7 @@
 #include "core/transfer.h"
 #include "distributed/communicators/thread_communicator.h"
 #include "distributed/process_groups.h"
-#include "tests/support.h"
+#include "tests/ranks/support.h"
 
 namespace moe::test {
 namespace {
@@ -358,7 +358,8 @@ TEST_P(FlexDispatcherTest, GivesWhatAlltoAllGives) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, FlexDispatcherTest,
-                         testing::ValuesIn(on_ranks(available_suppliers())),
+                         testing::ValuesIn(with_dispatcher(available_suppliers(),
+                                                           "flex")),
                          instance_name);
 
 }  // namespace

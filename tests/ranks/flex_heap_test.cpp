@@ -8,7 +8,7 @@
 #include "core/transfer.h"
 #include "distributed/communicators/thread_communicator.h"
 #include "distributed/process_groups.h"
-#include "tests/support.h"
+#include "tests/ranks/support.h"
 
 namespace moe::test {
 namespace {
@@ -282,7 +282,8 @@ TEST_P(FlexHeap, RefusesMoreChoicesThanK) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, FlexHeap,
-                         testing::ValuesIn(on_ranks(available_suppliers())),
+                         testing::ValuesIn(with_dispatcher(available_suppliers(),
+                                                           "flex")),
                          instance_name);
 
 // ------------------------------------------------------------------------------ dedup

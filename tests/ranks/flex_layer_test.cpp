@@ -8,7 +8,7 @@
 #include "distributed/communicators/thread_communicator.h"
 #include "distributed/process_groups.h"
 #include "distributed/sharding.h"
-#include "tests/support.h"
+#include "tests/ranks/support.h"
 
 namespace moe::test {
 namespace {
@@ -162,7 +162,8 @@ TEST_P(FlexLayer, IsTheLayerOfTheOtherDispatchers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, FlexLayer,
-                         testing::ValuesIn(on_ranks(available_suppliers())),
+                         testing::ValuesIn(with_dispatcher(available_suppliers(),
+                                                           "flex")),
                          instance_name);
 
 }  // namespace

@@ -20,6 +20,7 @@ constexpr std::int64_t kSeqLength = 3, kBatch = 2, kHidden = 13, kExperts = 8;
 MoEConfig gated_config() {
     MoEConfig config = small_config(kHidden, kExperts, 3, 12);
     config.moe_router_dtype = "fp64";  // every precision chooses the same experts
+    config.moe_permute_fusion = true;
     return config;
 }
 
@@ -34,8 +35,14 @@ std::vector<GridCase> grid_cases() {
             } catch (const InputError&) {
                 continue;  // e.g. flex on a single rank of tp_ep
             }
-            for (const ComponentSpec& supplier : on_ranks(precise_suppliers()))
-                cases.emplace_back(grid, dispatcher, supplier);
+            // Emulated tensor cores take their time: every kind of exchange once
+            const std::string name = to_string(grid);
+            const bool is_few = name == "tp1_cp1_ep2_etp1_w2" ||
+                                name == "tp2_cp1_ep2_etp2_w4" ||
+                                name == "tp1_cp1_ep2_etp1_w6";
+            for (const ComponentSpec& supplier : grid_suppliers(dispatcher))
+                if (is_few || supplier.tier != "optimized_gpu")
+                    cases.emplace_back(grid, dispatcher, supplier);
         }
     return cases;
 }
@@ -127,7 +134,9 @@ TEST_P(RankGrid, IsItBitForBitWhereNoSumRounds) {
     for (const auto& [name, gradient] : whole.gradients.parameters)
         EXPECT_FALSE(Close(gradient, Tensor::zeros(gradient.shape(), DType::f64), 0))
             << name;
-    expect_whole(config, run(config, parameters, hidden, doutput), whole, 0.0);
+    // bf16 has no room for all bits of the gradients
+    const double bound = supplier().dtype == DType::bf16 ? bound_of(supplier()) : 0.0;
+    expect_whole(config, run(config, parameters, hidden, doutput), whole, bound);
 }
 
 // ------------------------------------------------------------------ who holds which row
@@ -153,7 +162,8 @@ TEST_P(RankGrid, HoldsTheRowsThatAnOracleSays) {
                                              return run.values.at("routing_map");
                                          }));
     const auto probs = of_all(runs, [&](const RankRun& run) {
-        return transfer(run.values.at("probs"), {MemorySpace::host, supplier().dtype});
+        return transfer(run.values.at("probs"),
+                        probs_placement({MemorySpace::host, supplier().dtype}));
     });
     for (std::size_t r = 0; r < runs.size(); ++r) {
         const Holdings& mine = holdings[r];
@@ -235,6 +245,7 @@ TEST_P(RankGrid, GivesBackWhatNoExpertChanges) {
         MoEConfig any = gated_config();
         any.moe_router_topk = K;
         any.moe_router_pre_softmax = true;  // as K = 1 needs
+        any.moe_permute_fusion = K == 2;
         const MoEConfig config = config_of(any);
         distributed::run_ranks(grid().world, [&](distributed::Communicator& world) {
             const auto groups = distributed::make_process_groups(world, config);
@@ -253,11 +264,13 @@ TEST_P(RankGrid, GivesBackWhatNoExpertChanges) {
             for (std::int64_t i = 0; i < map.numel(); ++i)
                 probs.data<float>()[i] = map.data<std::uint8_t>()[i] ? 1.0f / K : 0.0f;
 
-            const auto sent =
-                subject->dispatch(place(hidden), place(probs), place(map), {});
-            std::vector<double> shares = to_doubles(sent.rows.values);
+            const auto sent = subject->dispatch(
+                place(hidden), transfer(probs, probs_placement(subject->placement())),
+                place(map), {});
+            const Tensor dispatched = sent.rows.plain();
+            std::vector<double> shares = to_doubles(dispatched);
             for (double& value : shares) value /= double(K * grid().etp);
-            const Tensor rows = place(Tensor::from(sent.rows.values.shape(), shares));
+            const Tensor rows = place(Tensor::from(dispatched.shape(), shares));
             EXPECT_TRUE(Close(subject->combine(rows, {}, *sent.saved, {}), hidden, 0.0))
                 << "rank " << rank << ", K = " << K;
             EXPECT_TRUE(Close(

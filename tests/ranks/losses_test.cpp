@@ -79,16 +79,16 @@ Outcome run(Router& router, const MicroBatches& batches) {
     for (const auto& [hidden, padding] : batches) {
         ValueRecorder values;
         const RunContext context{.observer = &values};
-        auto forward = router.forward(transfer(hidden, router.placement()),
-                                      transfer(padding, router.placement()), context);
+        auto forward = dense_forward(router, transfer(hidden, router.placement()),
+                                     transfer(padding, router.placement()), context);
         const auto zeros = [&](const Shape& shape) {
             return transfer(Tensor::zeros(shape, DType::f64), router.placement());
         };
         const std::int64_t T = hidden.dim(0) * hidden.dim(1);
         Tensor dhidden = zeros({T, kHidden});
         TensorMap gradients;
-        router.backward(dhidden, gradients, zeros({T, kExperts}), *forward.saved,
-                        context);
+        dense_backward(router, dhidden, gradients, zeros({T, kExperts}), *forward.saved,
+                       context);
         outcome.losses = forward.losses.read();
         outcome.dlogits = values.at("d_logits_losses")
                               .reshaped({hidden.dim(0), hidden.dim(1), kExperts});

@@ -53,6 +53,28 @@ MoEConfig on_grid(MoEConfig config, const Grid& grid, const std::string& dispatc
     return config;
 }
 
+std::vector<ComponentSpec> with_dispatcher(std::vector<ComponentSpec> suppliers,
+                                           const std::string& dispatcher) {
+    const MoEConfig config = on_grid(small_config(), {1, 1, 2, 1, 2}, dispatcher);
+    std::erase_if(suppliers, [&](const ComponentSpec& supplier) {
+        try {
+            find_tier("tier", supplier.tier).check(config);
+            return false;
+        } catch (const InputError&) {
+            return true;
+        }
+    });
+    return suppliers;
+}
+
+std::vector<ComponentSpec> grid_suppliers(const std::string& dispatcher) {
+    std::vector<ComponentSpec> suppliers = available_suppliers();
+    std::erase_if(suppliers, [](const ComponentSpec& s) {
+        return s.dtype == DType::bf16 && s.tier != "optimized_gpu";
+    });
+    return with_dispatcher(suppliers, dispatcher);
+}
+
 std::vector<RankRun> run_on_ranks(const MoEConfig& config, const ComponentSpec& supplier,
                                   const TensorMap& parameters,
                                   const std::vector<Tensor>& hidden,

@@ -22,6 +22,13 @@ inline void PrintTo(const Grid& grid, std::ostream* out) {
 /// A dozen grids of at most 8 ranks; expert-DP = world / (EP ETP) is above 1 in some.
 std::vector<Grid> grids();
 
+/// Those of the suppliers whose tier has this dispatcher over ranks.
+std::vector<ComponentSpec> with_dispatcher(std::vector<ComponentSpec> suppliers,
+                                           const std::string& dispatcher);
+
+/// The same in their precise types: bf16 only where a tier has nothing else.
+std::vector<ComponentSpec> grid_suppliers(const std::string& dispatcher);
+
 /// The config on that grid and through that dispatcher, finalized. InputError where
 /// MoEConfig does not allow it.
 MoEConfig on_grid(MoEConfig config, const Grid& grid, const std::string& dispatcher);
