@@ -80,9 +80,15 @@ TEST_P(RankGrid, IsTheLayerOnOneRank) {
     const TensorMap parameters =
         random_parameters(distributed::single_rank_config(config), 7);
     const auto hidden = random_tokens(100), doutput = random_tokens(200);
-    expect_whole(config, run(config, parameters, hidden, doutput),
-                 run_alone(config, parameters, concatenate(hidden), concatenate(doutput)),
-                 bound_of(supplier()));
+    const auto runs = run(config, parameters, hidden, doutput);
+    const RankRun whole =
+        run_alone(config, parameters, concatenate(hidden), concatenate(doutput));
+    expect_whole(config, runs, whole, bound_of(supplier()));
+    // Shown as (T, E), also where the dispatcher takes (T, K)
+    std::vector<Tensor> dprobs;
+    for (const RankRun& rank : runs) dprobs.push_back(rank.values.at("d_probs"));
+    EXPECT_TRUE(Close(concatenate(dprobs), whole.values.at("d_probs"),
+                      supplier().dtype == DType::bf16 ? 1e-2 : bound_of(supplier())));
 }
 
 // ------------------------------------------------------------------- to the last bit
