@@ -90,7 +90,7 @@ RowMap make_chunk_map(const distributed::ExchangePlan& plan, int ep_size, int et
     check_choices("rows of a rank", N);
     RowMap map;
     map.num_tokens = int(N);
-    map.topk = 1;
+    map.topk = map.num_choices = 1;
     map.num_experts = int(plan.tokens_per_expert.size());
     map.capacity = N;
     map.offsets = gpu::device_empty<int>({map.num_experts + 1});

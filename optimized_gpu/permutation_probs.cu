@@ -27,7 +27,7 @@ const int* num_rows_of(const RowMap& map) {
 Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
                               cudaStream_t stream) {
     MOE_CHECK(drow_probs.numel() <= map.capacity);
-    Tensor dweights = gpu::device_empty<float>({map.num_tokens, map.topk});
+    Tensor dweights = gpu::device_empty<float>({map.num_tokens, map.num_choices});
     if (map.num_tokens == 0) return dweights;
     float* const target = gpu::device_data<float>(dweights);
     gpu::check(cudaMemsetAsync(target, 0, dweights.size_bytes(), stream),

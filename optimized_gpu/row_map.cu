@@ -13,10 +13,17 @@ namespace moe::optimized {
 //! [make_row_map]
 namespace {
 
+/// The map's expert that a choice names, -1: none of them.
+__device__ int expert_of(int id, const ExpertWindow& window, int E) {
+    if (id >= window.all) __trap();  // rather than a row that nobody asked for
+    const int e = id - window.first;
+    return id >= 0 && e >= 0 && e < E ? e : -1;
+}
+
 /// How often each expert is chosen: in each chunk of `choices` ids, and in all.
 __global__ void __launch_bounds__(kThreads)
-    count_choices_kernel(CountPointers counts, const int* ids, int num_choices,
-                         int choices) {
+    count_choices_kernel(CountPointers counts, const int* ids, ExpertWindow window,
+                         int num_choices, int choices) {
     auto& s = gpu::shared_memory<ChunkCounts>();
     const int t = int(threadIdx.x), E = counts.E;
     for (int e = t; e < E; e += kThreads) s.counts[e] = 0;
@@ -24,8 +31,7 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t first = std::int64_t(blockIdx.x) * choices;
     const int end = int(min(first + choices, std::int64_t(num_choices)));
     for (int i = int(first) + t; i < end; i += kThreads) {
-        const int e = ids[i];
-        if (e >= E) __trap();  // rather than a row that nobody asked for
+        const int e = expert_of(ids[i], window, E);
         if (e >= 0) atomicAdd(&s.counts[e], 1);
     }
     __syncthreads();
@@ -33,13 +39,16 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// Counts the choices of each warp's tokens.
-__device__ void count_pieces(NextRows& s, const int* ids, int begin, int end, int E) {
+__device__ void count_pieces(NextRows& s, const int* ids, const ExpertWindow& window,
+                             int begin, int end, int E) {
     const int t = int(threadIdx.x), warp = warp_index();
     for (int w = 0; w < kWarps; ++w)
         for (int e = t; e < E; e += kThreads) s.rows[w][e] = 0;
     __syncthreads();
-    for (int i = begin + lane_index(); i < end; i += kLanes)
-        if (ids[i] >= 0) atomicAdd(&s.rows[warp][ids[i]], 1);
+    for (int i = begin + lane_index(); i < end; i += kLanes) {
+        const int e = expert_of(ids[i], window, E);
+        if (e >= 0) atomicAdd(&s.rows[warp][e], 1);
+    }
     __syncthreads();
 }
 
@@ -58,20 +67,21 @@ __device__ int place_in_token(int expert, int first_lane, int topk) {
 /// in its lanes, a lane for each choice.
 __global__ void __launch_bounds__(kThreads)
     place_choices_kernel(RowPointers map, CountPointers counts, const int* ids,
-                         int num_tokens, int K, int tokens_per_warp) {
+                         ExpertWindow window, int num_tokens, int K,
+                         int tokens_per_warp) {
     auto& s = gpu::shared_memory<NextRows>();
     const int lane = lane_index(), warp = warp_index();
     const std::int64_t piece = std::int64_t(blockIdx.x) * kWarps + warp;
     const int begin = int(min(piece * tokens_per_warp, std::int64_t(num_tokens)));
     const int end = min(begin + tokens_per_warp, num_tokens);
-    count_pieces(s, ids, begin * K, end * K, counts.E);
+    count_pieces(s, ids, window, begin * K, end * K, counts.E);
     turn_counts_into_rows(s, counts, map);
 
     const int at_once = kLanes / K, mine = lane / K;
     for (int first = begin; first < end; first += at_once) {
         const int slot = first * K + lane;
         const bool is_choice = mine < at_once && first + mine < end;
-        const int id = is_choice ? ids[slot] : -1;
+        const int id = is_choice ? expert_of(ids[slot], window, counts.E) : -1;
         const int expert = id >= 0 ? id : INT_MAX;  // dropped choices come last
         const int place = place_in_token(expert, mine * K, K);
 
@@ -126,16 +136,13 @@ RowMap begin_row_map(int num_tokens, int topk, int num_experts, int padding,
     const int num_groups = (num_chunks + kChunksOfGroup - 1) / kChunksOfGroup;
     RowMap map;
     map.num_tokens = num_tokens;
-    map.topk = topk;
+    map.topk = map.num_choices = topk;
     map.num_experts = num_experts;
     map.padding = padding;
     map.capacity = capacity;
     for (Tensor* rows : {&map.row_token, &map.row_slot})
         *rows = gpu::device_empty<int>({capacity});
-    if (weights.defined()) {
-        MOE_CHECK_EQ(weights.numel(), std::int64_t(num_tokens) * topk);
-        map.row_probs = gpu::device_empty<float>({capacity});
-    }
+    if (weights.defined()) map.row_probs = gpu::device_empty<float>({capacity});
     map.token_rows = gpu::device_empty<int>({num_tokens, topk});
     map.offsets = gpu::device_empty<int>({num_experts + 1});
     map.tokens_per_expert = gpu::device_empty<int>({num_experts});
@@ -169,13 +176,17 @@ RowPointers row_pointers(RowMap& map, const Tensor& weights) {
 }
 
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
-                    const Tensor& weights, cudaStream_t stream) {
+                    const Tensor& weights, cudaStream_t stream, const ExpertWindow& of) {
     check_sizes(ids, num_experts, padding);
+    MOE_CHECK(!weights.defined() || weights.numel() == ids.numel());
     const int T = int(ids.dim(0)), K = int(ids.dim(1)), E = num_experts;
     const Chunks chunks(T, kLanes / K);
+    const ExpertWindow window = {of.first, of.all > 0 ? of.all : E};
     // Each expert that has a row may have padding - 1 empty ones, and ends at a multiple.
-    const std::int64_t experts_with_rows = std::min<std::int64_t>(E, ids.numel());
-    std::int64_t capacity = ids.numel() + experts_with_rows * (padding - 1);
+    // A token's experts differ, unless all are the map's and it says otherwise.
+    const std::int64_t rows = of.all > 0 ? std::int64_t(T) * std::min(K, E) : ids.numel();
+    const std::int64_t experts_with_rows = std::min<std::int64_t>(E, rows);
+    std::int64_t capacity = rows + experts_with_rows * (padding - 1);
     capacity -= capacity % padding;
 
     RowMap map = begin_row_map(T, K, E, padding, capacity, chunks.count, weights, stream);
@@ -183,10 +194,10 @@ RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
     const int* const choices = gpu::device_data<int>(ids);
     gpu::launch("count_choices_kernel", count_choices_kernel,
                 {chunks.count, kThreads, sizeof(ChunkCounts), stream}, counts, choices,
-                T * K, chunks.tokens * K);
+                window, T * K, chunks.tokens * K);
     gpu::launch("place_choices_kernel", place_choices_kernel,
                 {chunks.count, kThreads, sizeof(NextRows), stream},
-                row_pointers(map, weights), counts, choices, T, K,
+                row_pointers(map, weights), counts, choices, window, T, K,
                 chunks.tokens_per_warp);
     return map;
 }

@@ -17,13 +17,20 @@ namespace moe::optimized {
 /// lanes of a warp, and what a block's counters hold.
 inline constexpr int kMaxTopk = 32, kMaxExperts = 1024;
 
+/// Of which experts a map has the rows, where choices may name others: a rank's own.
+struct ExpertWindow {
+    int first = 0;  ///< the map's expert 0
+    int all = 0;    ///< experts that choices may name; 0: the map's
+};
+
 /// Rows are in ascending order of expert, and of token within an expert; behind those of
 /// an expert come its padding rows, which are no token's. How many rows there are is
 /// known only on the device, offsets[E]: `capacity` is a bound, and what lies between the
 /// two is never written. All tensors are on the device, i32 but for row_probs.
 struct RowMap {
     int num_tokens = 0, topk = 0, num_experts = 0;
-    int padding = 1;  ///< an expert's rows are a multiple of it, or as many as tokens
+    int num_choices = 0;  ///< of a token: K, or all experts of a dense map
+    int padding = 1;      ///< an expert's rows are a multiple of it, or as many as tokens
     std::int64_t capacity = 0;  ///< rows to allocate
     Tensor row_token;           ///< (capacity) token of row r, -1: padding
     Tensor row_slot;            ///< (capacity) its choice, t * K + k, -1: padding
@@ -45,10 +52,12 @@ struct RowMap {
 /// InputError, before anything is launched, beyond the limits above and for a padding
 /// that nothing asks for. An id that names no expert stops the kernel.
 /// @param ids      (T, K) i32 on the device: experts, in any order; negative: none
+/// @param num_experts  of the map, from window.first on
 /// @param padding  1, 16 or 32
 /// @param weights  (T, K) f32 of the choices, or undefined
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
-                    const Tensor& weights, cudaStream_t stream = gpu::current_stream());
+                    const Tensor& weights, cudaStream_t stream = gpu::current_stream(),
+                    const ExpertWindow& window = {});
 
 /// The same for a map with a column for each expert, in which a token may have any number
 /// of them: topk is E, and choice t * E + e stands where (t, e) does, so that
@@ -62,8 +71,10 @@ RowMap make_row_map_of_dense(const Tensor& routing_map, int padding, const Tenso
 /// The same where the caller knows that no expert has more tokens than `most_per_expert`,
 /// e.g. its capacity: room is allocated for E times as many (padded), not for T E. More
 /// tokens than there is room for stop the kernel.
+/// @param num_experts  columns that count, from first_expert on; 0: all
 RowMap make_row_map_of_dense(const Tensor& routing_map, std::int64_t most_per_expert,
                              int padding, const Tensor& probs,
-                             cudaStream_t stream = gpu::current_stream());
+                             cudaStream_t stream = gpu::current_stream(),
+                             int num_experts = 0, int first_expert = 0);
 
 }  // namespace moe::optimized

@@ -4,6 +4,7 @@
 #include "distributed/process_groups.h"
 #include "gpu/check.h"
 #include "gpu/tensor.h"
+#include "optimized_gpu/allgather_dispatcher.h"
 #include "optimized_gpu/alltoall_dispatcher.h"
 #include "optimized_gpu/experts.h"
 #include "optimized_gpu/local_dispatcher.h"
@@ -31,14 +32,15 @@ GroupsPtr or_single(const GroupsPtr& groups) {
     return groups != nullptr ? groups : distributed::single_rank_groups();
 }
 
-/// Where tokens change ranks there is one way so far.
+/// Where tokens change ranks there are two ways so far.
 void check_dispatcher(const MoEConfig& config) {
     const bool exchanges =
         config.expert_model_parallel_size * *config.expert_tensor_parallel_size > 1;
-    if (exchanges && config.moe_token_dispatcher_type != "alltoall")
-        reject("moe_token_dispatcher_type", config.moe_token_dispatcher_type,
-               "must be alltoall for optimized_gpu over ranks; naive_gpu and "
-               "reference_cpu have all three");
+    if (exchanges && config.moe_token_dispatcher_type == "flex")
+        reject(
+            "moe_token_dispatcher_type", config.moe_token_dispatcher_type,
+            "must be allgather or alltoall for optimized_gpu over ranks; naive_gpu and "
+            "reference_cpu have all three");
 }
 
 class OptimizedGpu : public Tier {
@@ -91,6 +93,8 @@ class OptimizedGpu : public Tier {
         if (groups == nullptr || groups->tp_ep->size() == 1)
             return std::make_unique<LocalDispatcher>(config, dtype);
         check_dispatcher(config);
+        if (config.moe_token_dispatcher_type == "allgather")
+            return std::make_unique<AllGatherDispatcher>(config, dtype, groups);
         return std::make_unique<AlltoAllDispatcher>(config, dtype, groups);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,

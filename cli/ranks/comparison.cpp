@@ -142,9 +142,9 @@ void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
 
 /// The bytes of ⑥ must be those of the rows that the routing map asks for.
 void judge_bytes(RankColumn& column, const DispatcherOutcome& outcome,
-                 const distributed::ParallelSizes& sizes) {
+                 const distributed::ParallelSizes& sizes, bool dense) {
     const Links expected = dispatched_bytes(outcome.config, sizes, outcome.rows,
-                                            column.spec.dispatcher.dtype);
+                                            column.spec.dispatcher.dtype, dense);
     const Links sent = column.sent_in({Step::dispatch});
     for (int from = 0; from < sizes.world; ++from)
         for (int to = 0; to < sizes.world; ++to)
@@ -195,7 +195,7 @@ DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob j
         const std::vector<RankRecord> records = run_on_ranks(job, tokens);
         Judge(column, request, tokens, whole).judge(job.config, records);
         count_traffic(column, records);
-        judge_bytes(column, outcome, request.sizes);
+        judge_bytes(column, outcome, request.sizes, records[0].dense);
         outcome.ok = outcome.ok && column.ok;
         outcome.columns.push_back(column);
     }

@@ -104,6 +104,7 @@ std::vector<std::uint8_t> write(const RankRecord& record) {
         }
     }
     out.number(record.host_waits);
+    out.number(record.dense);
     return out.bytes;
 }
 
@@ -125,6 +126,7 @@ RankRecord read(const TensorView& bytes) {
         }
     }
     record.host_waits = in.number();
+    record.dense = in.number() != 0;
     return record;
 }
 

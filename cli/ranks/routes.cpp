@@ -162,7 +162,7 @@ double balanced_rows_per_token(const MoEConfig& config) {
 }
 
 Links dispatched_bytes(const MoEConfig& config, const ParallelSizes& sizes,
-                       const Links& rows, DType dtype) {
+                       const Links& rows, DType dtype, bool dense) {
     constexpr std::int64_t kInteger = sizeof(std::int64_t);
     const std::int64_t E = config.num_experts(),
                        ETP = *config.expert_tensor_parallel_size;
@@ -170,7 +170,9 @@ Links dispatched_bytes(const MoEConfig& config, const ParallelSizes& sizes,
         std::int64_t(size_of(probs_placement({MemorySpace::host, dtype}).dtype));
     std::int64_t row = config.hidden_size * std::int64_t(size_of(dtype)), once = 0;
     if (config.moe_token_dispatcher_type == "allgather") {
-        row += E * (prob + 1);
+        row += dense
+                   ? E * (prob + 1)
+                   : config.moe_router_topk * (prob + std::int64_t(sizeof(std::int32_t)));
     } else if (config.moe_token_dispatcher_type == "alltoall") {
         row += prob;
         once = config.moe_pad_expert_input_to_capacity

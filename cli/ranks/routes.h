@@ -77,11 +77,12 @@ double counted_hit(const MoEConfig& config, const Tensor& routing_map);
 ///
 /// | dispatcher | along with each row | once per link |
 /// |---|---|---|
-/// | AllGather | probs and map of the token (E) | |
-/// | AlltoAll | its probability | counts (E) i32, unless padded to capacity |
-/// | Flex | K' ids i64 and probabilities, source (2) i64 | counts (EP ETP) i64 |
-/// @param rows  dispatched_rows()
+/// | AllGather | probs and map of the token (E), or probs and ids i32 of its choices (K)
+/// | | | AlltoAll | its probability | counts (E) i32, unless padded to capacity | | Flex
+/// | K' ids i64 and probabilities, source (2) i64 | counts (EP ETP) i64 |
+/// @param rows   dispatched_rows()
+/// @param dense  false: the dispatcher takes K choices of each token
 Links dispatched_bytes(const MoEConfig& config, const distributed::ParallelSizes& sizes,
-                       const Links& rows, DType dtype);
+                       const Links& rows, DType dtype, bool dense = true);
 
 }  // namespace moe

@@ -68,6 +68,7 @@ void run_layer(RankRecord& record, MoELayer& layer, const Tensor& hidden,
     const RunContext context{.observer = &observer};
     auto forward = layer.forward(hidden.reshaped(shape), {}, context);
     auto gradients = layer.backward(doutput.reshaped(shape), forward.saved, context);
+    record.dense = forward.saved.dense;
     record.output = on_host(forward.output).reshaped(hidden.shape());
     record.d_hidden = on_host(gradients.hidden_states).reshaped(hidden.shape());
     for (const auto& [name, gradient] : gradients.parameters)

@@ -44,6 +44,7 @@ struct RankRecord {
     /// Bytes sent to each other rank during each step.
     std::map<Step, std::map<int, std::int64_t>> sent;
     std::int64_t host_waits = 0;  ///< of the forward
+    bool dense = true;  ///< the dispatcher got maps of all experts, not K choices
 };
 
 /// A layer and its input.

@@ -116,6 +116,10 @@ TEST_F(RoutesTest, CountBytesByHand) {
     // H = 5; a probability is fp32 also beside bf16 rows, a count 4 bytes, and flex's
     // integers 8.
     EXPECT_EQ(bytes("allgather", DType::f32)[0][1], 2 * (5 * 4 + 4 * (4 + 1)));
+    const MoEConfig choices = config_of(4, 2, sizes_, "allgather");
+    EXPECT_EQ(
+        dispatched_bytes(choices, sizes_, rows("allgather"), DType::bf16, false)[0][1],
+        2 * (5 * 2 + 2 * (4 + 4)));
     EXPECT_EQ(bytes("alltoall", DType::f32)[0][1], 3 * (5 * 4 + 4) + 4 * 4);
     EXPECT_EQ(bytes("alltoall", DType::bf16)[1][0], 4 * (5 * 2 + 4) + 4 * 4);
     EXPECT_EQ(bytes("flex", DType::f64)[0][1], 2 * (5 * 8 + 2 * (8 + 8) + 16) + 2 * 8);

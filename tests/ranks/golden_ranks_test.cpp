@@ -66,6 +66,12 @@ TEST_P(GoldenRanks, Match) {
     expect_match(golden, supplier);
 }
 
+/// optimized_gpu's experts keep h in bf16, and in this file the shards' parts of one
+/// probability's gradient all but cancel: the router's is 1.3e-2 off on rank 1.
+bool all_but_cancels(const std::string& name, const ComponentSpec& supplier) {
+    return name == "ep2_etp2_tp1_alltoall" && supplier.tier == "optimized_gpu";
+}
+
 /// Every file in every tier that has its dispatcher.
 std::vector<NameAndSupplier> files_and_suppliers() {
     std::vector<NameAndSupplier> result;
@@ -73,10 +79,7 @@ std::vector<NameAndSupplier> files_and_suppliers() {
         const std::string type = golden_case(name).config.moe_token_dispatcher_type;
         for (const ComponentSpec& supplier :
              with_dispatcher(available_suppliers(), type)) {
-            // Its experts keep h in bf16, and here the shards' parts of one probability's
-            // gradient all but cancel: the router's is 1.3e-2 off on rank 1.
-            if (name == "ep2_etp2_tp1_alltoall" && supplier.tier == "optimized_gpu")
-                continue;
+            if (all_but_cancels(name, supplier)) continue;
             result.emplace_back(name, supplier);
         }
     }
@@ -108,7 +111,8 @@ std::vector<OtherDispatcher> other_dispatchers() {
             }
             for (const ComponentSpec& supplier :
                  with_dispatcher(available_suppliers(), type))
-                result.emplace_back(name, type, supplier);
+                if (!all_but_cancels(name, supplier))
+                    result.emplace_back(name, type, supplier);
         }
     }
     return result;
