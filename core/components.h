@@ -229,7 +229,8 @@ class Experts : public Component {
 /// - pre_forward_comm, linear_fc1_forward_and_act: in dispatch. AlltoAll: once the splits
 ///   are known, and between rows and probabilities. Flex: both once rows are on their
 ///   way.
-/// - linear_fc2_forward, post_forward_comm: in combine, after the exchange.
+/// - linear_fc2_forward, post_forward_comm: in combine. AlltoAll: after the exchange.
+///   Flex: while others still offer their rows.
 /// - get_output: where its result is added.
 /// - linear_fc2_backward: in combine_backward, before the exchange.
 /// - linear_fc1_backward: in dispatch_backward. AlltoAll: between dprobs and dhidden.

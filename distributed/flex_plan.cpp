@@ -59,10 +59,10 @@ FlexPlan make_flex_plan(const Splits& counts, const MoEConfig& config, DType dty
     const std::int64_t slots =
         *config.expert_tensor_parallel_size * config.moe_router_topk;
     plan.hidden = append_section(plan, dtype, config.hidden_size);
-    plan.topk_ids = append_section(plan, DType::i64, slots);
+    plan.topk_ids = append_section(plan, DType::i32, slots);
     plan.topk_probs =
         append_section(plan, probs_placement({MemorySpace::host, dtype}).dtype, slots);
-    plan.sources = append_section(plan, DType::i64, 2);
+    plan.sources = append_section(plan, DType::i32, 2);
     return plan;
 }
 

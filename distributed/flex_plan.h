@@ -31,9 +31,9 @@ struct FlexPlan {
     std::int64_t heap_rows = 0;      ///< the most that any rank receives …
     int busiest = 0;                 ///< … and who does, in tp_ep
     HeapSection hidden;      ///< (N', H) tokens, partial sums, and their gradients
-    HeapSection topk_ids;    ///< (N', K') i64 local experts, -1: not here
+    HeapSection topk_ids;    ///< (N', K') i32 local experts, -1: not here
     HeapSection topk_probs;  ///< (N', K') their probabilities, and the gradients
-    HeapSection sources;     ///< (N', 2) i64 rank of tp_ep and token
+    HeapSection sources;     ///< (N', 2) i32 rank of tp_ep and token
     std::size_t heap_bytes = 0;
 };
 

@@ -33,13 +33,16 @@ class FlexLayout : public distributed::FlexLayout {
         naive::push_rows(peers<T>(plan, plan.hidden), source, layout_.sent);
     }
     void push_choices(const distributed::FlexPlan& plan) const override {
-        naive::push_choices({peers<std::int64_t>(plan, plan.topk_ids),
-                             peers<std::int64_t>(plan, plan.sources),
+        naive::push_choices({peers<std::int32_t>(plan, plan.topk_ids),
+                             peers<std::int32_t>(plan, plan.sources),
                              peers<float>(plan, plan.topk_probs)},
                             layout_, grid_, groups_->tp_ep->rank());
     }
-    Tensor pull_rows(const distributed::FlexPlan& plan) const override {
-        return naive::pull_rows(peers<T>(plan, plan.hidden), layout_.sent);
+    Tensor pull_rows(const distributed::FlexPlan& plan,
+                     const Tensor& addend) const override {
+        Tensor sums = naive::pull_rows(peers<T>(plan, plan.hidden), layout_.sent);
+        if (addend.defined()) add_to<T>(sums, addend);
+        return sums;
     }
     Tensor pull_prob_gradients(const distributed::FlexPlan& plan) const override {
         return naive::pull_prob_gradients(peers<float>(plan, plan.topk_probs), layout_,
@@ -78,7 +81,7 @@ class ReceivedPermutation : public Permutation<T> {
     }
 
   private:
-    Tensor topk_ids_;  // (N', K') i64
+    Tensor topk_ids_;  // (N', K') i32
     Tensor row_probs_;
 };
 
@@ -109,7 +112,6 @@ class FlexDispatcher : public distributed::FlexDispatcher {
             order = std::make_unique<Order>(topk_ids, local, multiple);
         return order;
     }
-    void add(Tensor& sum, const Tensor& term) const override { add_to<T>(sum, term); }
     void end_step(const RunContext&) const override { gpu::synchronize(); }
     void barrier() const override {
         gpu::synchronize();

@@ -102,17 +102,17 @@ __global__ void push_choices_kernel(PeerChoices peers, const std::int64_t* topk_
     const std::int64_t r = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (r >= num_rows) return;
     const std::int64_t t = row_token[r], w = row_rank[r];
-    std::int64_t* peer_ids = peer_row(peers.topk_ids, w, r);
+    std::int32_t* peer_ids = peer_row(peers.topk_ids, w, r);
     float* peer_probs = peer_row(peers.topk_probs, w, r);
     for (std::int64_t k = 0; k < slots; ++k) {
         const std::int64_t id = topk_ids[t * slots + k];
         const bool here = id >= 0 && id / num_local == w;
-        peer_ids[k] = here ? id % num_local : -1;
+        peer_ids[k] = here ? int(id % num_local) : -1;
         peer_probs[k] = here ? topk_probs[t * slots + k] : 0.0f;
     }
-    std::int64_t* source = peer_row(peers.sources, w, r);
-    source[0] = rank;
-    source[1] = t;
+    std::int32_t* source = peer_row(peers.sources, w, r);
+    source[0] = int(rank);
+    source[1] = int(t);
 }
 
 }  // namespace
@@ -144,7 +144,7 @@ namespace {
 
 /// One thread per received row.
 __global__ void indices_to_multihot_kernel(std::uint8_t* map, float* probs,
-                                           const std::int64_t* topk_ids,
+                                           const std::int32_t* topk_ids,
                                            const float* topk_probs, std::int64_t num_rows,
                                            std::int64_t slots, std::int64_t num_local) {
     const std::int64_t n = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -159,7 +159,7 @@ __global__ void indices_to_multihot_kernel(std::uint8_t* map, float* probs,
 
 /// One thread per received row and slot.
 __global__ void indices_to_multihot_backward_kernel(
-    float* dtopk_probs, const float* dprobs, const std::int64_t* topk_ids,
+    float* dtopk_probs, const float* dprobs, const std::int32_t* topk_ids,
     std::int64_t count, std::int64_t slots, std::int64_t num_local) {
     const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= count) return;
@@ -177,7 +177,7 @@ Multihot indices_to_multihot(const Tensor& topk_ids, const Tensor& topk_probs,
     gpu::launch("indices_to_multihot_kernel", indices_to_multihot_kernel,
                 gpu::one_thread_per(N), gpu::device_data<std::uint8_t>(multihot.map),
                 gpu::device_data<float>(multihot.probs),
-                gpu::device_data<std::int64_t>(topk_ids),
+                gpu::device_data<std::int32_t>(topk_ids),
                 gpu::device_data<float>(topk_probs), N, slots, num_local);
     return multihot;
 }
@@ -187,7 +187,7 @@ Tensor indices_to_multihot_backward(const Tensor& dprobs, const Tensor& topk_ids
     gpu::launch(
         "indices_to_multihot_backward_kernel", indices_to_multihot_backward_kernel,
         gpu::one_thread_per(topk_ids.numel()), gpu::device_data<float>(dtopk_probs),
-        gpu::device_data<float>(dprobs), gpu::device_data<std::int64_t>(topk_ids),
+        gpu::device_data<float>(dprobs), gpu::device_data<std::int32_t>(topk_ids),
         topk_ids.numel(), topk_ids.dim(1), dprobs.dim(1));
     return dtopk_probs;
 }

@@ -39,7 +39,7 @@ void push_rows(const distributed::PeerRows<T>& peers, const Tensor& source,
 
 /// Where the parts of a row that are not the token itself go.
 struct PeerChoices {
-    distributed::PeerRows<std::int64_t> topk_ids, sources;
+    distributed::PeerRows<std::int32_t> topk_ids, sources;
     distributed::PeerRows<float> topk_probs;
 };
 
@@ -56,7 +56,7 @@ struct Multihot {
 };
 
 /// Source: token_dispatcher.py, _indices_to_multihot.
-/// @param topk_ids (N', K') i64 local experts or -1, @param topk_probs (N', K')
+/// @param topk_ids (N', K') i32 local experts or -1, @param topk_probs (N', K')
 Multihot indices_to_multihot(const Tensor& topk_ids, const Tensor& topk_probs,
                              std::int64_t num_local);
 

@@ -49,6 +49,25 @@ __global__ void indices_to_multihot_backward_kernel(float* dweights, const float
     dweights[i] = e < 0 ? 0.0f : dprobs[i / K * E + e];
 }
 
+/// A warp for each token.
+__global__ void __launch_bounds__(kThreads)
+    multihot_to_indices_kernel(int* ids, const std::uint8_t* map, std::int64_t num_tokens,
+                               int K, int E) {
+    const std::int64_t t = std::int64_t(blockIdx.x) * kWarps + warp_index();
+    if (t >= num_tokens) return;
+    int found = 0;  // in the columns before, by all lanes
+    for (int first = 0; first < E; first += kLanes) {
+        const int e = first + lane_index();
+        const bool chosen = e < E && map[t * E + e] != 0;
+        const unsigned all = __ballot_sync(kAllLanes, chosen);
+        const int k = found + __popc(all & lanes_before());
+        if (chosen && k >= K) __trap();  // rather than another token's choice
+        if (chosen) ids[t * K + k] = e;
+        found += __popc(all);
+    }
+    for (int k = found + lane_index(); k < K; k += kLanes) ids[t * K + k] = -1;
+}
+
 }  // namespace
 
 Multihot indices_to_multihot(const Tensor& ids, const Tensor& weights, int num_experts,
@@ -75,6 +94,16 @@ Tensor indices_to_multihot_backward(const Tensor& dprobs, const Tensor& ids,
         gpu::device_data<float>(dprobs), gpu::device_data<int>(ids), ids.numel(),
         int(ids.dim(1)), int(dprobs.dim(1)));
     return dweights;
+}
+
+Tensor multihot_to_indices(const Tensor& map, int topk, cudaStream_t stream) {
+    const std::int64_t T = map.dim(0);
+    Tensor ids = gpu::device_empty<int>({T, topk});
+    gpu::launch("multihot_to_indices_kernel", multihot_to_indices_kernel,
+                {dim3(unsigned((T + kWarps - 1) / kWarps)), kThreads, 0, stream},
+                gpu::device_data<int>(ids), gpu::device_data<std::uint8_t>(map), T, topk,
+                int(map.dim(1)));
+    return ids;
 }
 //! [multihot]
 

@@ -29,4 +29,10 @@ Multihot indices_to_multihot(const Tensor& ids, const Tensor& weights, int num_e
 Tensor indices_to_multihot_backward(const Tensor& dprobs, const Tensor& ids,
                                     cudaStream_t stream = gpu::current_stream());
 
+/// The way back: (T, K) i32, a token's experts in ascending order, then -1. One launch. A
+/// token with more than K experts stops the kernel. Their weights are what
+/// indices_to_multihot_backward() makes of probs (T, E). @param map (T, E) u8
+Tensor multihot_to_indices(const Tensor& map, int topk,
+                           cudaStream_t stream = gpu::current_stream());
+
 }  // namespace moe::optimized

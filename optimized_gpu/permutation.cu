@@ -2,20 +2,12 @@
 
 #include "optimized_gpu/permutation.h"
 
-#include <cstring>
-
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
-#include "optimized_gpu/warp.h"
+#include "optimized_gpu/token_slices.h"
 
 namespace moe::optimized {
 namespace {
-
-// TUTORIAL: a lane moves 16 bytes at a time, the most that one instruction can, so a warp
-// 512. Each warp has one token and a slice of four such pieces of its row: it reads the
-// token's row numbers once for all four, and with slices long rows of few tokens still
-// keep all multiprocessors busy.
-constexpr int kSteps = 4, kSliceVectors = kSteps * kLanes;
 
 /// Rows as vectors of up to 16 bytes: as wide as divides the width of a row, because each
 /// row must begin at a multiple of the vector.
@@ -23,7 +15,7 @@ int vector_bytes(const Tensor& rows, const void* other) {
     const std::size_t row_bytes = rows.dim(1) * size_of(rows.dtype());
     const auto all = row_bytes | reinterpret_cast<std::uintptr_t>(rows.view().bytes) |
                      reinterpret_cast<std::uintptr_t>(other);
-    return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 2;
+    return optimized::vector_bytes(all);
 }
 
 void check_dtype(const Tensor& rows) {
@@ -47,21 +39,6 @@ void check_rows(const Tensor& rows, const RowMap& map) {
 
 void* bytes_of(const Tensor& tensor) {
     return tensor.defined() ? tensor.view().bytes : nullptr;
-}
-
-int blocks_for(int count, int per_block) {
-    return (count + per_block - 1) / per_block;
-}
-
-/// Lane i has row first + i of the token's, -1 where there is none.
-__device__ int load_rows_of_token(const int* token_rows, int token, int K, int first) {
-    const int k = first + lane_index();
-    return k < K ? token_rows[std::int64_t(token) * K + k] : -1;
-}
-
-/// The column of a lane in step 0 of its slice; the next steps are 32 vectors further on.
-__device__ int first_column() {
-    return int(blockIdx.y) * kSliceVectors + lane_index();
 }
 
 }  // namespace
@@ -161,19 +138,6 @@ Tensor combine_backward(const Tensor& doutput, const RowMap& map, cudaStream_t s
 //! [combine]
 namespace {
 
-/// Element i of a vector of T.
-template <typename T, typename Vector>
-__device__ float element(const Vector& vector, int i) {
-    T value;
-    memcpy(&value, reinterpret_cast<const char*>(&vector) + i * sizeof(T), sizeof(T));
-    return gpu::widen(value);
-}
-template <typename T, typename Vector>
-__device__ void set_element(Vector& vector, int i, float number) {
-    const T value = gpu::narrow<T>(number);
-    memcpy(reinterpret_cast<char*>(&vector) + i * sizeof(T), &value, sizeof(T));
-}
-
 /// Some rows of a token, the same in all lanes.
 template <int kMaxRows>
 __device__ void load_group(int (&row)[kMaxRows], const int* token_rows, int token, int K,
@@ -230,14 +194,12 @@ template <typename T, typename Vector, int kMaxRows, bool kMore = false>
 void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& addend,
                     const RowMap& map, cudaStream_t stream) {
     const int width = int(rows.dim(1) * sizeof(T) / sizeof(Vector));
-    gpu::launch(
-        "combine_kernel", combine_kernel<T, Vector, kMaxRows, kMore>,
-        {dim3(blocks_for(map.num_tokens, kWarps), blocks_for(width, kSliceVectors)),
-         kThreads, 0, stream},
-        static_cast<Vector*>(bytes_of(output)),
-        static_cast<const Vector*>(bytes_of(rows)),
-        static_cast<const Vector*>(bytes_of(addend)),
-        gpu::device_data<int>(map.token_rows), map.num_tokens, map.topk, width);
+    gpu::launch("combine_kernel", combine_kernel<T, Vector, kMaxRows, kMore>,
+                {slice_blocks(map.num_tokens, width), kThreads, 0, stream},
+                static_cast<Vector*>(bytes_of(output)),
+                static_cast<const Vector*>(bytes_of(rows)),
+                static_cast<const Vector*>(bytes_of(addend)),
+                gpu::device_data<int>(map.token_rows), map.num_tokens, map.topk, width);
 }
 
 /// As few registers as the token's rows need.

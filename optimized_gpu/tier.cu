@@ -7,8 +7,10 @@
 #include "optimized_gpu/allgather_dispatcher.h"
 #include "optimized_gpu/alltoall_dispatcher.h"
 #include "optimized_gpu/experts.h"
+#include "optimized_gpu/flex_dispatcher.h"
 #include "optimized_gpu/local_dispatcher.h"
 #include "optimized_gpu/routing_rule.h"
+#include "optimized_gpu/row_map.h"
 #include "optimized_gpu/shared_experts.h"
 #include "optimized_gpu/topk_router.h"
 
@@ -32,15 +34,16 @@ GroupsPtr or_single(const GroupsPtr& groups) {
     return groups != nullptr ? groups : distributed::single_rank_groups();
 }
 
-/// Where tokens change ranks there are two ways so far.
-void check_dispatcher(const MoEConfig& config) {
-    const bool exchanges =
-        config.expert_model_parallel_size * *config.expert_tensor_parallel_size > 1;
-    if (exchanges && config.moe_token_dispatcher_type == "flex")
-        reject(
-            "moe_token_dispatcher_type", config.moe_token_dispatcher_type,
-            "must be allgather or alltoall for optimized_gpu over ranks; naive_gpu and "
-            "reference_cpu have all three");
+/// Flex brings a row with all choices of its token, on every shard.
+void check_flex_slots(const MoEConfig& config) {
+    const std::int64_t shards = *config.expert_tensor_parallel_size;
+    const bool exchanges = config.expert_model_parallel_size * shards > 1;
+    if (exchanges && config.moe_token_dispatcher_type == "flex" &&
+        config.moe_router_topk * shards > kMaxTopk)
+        reject("moe_router_topk", config.moe_router_topk,
+               fmt::format("at most {} in optimized_gpu with the flex dispatcher and "
+                           "expert_tensor_parallel_size {}; naive_gpu takes any number",
+                           kMaxTopk / shards, shards));
 }
 
 class OptimizedGpu : public Tier {
@@ -55,7 +58,7 @@ class OptimizedGpu : public Tier {
     MemorySpace memory_space() const override { return MemorySpace::device; }
     void check(const MoEConfig& config) const override {
         check_router_limits(config);
-        check_dispatcher(config);
+        check_flex_slots(config);
     }
     /// Products of experts are bf16's on tensor cores; rows may be either.
     std::vector<DType> dtypes(ComponentKind kind) const override {
@@ -92,9 +95,10 @@ class OptimizedGpu : public Tier {
         const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {
         if (groups == nullptr || groups->tp_ep->size() == 1)
             return std::make_unique<LocalDispatcher>(config, dtype);
-        check_dispatcher(config);
         if (config.moe_token_dispatcher_type == "allgather")
             return std::make_unique<AllGatherDispatcher>(config, dtype, groups);
+        if (config.moe_token_dispatcher_type == "flex")
+            return std::make_unique<FlexDispatcher>(config, dtype, groups);
         return std::make_unique<AlltoAllDispatcher>(config, dtype, groups);
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,

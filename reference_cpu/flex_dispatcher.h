@@ -31,13 +31,16 @@ class FlexLayout : public distributed::FlexLayout {
         cpu::push_rows(peers<Scalar>(plan, plan.hidden), source, layout_.sent);
     }
     void push_choices(const distributed::FlexPlan& plan) const override {
-        cpu::push_choices<Scalar>({peers<std::int64_t>(plan, plan.topk_ids),
-                                   peers<std::int64_t>(plan, plan.sources),
+        cpu::push_choices<Scalar>({peers<std::int32_t>(plan, plan.topk_ids),
+                                   peers<std::int32_t>(plan, plan.sources),
                                    peers<Scalar>(plan, plan.topk_probs)},
                                   layout_, grid_, groups_->tp_ep->rank());
     }
-    Tensor pull_rows(const distributed::FlexPlan& plan) const override {
-        return cpu::pull_rows(peers<Scalar>(plan, plan.hidden), layout_.sent);
+    Tensor pull_rows(const distributed::FlexPlan& plan,
+                     const Tensor& addend) const override {
+        Tensor sums = cpu::pull_rows(peers<Scalar>(plan, plan.hidden), layout_.sent);
+        if (addend.defined()) as_matrix<Scalar>(sums) += as_matrix<Scalar>(addend);
+        return sums;
     }
     Tensor pull_prob_gradients(const distributed::FlexPlan& plan) const override {
         return cpu::pull_prob_gradients(peers<Scalar>(plan, plan.topk_probs), layout_,
@@ -76,7 +79,7 @@ class ReceivedPermutation : public Permutation<Scalar> {
     }
 
   private:
-    Tensor topk_ids_;  // (N', K') i64
+    Tensor topk_ids_;  // (N', K') i32
     Tensor row_probs_;
 };
 
@@ -106,9 +109,6 @@ class FlexDispatcher : public distributed::FlexDispatcher {
                                               topk_ids.dim(0), multiple))
             order = std::make_unique<Order>(topk_ids, local, multiple);
         return order;
-    }
-    void add(Tensor& sum, const Tensor& term) const override {
-        as_matrix<Scalar>(sum) += as_matrix<Scalar>(term);
     }
 };
 

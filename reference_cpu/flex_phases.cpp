@@ -75,12 +75,12 @@ void push_choices(const PeerChoices<Scalar>& peers, const DispatchLayout& layout
         const auto peer_p = peer_row(peers.topk_probs, w, r);
         for (std::int64_t k = 0; k < slots; ++k) {
             const bool here = ids[k] >= 0 && ids[k] / grid.num_local == w;
-            peer_ids[k] = here ? ids[k] % grid.num_local : -1;
+            peer_ids[k] = here ? std::int32_t(ids[k] % grid.num_local) : -1;
             peer_p[k] = here ? p[k] : Scalar(0);
         }
         const auto source = peer_row(peers.sources, w, r);
-        source[0] = rank;
-        source[1] = t;
+        source[0] = std::int32_t(rank);
+        source[1] = std::int32_t(t);
     }
 }
 //! [push_rows]
@@ -93,7 +93,7 @@ Multihot indices_to_multihot(const Tensor& topk_ids, const Tensor& topk_probs,
     Multihot multihot{Tensor::zeros({N, num_local}, DType::u8),
                       Tensor::zeros({N, num_local}, dtype_of<Scalar>)};
     for (std::int64_t n = 0; n < N; ++n) {
-        const auto ids = row_of<std::int64_t>(topk_ids, n);
+        const auto ids = row_of<std::int32_t>(topk_ids, n);
         for (std::int64_t k = 0; k < slots; ++k) {
             if (ids[k] < 0) continue;
             row_of<std::uint8_t>(multihot.map, n)[ids[k]] = 1;
@@ -108,7 +108,7 @@ Tensor indices_to_multihot_backward(const Tensor& dprobs, const Tensor& topk_ids
     const std::int64_t N = topk_ids.dim(0), slots = topk_ids.dim(1);
     Tensor dtopk_probs = Tensor::zeros({N, slots}, dtype_of<Scalar>);
     for (std::int64_t n = 0; n < N; ++n) {
-        const auto ids = row_of<std::int64_t>(topk_ids, n);
+        const auto ids = row_of<std::int32_t>(topk_ids, n);
         for (std::int64_t k = 0; k < slots; ++k)
             if (ids[k] >= 0)
                 row_of<Scalar>(dtopk_probs, n)[k] = row_of<Scalar>(dprobs, n)[ids[k]];

@@ -40,7 +40,7 @@ void push_rows(const distributed::PeerRows<Scalar>& peers, const Tensor& source,
 /// Where the parts of a row that are not the token itself go.
 template <typename Scalar>
 struct PeerChoices {
-    distributed::PeerRows<std::int64_t> topk_ids, sources;
+    distributed::PeerRows<std::int32_t> topk_ids, sources;
     distributed::PeerRows<Scalar> topk_probs;
 };
 
@@ -58,7 +58,7 @@ struct Multihot {
 };
 
 /// Source: token_dispatcher.py, _indices_to_multihot.
-/// @param topk_ids (N', K') i64 local experts or -1, @param topk_probs (N', K')
+/// @param topk_ids (N', K') i32 local experts or -1, @param topk_probs (N', K')
 template <typename Scalar>
 Multihot indices_to_multihot(const Tensor& topk_ids, const Tensor& topk_probs,
                              std::int64_t num_local);

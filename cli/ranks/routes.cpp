@@ -163,24 +163,21 @@ double balanced_rows_per_token(const MoEConfig& config) {
 
 Links dispatched_bytes(const MoEConfig& config, const ParallelSizes& sizes,
                        const Links& rows, DType dtype, bool dense) {
-    constexpr std::int64_t kInteger = sizeof(std::int64_t);
+    constexpr std::int64_t kInteger = sizeof(std::int32_t);
     const std::int64_t E = config.num_experts(),
                        ETP = *config.expert_tensor_parallel_size;
     const std::int64_t prob =
         std::int64_t(size_of(probs_placement({MemorySpace::host, dtype}).dtype));
     std::int64_t row = config.hidden_size * std::int64_t(size_of(dtype)), once = 0;
     if (config.moe_token_dispatcher_type == "allgather") {
-        row += dense
-                   ? E * (prob + 1)
-                   : config.moe_router_topk * (prob + std::int64_t(sizeof(std::int32_t)));
+        row += dense ? E * (prob + 1) : config.moe_router_topk * (prob + kInteger);
     } else if (config.moe_token_dispatcher_type == "alltoall") {
         row += prob;
-        once = config.moe_pad_expert_input_to_capacity
-                   ? 0
-                   : E * std::int64_t(sizeof(std::int32_t));
+        once = config.moe_pad_expert_input_to_capacity ? 0 : E * kInteger;
     } else {
         row += ETP * config.moe_router_topk * (kInteger + prob) + 2 * kInteger;
-        once = config.expert_model_parallel_size * ETP * kInteger;
+        once =
+            config.expert_model_parallel_size * ETP * std::int64_t(sizeof(std::int64_t));
     }
     const ExpertGrid grid(config, sizes);
     Links bytes(sizes.world, std::vector<std::int64_t>(sizes.world, 0));

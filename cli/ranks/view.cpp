@@ -152,8 +152,9 @@ void print_equality(const RankComparison& c, const std::string& report) {
     std::string tiers(31, ' '), heads = fmt::format("{:<31}", "value"), last;
     for (const RankColumn& column : columns) {
         const bool mixed = column.spec.dispatcher != column.spec.experts;
-        // Over narrow columns a tier's name reaches over the next ones
-        const std::string tier = mixed ? "--spec" : column.spec.experts.tier;
+        std::string tier = mixed ? "--spec" : column.spec.experts.tier;
+        // Over narrow columns a tier's name is short, and reaches over its next ones
+        if (!shares) tier = tier.substr(0, tier.find('_'));
         const std::size_t end = 31 + (&column - columns.data()) * (width + 2) + 2;
         if (shares || tier != last)
             tiers += std::string(end - std::min(end, tiers.size()), ' ') + tier;

@@ -58,15 +58,14 @@ Tensor FlexDispatcher::combine_rows(const Tensor& rows, const Tensor& shared_out
     offer_rows(plan, plan.hidden, saved.local->unpermute(rows), *groups_);
     count_rows(*groups_->tp_ep, "flex_combine", plan.output_splits,
                plan.hidden.row_bytes());
+    linear_fc2_forward_and_comm(context);
     barrier();
 
-    // ⑩ combine: a plain sum over the ranks. The last barrier keeps the heap as it is
-    // until all have pulled.
-    Tensor output = saved.layout->pull_rows(plan);
+    // ⑩ combine: a plain sum over the ranks, and what shared experts made. The last
+    // barrier keeps the heap as it is until all have pulled.
+    const Tensor output =
+        saved.layout->pull_rows(plan, get_shared_output(shared_output, context));
     barrier();
-    linear_fc2_forward_and_comm(context);
-    const Tensor shared = get_shared_output(shared_output, context);
-    if (shared.defined()) add(output, shared);
     return output;
 }
 //! [flex_dispatch]
@@ -105,7 +104,7 @@ TokenDispatcher::Gradients FlexDispatcher::dispatch_rows_backward(
     barrier();
 
     // ⑮ combine of the gradients: the token's owner sums them over the ranks
-    const Gradients gradients{saved.layout->pull_rows(plan),
+    const Gradients gradients{saved.layout->pull_rows(plan, {}),
                               saved.layout->pull_prob_gradients(plan)};
     barrier();
     return gradients;

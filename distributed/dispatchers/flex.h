@@ -22,8 +22,8 @@ class FlexLayout {
     /// With it the choices, as the rank sees them, and where the row comes from.
     virtual void push_choices(const FlexPlan& plan) const = 0;
     /// Row t is the sum of the token's rows in the peers' heaps, in ascending order of
-    /// rank. @return (T, H)
-    virtual Tensor pull_rows(const FlexPlan& plan) const = 0;
+    /// rank, and of the addend. @param addend (T, H) or undefined @return (T, H)
+    virtual Tensor pull_rows(const FlexPlan& plan, const Tensor& addend) const = 0;
     /// The gradients of all choices. @return as the probabilities came
     virtual Tensor pull_prob_gradients(const FlexPlan& plan) const = 0;
 };
@@ -60,11 +60,9 @@ class FlexDispatcher : public RankDispatcher {
 
     virtual FlexLayoutPtr layout(const Tensor& probs, const Tensor& routing) const = 0;
     /// Received rows in the order of the local experts; its probabilities are (N', K').
-    /// @param topk_ids (N', K') i64 local experts or -1, @param topk_probs (N', K')
+    /// @param topk_ids (N', K') i32 local experts or -1, @param topk_probs (N', K')
     virtual RowOrderPtr local_permutation(const Tensor& topk_ids,
                                           const Tensor& topk_probs) const = 0;
-    /// sum += term, (T, H).
-    virtual void add(Tensor& sum, const Tensor& term) const = 0;
     /// Waits for the other ranks with all that this rank has to do done: what it wrote
     /// into their heaps is there, what it reads in them is read.
     virtual void barrier() const { groups_->tp_ep->barrier(); }

@@ -43,7 +43,8 @@ __device__ inline void mbarrier_arrive(std::uint64_t* barrier, std::uint32_t cou
                    cuda_on_cpu::mbarrier_arrive(barrier, count, site));
 }
 
-/// One arrival at the barrier in the same place of block `rank` of the cluster.
+/// One arrival at the barrier in the same place of block `rank` of the cluster. What the
+/// thread wrote before is seen by whoever waits for the phase.
 __device__ inline void mbarrier_arrive_remote(std::uint64_t* barrier, std::uint32_t rank,
                                               Site site = MOE_HERE) {
     MOE_PTX_HOPPER(
@@ -55,6 +56,23 @@ __device__ inline void mbarrier_arrive_remote(std::uint64_t* barrier, std::uint3
                      "r"(rank)
                      : "memory"),
         cuda_on_cpu::mbarrier_arrive_remote(barrier, rank, site));
+}
+
+/// The same by a thread that has only read, and says so: what it has read may be written
+/// over, and nothing that it wrote is promised to the other block.
+/// TUTORIAL: the promise is dear. For .release.cluster ptxas puts a barrier of the whole
+/// GPU's memory before the arrival; without scope, which is .cta, it puts none. Pipelines
+/// release their stages so. Source: CUTLASS, arch/barrier.h, ClusterBarrier::arrive.
+__device__ inline void mbarrier_release_remote(std::uint64_t* barrier, std::uint32_t rank,
+                                               Site site = MOE_HERE) {
+    MOE_PTX_HOPPER(asm volatile("{\n"
+                                ".reg .b32 remote;\n"
+                                "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                                "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+                                "}" ::"r"(shared_address(barrier)),
+                                "r"(rank)
+                                : "memory"),
+                   cuda_on_cpu::mbarrier_arrive_remote(barrier, rank, site));
 }
 
 /// Announces bytes that asynchronous copies will move in this phase.

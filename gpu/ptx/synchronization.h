@@ -25,9 +25,12 @@ __device__ inline void named_barrier_arrive(std::uint32_t id, std::uint32_t thre
             cuda_on_cpu::named_barrier(id, threads, false, site));
 }
 
-/// What this thread has stored is seen by TMA, bulk copies and wgmma.
+/// What this thread has stored in its block's shared memory is seen by TMA, bulk copies
+/// and wgmma.
+/// TUTORIAL: without .shared::cta the fence is for global memory too, and ptxas makes it
+/// a barrier of the whole GPU's memory, in the hottest of loops.
 __device__ inline void fence_proxy_async() {
-    MOE_PTX_HOPPER(asm volatile("fence.proxy.async;" ::
+    MOE_PTX_HOPPER(asm volatile("fence.proxy.async.shared::cta;" ::
                                     : "memory"),
                    cuda_on_cpu::fence_proxy_async());
 }

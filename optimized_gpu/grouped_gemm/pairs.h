@@ -47,7 +47,8 @@ __device__ bool find_pair(const Product& product, int pair,
 /// Gives a stage back to both blocks' producers.
 __device__ inline void release_to_both(std::uint64_t* empty) {
     __syncwarp();
-    if (lane_index() < 2) ptx::mbarrier_arrive_remote(empty, std::uint32_t(lane_index()));
+    if (lane_index() < 2)
+        ptx::mbarrier_release_remote(empty, std::uint32_t(lane_index()));
 }
 struct HalfPairedTile : HalfTile {
     __device__ static void release(std::uint64_t* empty) { release_to_both(empty); }

@@ -113,8 +113,8 @@ TEST_F(RoutesTest, PaddingTakesWhatTokensARankHas) {
 }
 
 TEST_F(RoutesTest, CountBytesByHand) {
-    // H = 5; a probability is fp32 also beside bf16 rows, a count 4 bytes, and flex's
-    // integers 8.
+    // H = 5; a probability is fp32 also beside bf16 rows, an integer 4 bytes; but for
+    // flex's counts, of 8.
     EXPECT_EQ(bytes("allgather", DType::f32)[0][1], 2 * (5 * 4 + 4 * (4 + 1)));
     const MoEConfig choices = config_of(4, 2, sizes_, "allgather");
     EXPECT_EQ(
@@ -122,7 +122,7 @@ TEST_F(RoutesTest, CountBytesByHand) {
         2 * (5 * 2 + 2 * (4 + 4)));
     EXPECT_EQ(bytes("alltoall", DType::f32)[0][1], 3 * (5 * 4 + 4) + 4 * 4);
     EXPECT_EQ(bytes("alltoall", DType::bf16)[1][0], 4 * (5 * 2 + 4) + 4 * 4);
-    EXPECT_EQ(bytes("flex", DType::f64)[0][1], 2 * (5 * 8 + 2 * (8 + 8) + 16) + 2 * 8);
+    EXPECT_EQ(bytes("flex", DType::f64)[0][1], 2 * (5 * 8 + 2 * (4 + 8) + 8) + 2 * 8);
     EXPECT_EQ(bytes("alltoall", DType::f32)[0][0], 0);
 }
 
@@ -164,7 +164,7 @@ TEST_F(RanksTest, CompareCountsEveryLink) {
           "expt_tp share the same experts each alone\n",
           "\n 0 · 3 · 252 B 444 B",  // allgather: 3 (64 + 4 (4 + 1)), ⑩ 3 64
           "\n 1 6 · 424 B · 808 B",  // alltoall: 6 (64 + 4) + 4 4, ⑩ 6 64
-          "\n 0 · 3 · 400 B 592 B",  // flex: 3 (64 + 4 (8 + 4) + 16) + 2 8, ⑩ 3 64
+          "\n 0 · 3 · 328 B 520 B",  // flex: 3 (64 + 4 (4 + 4) + 8) + 2 8, ⑩ 3 64
           "allgather 1.00 1.00", "alltoall 2.00 2.00", "flex 1.00 1.00",
           "lie on 2.00 ranks (2.00 if balanced): flex makes 2.00 times fewer",
           "✓ alltoall: 2 ranks give what one rank gives", "✓ flex: the bytes of ⑥",
@@ -320,7 +320,7 @@ TEST_F(RanksTest, TraceShowsAWholeDispatch) {
               std::string::npos)
         << allgather;  // 4 (48 + 4 (8 + 1))
     const std::string flex = squeezed(moe(all + "--moe-token-dispatcher-type flex").out);
-    EXPECT_NE(flex.find("rank 1 to 0 4 rows, 528 B t4→e0,e1 t5→e0,e1"), std::string::npos)
+    EXPECT_NE(flex.find("rank 1 to 0 4 rows, 432 B t4→e0,e1 t5→e0,e1"), std::string::npos)
         << flex;  // 4 (48 + 4 (8 + 8) + 16) + 2 8
     EXPECT_NE(flex.find("rank 0 to 1 4 rows Σ(t4→e0,e1)"), std::string::npos) << flex;
 }

@@ -46,6 +46,13 @@ void expect_multihot(const PermutationCase& c) {
         probs[at] = weights[i];
         expected[i] = dprobs[at];
     }
+    Ints ascending = ids;
+    for (int t = 0; t < c.T; ++t)
+        std::sort(ascending.begin() + t * c.K, ascending.begin() + (t + 1) * c.K,
+                  [](int a, int b) { return unsigned(a) < unsigned(b); });  // -1 last
+    const Tensor back = optimized::multihot_to_indices(got.map, c.K);
+    EXPECT_EQ(back.shape(), (Shape{c.T, c.K}));
+    EXPECT_EQ(host<int>(back), ascending);
     EXPECT_EQ(got.map.shape(), (Shape{c.T, c.E}));
     EXPECT_EQ(got.probs.shape(), (Shape{c.T, c.E}));
     EXPECT_EQ(host<std::uint8_t>(got.map), map);

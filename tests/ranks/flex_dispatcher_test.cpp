@@ -122,9 +122,12 @@ ForwardPassage forward(TokenDispatcher& dispatcher, const Scenario& s, const Inp
     auto sent = dispatcher.dispatch(transfer(in.hidden, at),
                                     transfer(in.probs, probs_placement(at)),
                                     transfer(in.map, at), context);
-    Values y = to_doubles(sent.rows.values);
-    const Values p = to_doubles(sent.row_probs),
-                 counts = to_doubles(sent.tokens_per_expert);
+    const Values counts = to_doubles(sent.tokens_per_expert);
+    // A tier may have room for more of them.
+    const auto N = std::int64_t(std::accumulate(counts.begin(), counts.end(), 0.0));
+    const Tensor rows = sent.rows.plain().first(N), row_probs = sent.row_probs.first(N);
+    Values y = to_doubles(rows);
+    const Values p = to_doubles(row_probs);
     std::size_t r = 0;
     for (std::int64_t l = 0; l < s.num_local(); ++l)
         for (double n = 0; n < counts[l]; ++n, ++r)
@@ -132,10 +135,9 @@ ForwardPassage forward(TokenDispatcher& dispatcher, const Scenario& s, const Inp
                 y[r * H + j] *= p[r] * factor(groups->ep->rank() * s.num_local() + l,
                                               groups->expt_tp->rank());
     ForwardPassage result;
-    result.passage = {
-        {}, sent.rows.values, sent.row_probs, sent.tokens_per_expert, {}, {}, {}, {}, {}};
-    result.passage.output = dispatcher.combine(cast(y, sent.rows.values.shape(), at), {},
-                                               *sent.saved, context);
+    result.passage = {{}, rows, row_probs, sent.tokens_per_expert, {}, {}, {}, {}, {}};
+    result.passage.output =
+        dispatcher.combine(cast(y, rows.shape(), at), {}, *sent.saved, context);
     result.passage.values = recorder.values;
     result.saved = std::move(sent.saved);
     return result;
@@ -146,7 +148,9 @@ void backward(ForwardPassage& forward, TokenDispatcher& dispatcher, const Scenar
     Passage& result = forward.passage;
     const Placement at = dispatcher.placement();
     result.drows =
-        dispatcher.combine_backward(transfer(in.doutput, at), *forward.saved, {}).values;
+        dispatcher.combine_backward(transfer(in.doutput, at), *forward.saved, {})
+            .plain()
+            .first(result.rows.dim(0));
     const Values x = to_doubles(result.rows), p = to_doubles(result.row_probs),
                  counts = to_doubles(result.tokens_per_expert);
     Values dx = to_doubles(result.drows), dp(p.size());
@@ -300,7 +304,7 @@ void expect_books(const Scenario& s, int rank, const std::vector<Inputs>& all,
             pulled += ranks_of(s, all[first + peer], t).contains(mine);
         const int to = first + peer;
         if (pushed > 0) {
-            expected["flex_dispatch"][to] = pushed * (row + slots * (8 + prob) + 16);
+            expected["flex_dispatch"][to] = pushed * (row + slots * (4 + prob) + 8);
             expected["flex_combine_backward"][to] = pushed * row;
         }
         if (pulled > 0) {

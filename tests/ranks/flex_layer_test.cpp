@@ -157,7 +157,8 @@ TEST_P(FlexLayer, IsTheLayerOfTheOtherDispatchers) {
         };
         expect_equal("alltoall", false);
         if (std::equal(grid.tokens.begin() + 1, grid.tokens.end(), grid.tokens.begin()))
-            expect_equal("allgather", true);
+            // optimized_gpu adds shared experts before it rounds, here but not there
+            expect_equal("allgather", GetParam().tier != "optimized_gpu");
     }
 }
 
