@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <mutex>
 #include <new>
+#include <vector>
 
 #include "page.h"
 
@@ -26,6 +28,46 @@ void clear_red_zones([[maybe_unused]] const Fiber& fiber) {
 #endif
 }
 
+/// Stacks of threads that have ended, for those that come: ranks come and go by the
+/// thousand in tests, and to map a stack and touch it costs more than to run on it.
+class IdleStacks {
+  public:
+    static IdleStacks& shared() {
+        static auto* const stacks = new IdleStacks;  // outlives every thread
+        return *stacks;
+    }
+    std::byte* take() {
+        {
+            const std::lock_guard lock(mutex_);
+            if (!idle_.empty()) {
+                std::byte* stack = idle_.back();
+                idle_.pop_back();
+                return stack;
+            }
+        }
+        // The lowest page stays forbidden: a stack that grows into it faults at once.
+        void* memory = mmap(nullptr, kStackBytes + kPage, PROT_NONE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) throw std::bad_alloc();
+        auto* stack = static_cast<std::byte*>(memory) + kPage;
+        if (mprotect(stack, kStackBytes, PROT_READ | PROT_WRITE) != 0)
+            throw std::bad_alloc();
+        return stack;
+    }
+    void give_back(std::byte* stack) {
+        {
+            const std::lock_guard lock(mutex_);
+            if (idle_.size() < kMost) return idle_.push_back(stack);
+        }
+        munmap(stack - kPage, kStackBytes + kPage);
+    }
+
+  private:
+    static constexpr std::size_t kMost = 8192;
+    std::mutex mutex_;
+    std::vector<std::byte*> idle_;
+};
+
 }  // namespace
 
 FiberPool::~FiberPool() {
@@ -34,7 +76,7 @@ FiberPool::~FiberPool() {
         __tsan_destroy_fiber(fiber->tsan_fiber);
 #endif
         clear_red_zones(*fiber);
-        munmap(fiber->stack - kPage, kStackBytes + kPage);
+        IdleStacks::shared().give_back(fiber->stack);
     }
 }
 
@@ -46,14 +88,8 @@ Fiber& FiberPool::take() {
 }
 
 Fiber& FiberPool::add() {
-    // The lowest page stays forbidden: a stack that grows into it faults at once.
-    void* memory = mmap(nullptr, kStackBytes + kPage, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    auto* stack = static_cast<std::byte*>(memory) + kPage;
-    if (mprotect(stack, kStackBytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
     auto fiber = std::make_unique<Fiber>();
-    fiber->stack = stack;
+    fiber->stack = IdleStacks::shared().take();
     fiber->size = kStackBytes;
     start(*fiber, all_.size());
     all_.push_back(std::move(fiber));
