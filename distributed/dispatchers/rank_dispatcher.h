@@ -26,10 +26,10 @@ struct RankSaved : Saved {
 /// observers see of the way here.
 struct Arrived {
     std::unique_ptr<RankSaved> saved;
-    Tensor rows, probs;
-    std::function<Tensor()> row_token, sent;  ///< made only for who looks
-    std::vector<std::pair<std::string, Splits>> splits;
-    Tensor received, sources;  ///< (N', H) and, if the way tells, (N', 2)
+    Tensor rows = {}, probs = {};
+    std::function<Tensor()> row_token = {}, sent = {};  ///< made only for who looks
+    std::vector<std::pair<std::string, Splits>> splits = {};
+    Tensor received = {}, sources = {};  ///< (N', H) and, if the way tells, (N', 2)
 };
 
 /// A dispatcher of one rank of several. AllGather, AlltoAll and Flex derive from it and
