@@ -143,7 +143,7 @@ TEST_F(ObservePermutation, MovesWholeVectors) {
                   kTokens);
     // Four numbers of rows lie in one sector, which each warp reads once.
     for (const Report* report : {&there, &back}) {
-        const Counters rows = at(*report, "permutation.cu", "? token_rows[");
+        const Counters rows = at(*report, "token_slices.h", "? token_rows[");
         EXPECT_EQ(rows.loads.requests, kTokens);
         EXPECT_EQ(rows.loads.sectors, kTokens);
         EXPECT_EQ(report->launches.size(), 1u);
@@ -165,7 +165,7 @@ TEST_F(ObservePermutation, CountsWithoutWaitingOrWaste) {
         report_of([&] { optimized::make_row_map(ids_, kExperts, 1, weights_, nullptr); });
     EXPECT_EQ(report.launches.size(), 2u);
     EXPECT_EQ(report.host_waits, 0u);
-    const Counters ids = at(report, "row_map.cu", "const int e = ids[i]");
+    const Counters ids = at(report, "row_map.cu", "int e = expert_of(ids[i]");
     EXPECT_EQ(ids.loads.sectors, ids.loads.ideal_sectors);
     EXPECT_EQ(at(report, "row_map.cu", "token_rows[slot - lane").stores.requests, 8u);
     const Counters columns =

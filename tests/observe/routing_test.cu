@@ -112,7 +112,8 @@ TEST(ObserveRouting, TheGateMovesItsFloor) {
     };
     const Tensor weight = in_bf16({128, 64}, 1);
     const Tensor hidden = in_bf16({kTokens, 1, 64}, 2);
-    optimized::TopKRouter router(config, DType::f32, {{"router.weight", weight}});
+    optimized::TopKRouter router(config, DType::f32, {{"router.weight", weight}},
+                                 distributed::single_rank_groups());
     router.forward(hidden, {}, {});  // makes what later ones have
     const Report forward = report_of([&] { router.forward(hidden, {}, {}); });
     expect_floor(forward.launches.at(0).counters, floors_of(config).step(Step::gating));
