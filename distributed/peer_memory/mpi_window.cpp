@@ -1,12 +1,22 @@
 #include "distributed/peer_memory/mpi_window.h"
 
-#include <algorithm>
+#include <cstdint>
 #include <cstring>
 
 #include "gpu/foreign_memory.h"
 
 namespace moe::distributed {
 namespace {
+
+/// As cudaMalloc() aligns: kernels move 16 bytes at a time.
+constexpr std::size_t kAlignment = 256;
+
+/// MPI promises nothing; a window maps whole pages, so this is the same byte in every
+/// process.
+std::byte* aligned(std::byte* base) {
+    const auto address = reinterpret_cast<std::uintptr_t>(base);
+    return base + (kAlignment - address % kAlignment) % kAlignment;
+}
 
 class WindowMemory : public PeerMemory {
   public:
@@ -51,24 +61,26 @@ std::shared_ptr<PeerMemory> allocate_window(MPI_Comm comm, const std::string& na
         reject("peer memory: ranks of group " + name, size,
                "must be on one machine over MPI");
     }
-    // Each rank's part on pages of its own, or none but the first would be aligned.
+    // Each rank's part on pages of its own, for each to be near its own rank.
     MPI_Info info;
     MPI_Info_create(&info);
     MPI_Info_set(info, "alloc_shared_noncontig", "true");
     void* mine = nullptr;
     MPI_Win window = MPI_WIN_NULL;
-    const int status = MPI_Win_allocate_shared(MPI_Aint(std::max<std::size_t>(bytes, 1)),
-                                               1, info, machine, &mine, &window);
+    const int status = MPI_Win_allocate_shared(MPI_Aint(bytes + kAlignment), 1, info,
+                                               machine, &mine, &window);
     MPI_Info_free(&info);
     check_mpi(status, "MPI_Win_allocate_shared");
     check_mpi(MPI_Win_lock_all(MPI_MODE_NOCHECK, window), "MPI_Win_lock_all");
-    std::memset(mine, 0, bytes);
+    std::memset(aligned(static_cast<std::byte*>(mine)), 0, bytes);
     PeerTable table{rank, size, {}};
     for (int r = 0; r < size; ++r) {
         MPI_Aint length = 0;
         int unit = 0;
-        check_mpi(MPI_Win_shared_query(window, r, &length, &unit, &table.base[r]),
+        std::byte* base = nullptr;
+        check_mpi(MPI_Win_shared_query(window, r, &length, &unit, &base),
                   "MPI_Win_shared_query");
+        table.base[r] = aligned(base);
     }
     return std::make_shared<WindowMemory>(table, bytes, space, machine, window, failed);
 }
