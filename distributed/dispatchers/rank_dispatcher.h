@@ -69,7 +69,8 @@ class RankDispatcher : public TokenDispatcher {
 
     /// The gradient of (T, K) probabilities as (T, E), for observers of a tier that
     /// takes_topk(). @param topk_ids (T, K)
-    virtual Tensor dense_dprobs(const Tensor& dprobs, const Tensor& /*topk_ids*/) const {
+    virtual Tensor dense_dprobs(const Tensor& dprobs,
+                                [[maybe_unused]] const Tensor& topk_ids) const {
         return dprobs;
     }
 
