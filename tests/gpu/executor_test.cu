@@ -137,6 +137,15 @@ __global__ void disagreeing_kernel(int* result) {
     *result = threadIdx.x % 2 ? __shfl_sync(0xffffffffu, 1, 0)
                               : __shfl_xor_sync(0xffffffffu, 1, 1);
 }
+__global__ void two_masks_kernel() {
+    __syncwarp(threadIdx.x < 16 ? 0xffffffffu : 0xfffffffeu);
+}
+__global__ void two_places_kernel(int* result) {
+    if (threadIdx.x % 2)
+        *result = __shfl_sync(0xffffffffu, 1, 0);
+    else
+        *result = __shfl_sync(0xffffffffu, 1, 0);
+}
 __global__ void odd_width_kernel(int* result) {
     *result = __shfl_sync(0xffffffffu, 1, 0, 24);
 }
@@ -151,6 +160,9 @@ TEST(Executor, WarpOperationsThatHardwareLeavesUndefinedAreErrors) {
         EXPECT_SAYS(fault(exited_lane_kernel, {1, 32}, result.data()),
                     "reads lane 25, which has exited");
         EXPECT_SAYS(fault(disagreeing_kernel, {1, 32}, result.data()), "waits at __shfl");
+        EXPECT_SAYS(fault(two_masks_kernel, {1, 32}), "__syncwarp with mask 0xfffffff");
+        EXPECT_SAYS(fault(two_places_kernel, {1, 32}, result.data()),
+                    "waits at __shfl_sync with mask 0xffffffff");
         EXPECT_SAYS(fault(odd_width_kernel, {1, 32}, result.data()),
                     "width = 24: must be a power of two");
     }
