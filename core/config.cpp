@@ -55,14 +55,18 @@ void check_ranks(const MoEConfig& c) {
 
 void check_dispatcher(const MoEConfig& c) {
     require_allowed("moe_token_dispatcher_type", c.moe_token_dispatcher_type);
-    if (c.moe_flex_peer_heap_bytes) {
-        if (*c.moe_flex_peer_heap_bytes <= 0)
-            reject("moe_flex_peer_heap_bytes", *c.moe_flex_peer_heap_bytes,
-                   "must be positive");
+    const auto check_flex = [&](const char* field, const auto& value) {
+        if (!value) return;
+        if (!(*value > 0)) reject(field, *value, "must be positive");
         if (c.moe_token_dispatcher_type != "flex")
-            reject("moe_flex_peer_heap_bytes", *c.moe_flex_peer_heap_bytes,
-                   "needs moe_token_dispatcher_type flex");
-    }
+            reject(field, *value, "needs moe_token_dispatcher_type flex");
+    };
+    check_flex("moe_flex_peer_heap_bytes", c.moe_flex_peer_heap_bytes);
+    check_flex("moe_flex_max_tokens_per_rank", c.moe_flex_max_tokens_per_rank);
+    check_flex("moe_expert_rank_capacity_factor", c.moe_expert_rank_capacity_factor);
+    if (c.moe_expert_rank_capacity_factor && c.moe_router_padding_for_quantization)
+        reject("moe_expert_rank_capacity_factor", *c.moe_expert_rank_capacity_factor,
+               "needs moe_router_padding_for_quantization false");
     if (c.shared_ffn() > 0 && c.moe_shared_expert_overlap &&
         c.moe_token_dispatcher_type == "allgather")
         reject("moe_shared_expert_overlap", true,
@@ -249,6 +253,12 @@ void MoEConfig::finalize() {
     check_dispatcher(*this);
 }
 
+void MoEConfig::reset_flex_fields() {
+    moe_flex_peer_heap_bytes.reset();
+    moe_flex_max_tokens_per_rank.reset();
+    moe_expert_rank_capacity_factor.reset();
+}
+
 std::vector<std::string> MoEConfig::warnings() const {
     std::vector<std::string> lines;
     if (num_experts() >= 32 && !moe_router_dtype)
@@ -277,6 +287,12 @@ std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens) {
         static_cast<double>(num_tokens * config.moe_router_topk) / config.num_experts();
     const double capacity = std::ceil(even_share * *config.moe_expert_capacity_factor);
     return static_cast<std::int64_t>(std::min(capacity, 0x1p62));
+}
+
+std::int64_t expert_rank_capacity(const MoEConfig& config, std::int64_t max_tokens) {
+    const double rows = double(max_tokens * config.moe_router_topk) *
+                        *config.moe_expert_rank_capacity_factor;
+    return std::int64_t(std::floor(rows));
 }
 
 std::int64_t get_align_size_for_quantization(const MoEConfig& config) {

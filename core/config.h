@@ -72,6 +72,12 @@ struct MoEConfig {
     std::string fp8_recipe = "delayed";  ///< decides the multiple, and nothing else here
     /// Ours: Megatron lets DeepEP size its buffer (fused_a2a.py, get_buffer).
     std::optional<std::int64_t> moe_flex_peer_heap_bytes;
+    /// Ours: a bound that makes buffers the same at every call, as num_worst_tokens
+    /// (DeepEP) and max_num_of_tokens_per_rank (HybridEP) do.
+    std::optional<std::int64_t> moe_flex_max_tokens_per_rank;
+    /// f: a rank's experts have room for T K f rows, T being the most tokens of any rank;
+    /// see expert_rank_capacity().
+    std::optional<double> moe_expert_rank_capacity_factor;
 
     // ------------------------------------------------------------------ ranks
     std::int64_t tensor_model_parallel_size = 1;
@@ -84,6 +90,9 @@ struct MoEConfig {
     /// rule. Throws InputError "<field> = <value>: <allowed>" at the first that is
     /// broken.
     void finalize();
+
+    /// Another dispatcher cannot have the fields that are flex's alone.
+    void reset_flex_fields();
 
     /// What Megatron would warn about; one line each. Call after finalize().
     std::vector<std::string> warnings() const;
@@ -120,6 +129,13 @@ struct MoEConfig {
 /// this order, because Megatron's Python floats decide the rounding. Source:
 /// moe_utils.py, get_capacity.
 std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens);
+
+/// Rows that the experts of one rank have room for, floor(T K f), with
+/// moe_expert_rank_capacity_factor f. Of more, the last ones by expert and then by row
+/// received are dropped. Source: token_dispatcher.py, _HybridEPManager, whose budget
+/// takes K, also where each of ETP shards gets a row.
+/// @param max_tokens  T, the most tokens of any rank
+std::int64_t expert_rank_capacity(const MoEConfig& config, std::int64_t max_tokens);
 
 /// What quantized products want an expert's rows to be a multiple of: 32 for mxfp8, whose
 /// scales are for 32 numbers each, else 16. Source: moe_utils.py,

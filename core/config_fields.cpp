@@ -58,6 +58,11 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_flex_peer_heap_bytes,
           "flex: most bytes of each rank's peer memory (none: as it needs); not "
           "Megatron's");
+    FIELD(moe_flex_max_tokens_per_rank,
+          "flex, optimized_gpu: most tokens of any rank, so that no host asks the others "
+          "(none: they do); not Megatron's");
+    FIELD(moe_expert_rank_capacity_factor,
+          "flex: drop rows of a rank's experts over T K * factor (none)");
     FIELD(tensor_model_parallel_size, "TP");
     FIELD(context_parallel_size, "CP");
     FIELD(expert_model_parallel_size, "EP");

@@ -77,6 +77,39 @@ FlexPlan notify_dispatch(const Splits& input_splits, const MoEConfig& config, DT
     return make_flex_plan({counts, counts + all.numel()}, config, dtype, *groups.tp_ep);
 }
 
+std::int64_t max_tokens_per_rank(std::int64_t num_tokens, const MoEConfig& config,
+                                 Communicator& tp_ep) {
+    if (const auto given = config.moe_flex_max_tokens_per_rank) {
+        if (num_tokens > *given)
+            reject("moe_flex_max_tokens_per_rank", *given,
+                   fmt::format("must be at least {}, the tokens of rank {}", num_tokens,
+                               tp_ep.world_rank(tp_ep.rank())));
+        return *given;
+    }
+    const Tensor all = gather_from_sequence_parallel_region(
+        tp_ep, Tensor::from<std::int64_t>({1}, {num_tokens}));
+    const std::int64_t* tokens = all.data<std::int64_t>();
+    return *std::max_element(tokens, tokens + all.numel());
+}
+
+KeptChoices drop_over_capacity(const Tensor& topk_ids, std::int64_t capacity) {
+    Tensor ids = transfer(topk_ids, {MemorySpace::host}).clone();
+    std::int32_t* const all = ids.data<std::int32_t>();
+    const std::int32_t experts =
+        ids.numel() == 0 ? 0 : *std::max_element(all, all + ids.numel()) + 1;
+    std::int64_t rows = 0;
+    for (std::int32_t e = 0; e < experts; ++e)
+        for (std::int64_t i = 0; i < ids.numel(); ++i)  // by row: a row has e once
+            if (all[i] == e && ++rows > capacity) all[i] = -1;
+    return {transfer(ids, {topk_ids.space()}),
+            std::max(rows - capacity, std::int64_t{0})};
+}
+
+std::size_t heap_limit(const MoEConfig& config) {
+    const auto given = config.moe_flex_peer_heap_bytes;
+    return given ? std::size_t(*given) : std::numeric_limits<std::size_t>::max();
+}
+
 bool enough_tokens_to_pad(const std::vector<std::int64_t>& tokens_per_expert,
                           std::int64_t received_rows, std::int64_t pad_multiple) {
     return std::all_of(
@@ -88,8 +121,7 @@ bool enough_tokens_to_pad(const std::vector<std::int64_t>& tokens_per_expert,
 
 void reserve_heap(const FlexPlan& plan, const MoEConfig& config, MemorySpace space,
                   const ProcessGroups& groups) {
-    std::size_t limit = std::numeric_limits<std::size_t>::max();
-    if (const auto given = config.moe_flex_peer_heap_bytes) limit = std::size_t(*given);
+    const std::size_t limit = heap_limit(config);
     if (plan.heap_bytes > limit)
         reject("moe_flex_peer_heap_bytes", limit,
                fmt::format("must be at least {} for the {} rows that rank {} receives",

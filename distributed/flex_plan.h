@@ -47,6 +47,25 @@ FlexPlan make_flex_plan(const Splits& counts, const MoEConfig& config, DType dty
 FlexPlan notify_dispatch(const Splits& input_splits, const MoEConfig& config, DType dtype,
                          const ProcessGroups& groups);
 
+/// The most tokens of any rank of tp_ep, of which this one has `num_tokens`:
+/// moe_flex_max_tokens_per_rank, or else the ranks tell each other. InputError for more
+/// than it allows. Source: token_dispatcher.py, _HybridEPManager, which takes the maximum
+/// as well.
+std::int64_t max_tokens_per_rank(std::int64_t num_tokens, const MoEConfig& config,
+                                 Communicator& tp_ep);
+
+/// The choices of received rows for whose row there is room: of all of them by local
+/// expert, then received row, the first `capacity`; the others become -1.
+/// @param topk_ids (N', K') i32 local experts or -1, in any memory
+struct KeptChoices {
+    Tensor topk_ids;
+    std::int64_t num_dropped;
+};
+KeptChoices drop_over_capacity(const Tensor& topk_ids, std::int64_t capacity);
+
+/// Most bytes that a rank's heap may have.
+std::size_t heap_limit(const MoEConfig& config);
+
 /// False where some expert would need more tokens than a rank received for its rows to
 /// reach the multiple: then it pads none. So it is with a single local expert, to whom
 /// all received tokens go. Source: token_dispatcher.py,

@@ -1,5 +1,7 @@
 #include "distributed/process_groups.h"
 
+#include "distributed/peer_memory/flagged_heap.h"
+
 namespace moe::distributed {
 namespace {
 
@@ -39,6 +41,7 @@ ProcessGroupsPtr make_process_groups(Communicator& world, const MoEConfig& confi
     groups->tp_ep = make_group(world, experts, "tp_ep", "tp-ep");
     groups->expt_dp = make_group(world, experts, "expt_dp", "dp");
     groups->heap = std::make_shared<SymmetricHeap>(groups->tp_ep);
+    groups->flagged_heap = std::make_shared<FlaggedHeap>(groups->tp_ep);
     return groups;
 }
 
@@ -60,6 +63,7 @@ ProcessGroupsPtr single_rank_groups() {
     groups->tp_ep = alone("tp_ep");
     groups->expt_dp = alone("expt_dp");
     groups->heap = std::make_shared<SymmetricHeap>(groups->tp_ep);
+    groups->flagged_heap = std::make_shared<FlaggedHeap>(groups->tp_ep);
     return groups;
 }
 

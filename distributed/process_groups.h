@@ -11,6 +11,8 @@
 
 namespace moe::distributed {
 
+class FlaggedHeap;
+
 /// One rank's ends of all its groups.
 ///
 /// | group | over | used for |
@@ -27,6 +29,8 @@ struct ProcessGroups {
     ParallelSizes sizes;
     Group world, tp, cp, dp, tp_cp, dp_cp, tp_dp_cp, ep, expt_tp, tp_ep, expt_dp;
     std::shared_ptr<SymmetricHeap> heap;  ///< of tp_ep, for all its layers
+    /// The same where devices order the exchanges, and no host.
+    std::shared_ptr<FlaggedHeap> flagged_heap;
 };
 using ProcessGroupsPtr = std::shared_ptr<const ProcessGroups>;
 

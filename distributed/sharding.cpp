@@ -79,7 +79,7 @@ MoEConfig single_rank_config(MoEConfig config) {
     config.expert_tensor_parallel_size = 1;
     config.sequence_parallel = false;
     config.moe_token_dispatcher_type = "alltoall";
-    config.moe_flex_peer_heap_bytes.reset();
+    config.reset_flex_fields();
     config.finalize();
     return config;
 }

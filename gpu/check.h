@@ -7,6 +7,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "gpu/kernel_reports.h"
 
 namespace moe::gpu {
 
@@ -17,13 +18,14 @@ class DeviceError : public InputError {
     using InputError::InputError;
 };
 
-/// Throws DeviceError "<what>: <the error in words> (<its name>)" unless all went well.
-/// On the CPU executor the words name kernel, block, thread and source line.
+/// Throws DeviceError "<what>: <the error in words> (<its name>)" unless all went well,
+/// with what kernels reported. On the CPU executor the words name kernel, block, thread
+/// and source line.
 inline void check(cudaError_t status, const std::string& what) {
     if (status == cudaSuccess) return;
     cudaGetLastError();  // told here; the next call starts afresh
-    throw DeviceError(fmt::format("{}: {} ({})", what, cudaGetErrorString(status),
-                                  cudaGetErrorName(status)));
+    throw DeviceError(fmt::format("{}: {} ({}){}", what, cudaGetErrorString(status),
+                                  cudaGetErrorName(status), kernel_reports()));
 }
 
 }  // namespace moe::gpu

@@ -2,7 +2,7 @@
 /// The flex dispatcher: one row per token and rank, through the peers' heaps.
 #pragma once
 
-#include "distributed/dispatchers/flex.h"
+#include "distributed/dispatchers/planned_exchange.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
 #include "naive_gpu/flex_phases.h"
@@ -88,10 +88,10 @@ class ReceivedPermutation : public Permutation<T> {
 /// The phases of flex_phases.h; when each runs, and the barriers between, are every
 /// tier's. T is float or __nv_bfloat16; probabilities are fp32.
 template <typename T>
-class FlexDispatcher : public distributed::FlexDispatcher {
+class FlexDispatcher : public distributed::PlannedFlexDispatcher {
   public:
     FlexDispatcher(const MoEConfig& config, const GroupsPtr& groups)
-        : distributed::FlexDispatcher({MemorySpace::device, gpu::device_dtype<T>}, config,
+        : distributed::PlannedFlexDispatcher({MemorySpace::device, gpu::device_dtype<T>}, config,
                                       groups) {}
 
   private:
@@ -115,7 +115,7 @@ class FlexDispatcher : public distributed::FlexDispatcher {
     void end_step(const RunContext&) const override { gpu::synchronize(); }
     void barrier() const override {
         gpu::synchronize();
-        distributed::FlexDispatcher::barrier();
+        distributed::PlannedFlexDispatcher::barrier();
     }
 };
 

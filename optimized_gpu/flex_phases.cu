@@ -1,58 +1,14 @@
-// flex_phases.cu: what the flex dispatcher does with the peers' heaps. That all have
-// written, the dispatcher's barriers say.
+// flex_phases.cu: who gets a row of which token, pushing it, and taking what came. That
+// all have written, the barriers of the exchange say.
 
 #include "optimized_gpu/flex_phases.h"
 
+#include <algorithm>
+
 #include "gpu/launch.h"
-#include "gpu/tensor.h"
-#include "optimized_gpu/token_slices.h"
+#include "optimized_gpu/sent_rows.h"
 
 namespace moe::optimized {
-namespace {
-
-/// The rows that I push, as kernels see them.
-struct SentRows {
-    const int *token_rows, *row_slot;  // (T, W'), (T W')
-    int num_tokens, num_ranks;
-
-    explicit SentRows(const RowMap& sent)
-        : token_rows(gpu::device_data<int>(sent.token_rows)),
-          row_slot(gpu::device_data<int>(sent.row_slot)),
-          num_tokens(sent.num_tokens),
-          num_ranks(sent.num_experts) {}
-
-    __device__ int rank_of(int row) const { return row_slot[row] % num_ranks; }
-    __device__ int token_of(int row) const { return row_slot[row] / num_ranks; }
-    /// The token's row for a rank; it has one.
-    __device__ int row_of(int token, int rank) const {
-        const int* rows = token_rows + std::int64_t(token) * num_ranks;
-        while (rank_of(*rows) != rank) ++rows;
-        return *rows;
-    }
-};
-
-/// Row r of what I push, in the heap of its rank.
-template <typename E>
-__device__ E* peer_row(const PeerRows<E>& peers, int rank, int r) {
-    return peers.of[rank] + (peers.shift[rank] + r) * peers.width;
-}
-
-template <typename Vector>
-PeerRows<Vector> in_vectors(const PeerRows<std::byte>& bytes) {
-    PeerRows<Vector> vectors;
-    vectors.width = bytes.width / std::int64_t(sizeof(Vector));
-    for (int w = 0; w < distributed::kMaxPeers; ++w) {
-        vectors.of[w] = reinterpret_cast<Vector*>(bytes.of[w]);
-        vectors.shift[w] = bytes.shift[w];
-    }
-    return vectors;
-}
-
-std::uintptr_t bits_of(const Tensor& tensor) {
-    return tensor.defined() ? reinterpret_cast<std::uintptr_t>(tensor.view().bytes) : 0;
-}
-
-}  // namespace
 
 //! [make_rank_map]
 namespace {
@@ -90,10 +46,49 @@ RowMap make_rank_map(const Tensor& topk_ids, const ExpertGrid& grid,
 //! [push_rows]
 namespace {
 
-/// A warp for a slice of each token, to all its ranks.
-template <typename Vector>
+/// What goes with the rows; see PeerChoices.
+struct Choices {
+    PeerChoices peers;
+    const int* topk_ids;
+    const float* topk_probs;
+    ExpertGrid grid;
+    int K, my_rank;
+
+    /// A warp: the choices of a row.
+    __device__ void push(const SentRows& sent, int token, int rank, int row) const {
+        const int shards = int(grid.num_shards), L = int(grid.num_local);
+        int* const ids = sent.in_heap(peers.topk_ids, rank, row);
+        float* const probs = sent.in_heap(peers.topk_probs, rank, row);
+        for (int slot = lane_index(); slot < K * shards; slot += kLanes) {
+            const std::int64_t choice = std::int64_t(token) * K + slot / shards;
+            const int id = topk_ids[choice];
+            const bool here = id >= 0 && id / L * shards + slot % shards == rank;
+            ids[slot] = here ? id % L : -1;
+            probs[slot] = here ? topk_probs[choice] : 0.0f;
+        }
+        if (lane_index() < 2)
+            sent.in_heap(peers.sources, rank, row)[lane_index()] =
+                lane_index() == 0 ? my_rank : token;
+    }
+    /// A thread for each rank.
+    __device__ void push_count(const SentRows& sent) const {
+        const int rank = int(threadIdx.x);
+        if (rank < sent.num_ranks)
+            peers.counts.of[rank][my_rank] = sent.offsets[rank + 1] - sent.offsets[rank];
+    }
+};
+struct NoChoices {
+    __device__ void push(const SentRows&, int, int, int) const {}
+    __device__ void push_count(const SentRows&) const {}
+};
+
+/// A warp for a slice of each token, to all its ranks; the first slice takes along the
+/// choices, and the first block the counts.
+template <typename Vector, typename WithThem>
 __global__ void __launch_bounds__(kThreads)
-    push_rows_kernel(PeerRows<Vector> peers, const Vector* source, SentRows sent) {
+    push_rows_kernel(PeerSlots<Vector> peers, const Vector* source, SentRows sent,
+                     WithThem choices) {
+    if (blockIdx.x == 0 && blockIdx.y == 0) choices.push_count(sent);
     const int token = int(blockIdx.x) * kWarps + warp_index();
     if (token >= sent.num_tokens) return;
     const int width = int(peers.width);
@@ -112,170 +107,142 @@ __global__ void __launch_bounds__(kThreads)
         const int row = __shfl_sync(kAllLanes, own_row, j % kLanes);
         const int rank = __shfl_sync(kAllLanes, own_rank, j % kLanes);
         if (row < 0) break;  // rows come first
-        Vector* to = peer_row(peers, rank, row);
+        Vector* to = sent.in_heap(peers, rank, row);
         for (int step = 0; step < kSteps; ++step) {
             const int column = first_column() + step * kLanes;
             if (column < width) to[column] = slice[step];
         }
+        if (blockIdx.y == 0) choices.push(sent, token, rank, row);
     }
 }
 
-/// A thread for each slot of each row; the first also says where the row comes from.
-__global__ void push_choices_kernel(PeerChoices peers, const int* topk_ids,
-                                    const float* topk_probs, SentRows sent,
-                                    ExpertGrid grid, std::int64_t num_rows, int K,
-                                    int my_rank) {
-    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int shards = int(grid.num_shards), L = int(grid.num_local);
-    if (i >= num_rows * K * shards) return;
-    const int row = int(i / (K * shards)), slot = int(i % (K * shards));
-    const int token = sent.token_of(row), rank = sent.rank_of(row);
-    const std::int64_t choice = std::int64_t(token) * K + slot / shards;
-    const int id = topk_ids[choice];
-    const bool here = id >= 0 && id / L * shards + slot % shards == rank;
-    peer_row(peers.topk_ids, rank, row)[slot] = here ? id % L : -1;
-    peer_row(peers.topk_probs, rank, row)[slot] = here ? topk_probs[choice] : 0.0f;
-    if (slot > 0) return;
-    peer_row(peers.sources, rank, row)[0] = my_rank;
-    peer_row(peers.sources, rank, row)[1] = token;
+template <typename Vector, typename WithThem>
+void launch_push(const PeerSlots<std::byte>& peers, const Tensor& source,
+                 const RowMap& sent, const WithThem& choices, cudaStream_t stream) {
+    const PeerSlots<Vector> vectors = in_vectors<Vector>(peers);
+    dim3 blocks = slice_blocks(sent.num_tokens, int(vectors.width));
+    blocks.x = std::max(blocks.x, 1u);  // counts of 0 travel as well
+    gpu::launch("push_rows_kernel", push_rows_kernel<Vector, WithThem>,
+                {blocks, kThreads, 0, stream}, vectors,
+                reinterpret_cast<const Vector*>(source.view().bytes), SentRows(sent),
+                choices);
 }
 
-template <typename Vector>
-void launch_push(const PeerRows<std::byte>& peers, const Tensor& source,
-                 const RowMap& sent, cudaStream_t stream) {
-    const PeerRows<Vector> vectors = in_vectors<Vector>(peers);
-    gpu::launch("push_rows_kernel", push_rows_kernel<Vector>,
-                {slice_blocks(sent.num_tokens, int(vectors.width)), kThreads, 0, stream},
-                vectors, reinterpret_cast<const Vector*>(source.view().bytes),
-                SentRows(sent));
+template <typename WithThem>
+void push(const PeerSlots<std::byte>& peers, const Tensor& source, const RowMap& sent,
+          const WithThem& choices, cudaStream_t stream) {
+    MOE_CHECK_EQ(source.dim(0), sent.num_tokens);
+    switch (vector_bytes(bits_of(source) | peers.width)) {  // bits, of any type
+        case 16: return launch_push<uint4>(peers, source, sent, choices, stream);
+        case 4: return launch_push<unsigned>(peers, source, sent, choices, stream);
+        default: launch_push<unsigned short>(peers, source, sent, choices, stream);
+    }
 }
 
 }  // namespace
 
-void push_rows(const PeerRows<std::byte>& peers, const Tensor& source, const RowMap& sent,
-               cudaStream_t stream) {
-    MOE_CHECK_EQ(source.dim(0), sent.num_tokens);
-    switch (vector_bytes(bits_of(source) | peers.width)) {  // bits, of any type
-        case 16: return launch_push<uint4>(peers, source, sent, stream);
-        case 4: return launch_push<unsigned>(peers, source, sent, stream);
-        default: launch_push<unsigned short>(peers, source, sent, stream);
-    }
+void push_rows(const PeerSlots<std::byte>& peers, const Tensor& source,
+               const RowMap& sent, cudaStream_t stream) {
+    push(peers, source, sent, NoChoices(), stream);
 }
 
-void push_choices(const PeerChoices& peers, const Tensor& topk_ids,
-                  const Tensor& topk_probs, const RowMap& sent, const ExpertGrid& grid,
-                  std::int64_t num_rows, int rank, cudaStream_t stream) {
-    const int K = int(topk_ids.dim(1));
-    gpu::launch("push_choices_kernel", push_choices_kernel,
-                gpu::one_thread_per(num_rows * K * grid.num_shards, stream), peers,
-                gpu::device_data<int>(topk_ids), gpu::device_data<float>(topk_probs),
-                SentRows(sent), grid, num_rows, K, rank);
+void push_tokens(const PeerSlots<std::byte>& peers, const PeerChoices& choices,
+                 const Tensor& source, const Tensor& topk_ids, const Tensor& topk_probs,
+                 const RowMap& sent, const ExpertGrid& grid, int rank,
+                 cudaStream_t stream) {
+    push(peers, source, sent,
+         Choices{choices, gpu::device_data<int>(topk_ids),
+                 gpu::device_data<float>(topk_probs), grid, int(topk_ids.dim(1)), rank},
+         stream);
 }
 //! [push_rows]
 
-//! [pull_rows]
+//! [take_tokens]
 namespace {
 
-inline constexpr int kRowsAtOnce = 8;
+/// What lies in my heap, and where it goes.
+struct TakenChoices {
+    int *topk_ids, *counts;
+    float* topk_probs;
+    const int *heap_ids, *heap_counts;
+    const float* heap_probs;
+    int num_slots, num_sources, per_source, num_choices;
+};
 
-/// A warp for a slice of each token.
-template <typename T, typename Vector>
+/// A warp for a slice of each slot; the first slice takes along the choices, and the
+/// first block the counts.
+template <typename Vector>
 __global__ void __launch_bounds__(kThreads)
-    pull_rows_kernel(Vector* sums, PeerRows<Vector> peers, const Vector* addend,
-                     SentRows sent) {
-    constexpr int kElements = sizeof(Vector) / sizeof(T);
-    const int token = int(blockIdx.x) * kWarps + warp_index();
-    if (token >= sent.num_tokens) return;
-    const int width = int(peers.width);
-    const std::int64_t start = std::int64_t(token) * width;
-#pragma unroll 1
+    take_tokens_kernel(Vector* rows, const Vector* heap, TakenChoices choices,
+                       int width) {
+    const int t = int(threadIdx.x);
+    if (blockIdx.x == 0 && blockIdx.y == 0 && t < choices.num_sources)
+        choices.counts[t] = choices.heap_counts[t];
+    const int slot = int(blockIdx.x) * kWarps + warp_index();
+    if (slot >= choices.num_slots) return;
+    const int per_source = choices.per_source;
+    const bool is_filled = slot % per_source < choices.heap_counts[slot / per_source];
+    if (blockIdx.y == 0) {
+        const std::int64_t first = std::int64_t(slot) * choices.num_choices;
+        for (int k = lane_index(); k < choices.num_choices; k += kLanes) {
+            const int id = is_filled ? choices.heap_ids[first + k] : -1;
+            choices.topk_ids[first + k] = id;
+            if (id >= 0) choices.topk_probs[first + k] = choices.heap_probs[first + k];
+        }
+    }
+    if (!is_filled || rows == nullptr) return;
+    const std::int64_t start = std::int64_t(slot) * width;
     for (int step = 0; step < kSteps; ++step) {
         const int column = first_column() + step * kLanes;
-        const bool is_inside = column < width;
-        float sum[kElements] = {};
-        for (int first = 0; first < sent.num_ranks; first += kRowsAtOnce) {
-            const int own_row =
-                load_rows_of_token(sent.token_rows, token, sent.num_ranks, first);
-            const int own_rank = own_row >= 0 ? sent.rank_of(own_row) : 0;
-            // TUTORIAL: the way to another GPU's memory is long; as in combine_kernel
-            // all loads are on it before the first addition.
-            Vector pulled[kRowsAtOnce] = {};
-            for (int j = 0; j < kRowsAtOnce; ++j) {
-                const int row = __shfl_sync(kAllLanes, own_row, j);
-                const int rank = __shfl_sync(kAllLanes, own_rank, j);
-                if (is_inside && row >= 0) pulled[j] = peer_row(peers, rank, row)[column];
-            }
-            if (!__any_sync(kAllLanes, is_inside)) return;
-            for (int j = 0; j < kRowsAtOnce; ++j)  // zeros of absent rows change nothing
-                for (int i = 0; i < kElements; ++i) sum[i] += element<T>(pulled[j], i);
-            if (__shfl_sync(kAllLanes, own_row, kRowsAtOnce - 1) < 0) break;
-        }
-        Vector added = {}, result;
-        if (is_inside && addend != nullptr) added = addend[start + column];
-        for (int i = 0; i < kElements; ++i)
-            set_element<T>(result, i, sum[i] + element<T>(added, i));
-        if (is_inside) sums[start + column] = result;
+        if (column < width) rows[start + column] = heap[start + column];
     }
 }
 
-/// A thread for each choice.
-__global__ void pull_prob_gradients_kernel(float* dprobs, PeerRows<float> peers,
-                                           const int* topk_ids, SentRows sent,
-                                           ExpertGrid grid, int K) {
-    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= std::int64_t(sent.num_tokens) * K) return;
-    const int token = int(i / K), k = int(i % K), shards = int(grid.num_shards);
-    const int id = topk_ids[i];
-    float sum = 0.0f;
-    for (int s = 0; id >= 0 && s < shards; ++s) {
-        const int rank = id / int(grid.num_local) * shards + s;
-        sum += peer_row(peers, rank, sent.row_of(token, rank))[k * shards + s];
-    }
-    dprobs[i] = sum;
-}
-
-template <typename T, typename Vector>
-void launch_pull(const Tensor& sums, const PeerRows<std::byte>& peers,
-                 const Tensor& addend, const RowMap& sent, cudaStream_t stream) {
-    const PeerRows<Vector> vectors = in_vectors<Vector>(peers);
-    gpu::launch("pull_rows_kernel", pull_rows_kernel<T, Vector>,
-                {slice_blocks(sent.num_tokens, int(vectors.width)), kThreads, 0, stream},
-                reinterpret_cast<Vector*>(sums.view().bytes), vectors,
-                reinterpret_cast<const Vector*>(bits_of(addend)), SentRows(sent));
+template <typename Vector>
+void launch_take(const TakenTokens& taken, const TensorView& heap,
+                 const TakenChoices& choices, cudaStream_t stream) {
+    const int width = int(heap.dim(1) * size_of(heap.dtype) / sizeof(Vector));
+    dim3 blocks = slice_blocks(choices.num_slots, taken.rows.defined() ? width : 1);
+    blocks.x = std::max(blocks.x, 1u);
+    gpu::launch(
+        "take_tokens_kernel", take_tokens_kernel<Vector>, {blocks, kThreads, 0, stream},
+        taken.rows.defined() ? static_cast<Vector*>(taken.rows.view().bytes) : nullptr,
+        static_cast<const Vector*>(heap.bytes), choices, width);
 }
 
 }  // namespace
 
-Tensor pull_rows(const PeerRows<std::byte>& peers, DType dtype, const RowMap& sent,
-                 const Tensor& addend, cudaStream_t stream) {
-    const std::int64_t H = peers.width / std::int64_t(size_of(dtype));
-    Tensor sums = Tensor::empty({sent.num_tokens, H}, dtype, MemorySpace::device);
-    const int bytes = vector_bytes(bits_of(sums) | bits_of(addend) | peers.width);
-    using Bf16 = __nv_bfloat16;
-    if (dtype == DType::f32 && bytes == 16)
-        launch_pull<float, uint4>(sums, peers, addend, sent, stream);
-    else if (dtype == DType::f32)
-        launch_pull<float, unsigned>(sums, peers, addend, sent, stream);
-    else if (bytes == 16)
-        launch_pull<Bf16, uint4>(sums, peers, addend, sent, stream);
-    else if (bytes == 4)
-        launch_pull<Bf16, unsigned>(sums, peers, addend, sent, stream);
-    else
-        launch_pull<Bf16, unsigned short>(sums, peers, addend, sent, stream);
-    return sums;
+TakenTokens take_tokens(const FlexSlots& slots, const distributed::PeerTable& table,
+                        bool with_rows, cudaStream_t stream) {
+    const std::int64_t N = slots.num_slots();
+    const auto own = [&](const HeapSection& section) {
+        return own_slots(section, N, table);
+    };
+    const TensorView heap = own(slots.tokens);
+    TakenTokens taken;
+    taken.topk_ids = gpu::device_empty<int>({N, slots.topk_ids.width});
+    taken.topk_probs = gpu::device_empty<float>({N, slots.topk_probs.width});
+    taken.counts = gpu::device_empty<int>({slots.num_ranks});
+    if (with_rows) taken.rows = Tensor::empty(heap.shape, heap.dtype, heap.space);
+    const TakenChoices choices = {
+        gpu::device_data<int>(taken.topk_ids),
+        gpu::device_data<int>(taken.counts),
+        gpu::device_data<float>(taken.topk_probs),
+        static_cast<const int*>(own(slots.topk_ids).bytes),
+        static_cast<const int*>(own_slots(slots.counts, slots.num_ranks, table).bytes),
+        static_cast<const float*>(own(slots.topk_probs).bytes),
+        int(N),
+        slots.num_ranks,
+        int(slots.per_source),
+        int(slots.topk_ids.width)};
+    switch (vector_bytes(reinterpret_cast<std::uintptr_t>(heap.bytes) |
+                         bits_of(taken.rows) | slots.tokens.row_bytes())) {
+        case 16: launch_take<uint4>(taken, heap, choices, stream); break;
+        case 4: launch_take<unsigned>(taken, heap, choices, stream); break;
+        default: launch_take<unsigned short>(taken, heap, choices, stream);
+    }
+    return taken;
 }
-
-Tensor pull_prob_gradients(const PeerRows<float>& peers, const Tensor& topk_ids,
-                           const RowMap& sent, const ExpertGrid& grid,
-                           cudaStream_t stream) {
-    const int K = int(topk_ids.dim(1));
-    Tensor dprobs = gpu::device_empty<float>({sent.num_tokens, K});
-    gpu::launch("pull_prob_gradients_kernel", pull_prob_gradients_kernel,
-                gpu::one_thread_per(dprobs.numel(), stream),
-                gpu::device_data<float>(dprobs), peers, gpu::device_data<int>(topk_ids),
-                SentRows(sent), grid, K);
-    return dprobs;
-}
-//! [pull_rows]
+//! [take_tokens]
 
 }  // namespace moe::optimized

@@ -138,6 +138,19 @@ Tensor combine_backward(const Tensor& doutput, const RowMap& map, cudaStream_t s
 //! [combine]
 namespace {
 
+/// Where a map has tokens.
+struct Regions {
+    const int* counts;  // null: everywhere
+    int tokens;
+
+    explicit Regions(const RowMap& map)
+        : counts(gpu::device_data<int>(map.region_counts)),
+          tokens(map.tokens_per_region) {}
+    __device__ bool have(int token) const {
+        return counts == nullptr || token % tokens < counts[token / tokens];
+    }
+};
+
 /// Some rows of a token, the same in all lanes.
 template <int kMaxRows>
 __device__ void load_group(int (&row)[kMaxRows], const int* token_rows, int token, int K,
@@ -152,10 +165,11 @@ __device__ void load_group(int (&row)[kMaxRows], const int* token_rows, int toke
 template <typename T, typename Vector, int kMaxRows, bool kMore>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(Vector* output, const Vector* rows, const Vector* addend,
-                   const int* token_rows, int num_tokens, int K, int width) {
+                   const int* token_rows, Regions regions, int num_tokens, int K,
+                   int width) {
     constexpr int kElements = sizeof(Vector) / sizeof(T);
     const int token = int(blockIdx.x) * kWarps + warp_index();
-    if (token >= num_tokens) return;
+    if (token >= num_tokens || !regions.have(token)) return;
     int row[kMaxRows];
     if (!kMore) load_group(row, token_rows, token, K, 0);
 
@@ -191,20 +205,21 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T, typename Vector, int kMaxRows, bool kMore = false>
-void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& addend,
+void launch_combine(const TensorView& output, const Tensor& rows, const Tensor& addend,
                     const RowMap& map, cudaStream_t stream) {
     const int width = int(rows.dim(1) * sizeof(T) / sizeof(Vector));
     gpu::launch("combine_kernel", combine_kernel<T, Vector, kMaxRows, kMore>,
                 {slice_blocks(map.num_tokens, width), kThreads, 0, stream},
-                static_cast<Vector*>(bytes_of(output)),
+                static_cast<Vector*>(output.bytes),
                 static_cast<const Vector*>(bytes_of(rows)),
                 static_cast<const Vector*>(bytes_of(addend)),
-                gpu::device_data<int>(map.token_rows), map.num_tokens, map.topk, width);
+                gpu::device_data<int>(map.token_rows), Regions(map), map.num_tokens,
+                map.topk, width);
 }
 
 /// As few registers as the token's rows need.
 template <typename T, typename Vector>
-void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& addend,
+void launch_combine(const TensorView& output, const Tensor& rows, const Tensor& addend,
                     const RowMap& map, cudaStream_t stream) {
     if (map.topk > kMaxTopk)  // of which a token has few, as a rule
         launch_combine<T, Vector, 8, true>(output, rows, addend, map, stream);
@@ -222,15 +237,25 @@ void launch_combine(const Tensor& output, const Tensor& rows, const Tensor& adde
 
 Tensor combine(const Tensor& rows, const RowMap& map, const Tensor& addend,
                cudaStream_t stream) {
-    check_rows(rows, map);
     Tensor output =
         Tensor::empty({map.num_tokens, rows.dim(1)}, rows.dtype(), MemorySpace::device);
+    combine_into(output, rows, map, addend, stream);
+    return output;
+}
+
+void combine_into(const TensorView& output, const Tensor& rows, const RowMap& map,
+                  const Tensor& addend, cudaStream_t stream) {
+    check_rows(rows, map);
+    MOE_CHECK_EQ(output.dim(0), map.num_tokens);
+    MOE_CHECK_EQ(output.dim(1), rows.dim(1));
     if (addend.defined()) {
         check_tokens(addend, map);
         MOE_CHECK_EQ(addend.dim(1), rows.dim(1));
         MOE_CHECK(addend.dtype() == rows.dtype());
     }
-    const int bytes = vector_bytes(rows, bytes_of(addend));
+    const auto others = reinterpret_cast<std::uintptr_t>(bytes_of(addend)) |
+                        reinterpret_cast<std::uintptr_t>(output.bytes);
+    const int bytes = vector_bytes(rows, reinterpret_cast<const void*>(others));
     using Bf16 = __nv_bfloat16;
     if (rows.dtype() == DType::f32 && bytes == 16)
         launch_combine<float, uint4>(output, rows, addend, map, stream);
@@ -242,7 +267,6 @@ Tensor combine(const Tensor& rows, const RowMap& map, const Tensor& addend,
         launch_combine<Bf16, unsigned>(output, rows, addend, map, stream);
     else
         launch_combine<Bf16, unsigned short>(output, rows, addend, map, stream);
-    return output;
 }
 
 Tensor permute_backward(const Tensor& drows, const RowMap& map, cudaStream_t stream) {

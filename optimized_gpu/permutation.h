@@ -27,6 +27,11 @@ Tensor permute(const Tensor& tokens, const RowMap& map,
 Tensor combine(const Tensor& rows, const RowMap& map, const Tensor& addend,
                cudaStream_t stream = gpu::current_stream());
 
+/// The same into memory that is there. Where the map has regions, what is behind their
+/// tokens is left as it is. @param output (T, H), as rows
+void combine_into(const TensorView& output, const Tensor& rows, const RowMap& map,
+                  const Tensor& addend, cudaStream_t stream = gpu::current_stream());
+
 /// ⑪ drow_r = dout of the row's token; zeros in padding rows. The addend's gradient is
 /// doutput itself. @param doutput (T, H) @return (capacity, H)
 Tensor combine_backward(const Tensor& doutput, const RowMap& map,
@@ -41,5 +46,9 @@ Tensor permute_backward(const Tensor& drows, const RowMap& map,
 /// @param drow_probs (capacity) f32
 Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
                               cudaStream_t stream = gpu::current_stream());
+/// The same into memory that is there. @param dweights (T, K) f32
+void permute_probs_backward_into(const TensorView& dweights, const Tensor& drow_probs,
+                                 const RowMap& map,
+                                 cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

@@ -26,17 +26,22 @@ const int* num_rows_of(const RowMap& map) {
 
 Tensor permute_probs_backward(const Tensor& drow_probs, const RowMap& map,
                               cudaStream_t stream) {
-    MOE_CHECK(drow_probs.numel() <= map.capacity);
     Tensor dweights = gpu::device_empty<float>({map.num_tokens, map.num_choices});
-    if (map.num_tokens == 0) return dweights;
-    float* const target = gpu::device_data<float>(dweights);
-    gpu::check(cudaMemsetAsync(target, 0, dweights.size_bytes(), stream),
+    permute_probs_backward_into(dweights, drow_probs, map, stream);
+    return dweights;
+}
+
+void permute_probs_backward_into(const TensorView& dweights, const Tensor& drow_probs,
+                                 const RowMap& map, cudaStream_t stream) {
+    MOE_CHECK(drow_probs.numel() <= map.capacity);
+    MOE_CHECK_EQ(dweights.numel(), std::int64_t(map.num_tokens) * map.num_choices);
+    if (map.num_tokens == 0) return;
+    gpu::check(cudaMemsetAsync(dweights.bytes, 0, dweights.size_bytes(), stream),
                "cudaMemsetAsync");
     gpu::launch("permute_probs_backward_kernel", permute_probs_backward_kernel,
-                gpu::one_thread_per(drow_probs.numel(), stream), target,
-                gpu::device_data<float>(drow_probs), gpu::device_data<int>(map.row_slot),
-                num_rows_of(map));
-    return dweights;
+                gpu::one_thread_per(drow_probs.numel(), stream),
+                static_cast<float*>(dweights.bytes), gpu::device_data<float>(drow_probs),
+                gpu::device_data<int>(map.row_slot), num_rows_of(map));
 }
 //! [permute_probs_backward]
 

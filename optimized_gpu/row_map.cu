@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kThreads)
         const int rank = __popc(same & lanes_before());
         int row = -1;
         if (id >= 0) row = s.rows[warp][id] + rank;
-        __syncwarp();  // all have read
+        if (row >= map.capacity) row = -1;  // dropped: what is behind it is as well
+        __syncwarp();                       // all have read
         if (id >= 0 && rank == 0) s.rows[warp][id] += __popc(same);
         __syncwarp();  // the next step reads
 
@@ -172,12 +173,15 @@ RowPointers row_pointers(RowMap& map, const Tensor& weights) {
             gpu::device_data<float>(weights),
             map.padding,
             map.num_tokens,
-            int(map.capacity)};
+            int(map.capacity),
+            nullptr};
 }
 
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
-                    const Tensor& weights, cudaStream_t stream, const ExpertWindow& of) {
+                    const Tensor& weights, cudaStream_t stream, const ExpertWindow& of,
+                    const RowLimit& limit) {
     check_sizes(ids, num_experts, padding);
+    MOE_CHECK(limit.most < 0 || (padding == 1 && limit.dropped != nullptr));
     MOE_CHECK(!weights.defined() || weights.numel() == ids.numel());
     const int T = int(ids.dim(0)), K = int(ids.dim(1)), E = num_experts;
     const Chunks chunks(T, kLanes / K);
@@ -188,17 +192,19 @@ RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
     const std::int64_t experts_with_rows = std::min<std::int64_t>(E, rows);
     std::int64_t capacity = rows + experts_with_rows * (padding - 1);
     capacity -= capacity % padding;
+    if (limit.most >= 0) capacity = std::min(capacity, limit.most);
 
     RowMap map = begin_row_map(T, K, E, padding, capacity, chunks.count, weights, stream);
     const CountPointers counts = count_pointers(map);
+    RowPointers pointers = row_pointers(map, weights);
+    if (limit.most >= 0) pointers.dropped = limit.dropped;
     const int* const choices = gpu::device_data<int>(ids);
     gpu::launch("count_choices_kernel", count_choices_kernel,
                 {chunks.count, kThreads, sizeof(ChunkCounts), stream}, counts, choices,
                 window, T * K, chunks.tokens * K);
     gpu::launch("place_choices_kernel", place_choices_kernel,
-                {chunks.count, kThreads, sizeof(NextRows), stream},
-                row_pointers(map, weights), counts, choices, window, T, K,
-                chunks.tokens_per_warp);
+                {chunks.count, kThreads, sizeof(NextRows), stream}, pointers, counts,
+                choices, window, T, K, chunks.tokens_per_warp);
     return map;
 }
 //! [make_row_map]

@@ -23,6 +23,13 @@ struct ExpertWindow {
     int all = 0;    ///< experts that choices may name; 0: the map's
 };
 
+/// Rows of which a map drops the last ones, by expert and token, as if their choices were
+/// negative.
+struct RowLimit {
+    std::int64_t most = -1;                 ///< that stay; negative: all
+    unsigned long long* dropped = nullptr;  ///< on the device: grows by the others
+};
+
 /// Rows are in ascending order of expert, and of token within an expert; behind those of
 /// an expert come its padding rows, which are no token's. How many rows there are is
 /// known only on the device, offsets[E]: `capacity` is a bound, and what lies between the
@@ -42,6 +49,10 @@ struct RowMap {
     Tensor offsets;  ///< (E + 1) rows [offsets[e], offsets[e + 1]) are expert e's
     Tensor tokens_per_expert;  ///< (E) its rows without padding
     Tensor rows_per_expert;    ///< (E) and with it; the same tensor where there is none
+    /// Where tokens lie in regions of `tokens_per_region`, (regions) i32 of them from
+    /// each one's start on, and nothing behind them; undefined: everywhere.
+    Tensor region_counts;
+    int tokens_per_region = 0;
     /// (chunks, E) and (groups, E) how often each expert is chosen in each chunk of
     /// tokens, and in each group of chunks: the sort's own. TUTORIAL: kept, because
     /// cudaFree() would wait for the kernels that use them.
@@ -55,9 +66,10 @@ struct RowMap {
 /// @param num_experts  of the map, from window.first on
 /// @param padding  1, 16 or 32
 /// @param weights  (T, K) f32 of the choices, or undefined
+/// @param limit    without padding
 RowMap make_row_map(const Tensor& ids, int num_experts, int padding,
                     const Tensor& weights, cudaStream_t stream = gpu::current_stream(),
-                    const ExpertWindow& window = {});
+                    const ExpertWindow& window = {}, const RowLimit& limit = {});
 
 /// The same for a map with a column for each expert, in which a token may have any number
 /// of them: topk is E, and choice t * E + e stands where (t, e) does, so that

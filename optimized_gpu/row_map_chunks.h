@@ -80,6 +80,7 @@ struct RowPointers {
     float* row_probs;                          // or null
     const float* weights;                      // (T, K); null without row_probs
     int padding, num_tokens, capacity;
+    unsigned long long* dropped;  ///< counts rows beyond the capacity; null: stop
 
     /// Rows of an expert with `total` tokens. As Megatron's routing map, which pads with
     /// tokens, no multiple is reached that is more than all tokens.
@@ -141,9 +142,15 @@ __device__ inline void turn_counts_into_rows(NextRows& s, const CountPointers& c
         const int rows = map.rows_for(total);
         const int begin = block_sum_before(s, rows, placed);
         if (e >= E) continue;
-        if (begin + rows > map.capacity) __trap();  // rather than rows out of bounds
-        if (e / kExpertsOfSector % int(gridDim.x) == int(blockIdx.x))
-            map.finish_expert(e, begin, total, rows, E);
+        const bool fits = begin + rows <= map.capacity;
+        if (!fits && map.dropped == nullptr) __trap();  // rather than out of bounds
+        const bool mine = e / kExpertsOfSector % int(gridDim.x) == int(blockIdx.x);
+        if (mine && fits) map.finish_expert(e, begin, total, rows, E);
+        if (mine && !fits) {  // without padding
+            const int first = min(begin, map.capacity), kept = map.capacity - first;
+            map.finish_expert(e, first, kept, kept, E);
+            atomicAdd(map.dropped, 1ull * unsigned(rows - kept));
+        }
         int row = begin + before;
         for (int w = 0; w < kWarps; ++w) {
             const int count = s.rows[w][e];

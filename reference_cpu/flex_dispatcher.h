@@ -2,7 +2,7 @@
 /// The flex dispatcher: one row per token and rank, through the peers' heaps.
 #pragma once
 
-#include "distributed/dispatchers/flex.h"
+#include "distributed/dispatchers/planned_exchange.h"
 #include "reference_cpu/flex_phases.h"
 #include "reference_cpu/row_order.h"
 
@@ -86,10 +86,10 @@ class ReceivedPermutation : public Permutation<Scalar> {
 /// The phases of flex_phases.h; when each runs, and the barriers between, are every
 /// tier's.
 template <typename Scalar>
-class FlexDispatcher : public distributed::FlexDispatcher {
+class FlexDispatcher : public distributed::PlannedFlexDispatcher {
   public:
     FlexDispatcher(const MoEConfig& config, const GroupsPtr& groups)
-        : distributed::FlexDispatcher({MemorySpace::host, dtype_of<Scalar>}, config,
+        : distributed::PlannedFlexDispatcher({MemorySpace::host, dtype_of<Scalar>}, config,
                                       groups) {}
 
   private:

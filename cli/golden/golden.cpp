@@ -146,7 +146,7 @@ DispatcherCase through_dispatcher(const GoldenCase& golden, const std::string& t
     DispatcherCase result{golden, {}};
     if (type == golden.config.moe_token_dispatcher_type) return result;
     result.golden.config.moe_token_dispatcher_type = type;
-    result.golden.config.moe_flex_peer_heap_bytes.reset();  // it is flex's alone
+    result.golden.config.reset_flex_fields();
     result.golden.config.finalize();
     for (const char* name : {"expect.sent_hidden_states", "expect.received_hidden_states",
                              "expect.input_splits", "expect.output_splits",

@@ -94,7 +94,7 @@ RankConfigs choose_rank_configs(
     // What is wrong with the layer itself is wrong with every dispatcher
     MoEConfig plain = chosen.config;
     plain.moe_token_dispatcher_type = "alltoall";  // which has every feature
-    plain.moe_flex_peer_heap_bytes.reset();  // it is flex's alone, and checked below
+    plain.reset_flex_fields();  // checked below
     plain.finalize();
     RankConfigs result;
     result.sizes = distributed::parallel_sizes(plain, ranks);
@@ -107,7 +107,7 @@ RankConfigs choose_rank_configs(
         MoEConfig config = chosen.config;
         config.moe_token_dispatcher_type = name;
         if (config.moe_token_dispatcher_type != "flex")
-            config.moe_flex_peer_heap_bytes.reset();
+            config.reset_flex_fields();
         try {
             config.finalize();
             result.configs.push_back(config);

@@ -44,6 +44,7 @@ class LocalCommunicator : public Communicator {
   public:
     using Communicator::Communicator;
     std::string backend() const override { return "one rank"; }
+    std::chrono::milliseconds deadline() const override { return {}; }
     void abort(const std::string& reason) override {
         throw CommunicatorError(name() + ": " + reason);
     }

@@ -8,6 +8,7 @@
 /// Counts of rows may be zero and differ between ranks.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -59,6 +60,11 @@ class Communicator {
     const std::shared_ptr<OpLedger>& ledger_ptr() const { return ledger_; }
     /// "threads", "MPI" or "NCCL".
     virtual std::string backend() const = 0;
+    /// How long an operation waits for the other ranks.
+    virtual std::chrono::milliseconds deadline() const = 0;
+    /// A word that is not 0 once the group has failed, for kernels that wait for other
+    /// ranks; null where failing ends the process.
+    virtual const std::uint32_t* failure_flag() const { return nullptr; }
 
     /// Returns when every rank has called it.
     void barrier();

@@ -82,6 +82,7 @@ class MpiCommunicator : public Communicator {
     }
 
     std::string backend() const override { return "MPI"; }
+    std::chrono::milliseconds deadline() const override { return deadline_; }
     void abort(const std::string& reason) override {
         *failed_ = true;
         on_abort_(reason);

@@ -67,6 +67,7 @@ class NcclCommunicator : public Communicator {
     }
 
     std::string backend() const override { return "NCCL"; }
+    std::chrono::milliseconds deadline() const override { return state_->deadline; }
     void abort(const std::string& reason) override {
         state_->failed = true;
         on_abort_(reason);

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "core/error.h"
+
 namespace moe::distributed {
 
 std::string to_string(const Operation& operation) {
@@ -33,14 +35,36 @@ void OpLedger::count_sent(const std::string& name, int peer, std::int64_t bytes)
     sent_[name][peer] += bytes;
 }
 
-std::map<std::string, BytesByPeer> OpLedger::sent() const {
+void OpLedger::take(const Traffic& more) {
+    for (const auto& [name, by_peer] : more)
+        for (const auto& [peer, bytes] : by_peer) count_sent(name, peer, bytes);
+}
+
+Traffic OpLedger::sent() {
+    for (const auto& [number, count] : sources_) take(count());
     const std::lock_guard lock(mutex_);
     return sent_;
 }
 
 void OpLedger::reset_sent() {
+    for (const auto& [number, count] : sources_) count();
     const std::lock_guard lock(mutex_);
     sent_.clear();
+}
+
+int OpLedger::add_source(std::function<Traffic()> count) {
+    sources_[++last_source_] = std::move(count);
+    return last_source_;
+}
+
+void OpLedger::remove_source(int source) {
+    const auto found = sources_.find(source);
+    try {
+        take(found->second());
+    } catch (const InputError&) {
+        // the device has failed, and whoever used it says so
+    }
+    sources_.erase(found);
 }
 
 }  // namespace moe::distributed

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -28,6 +29,8 @@ std::string to_string(const Operation& operation);
 /// Bytes that a rank sent, by the world rank that got them. What stays on the rank is not
 /// counted.
 using BytesByPeer = std::map<int, std::int64_t>;
+/// The same by the name of the operation.
+using Traffic = std::map<std::string, BytesByPeer>;
 
 /// Thread-safe: a watchdog reads while the rank works.
 class OpLedger {
@@ -46,15 +49,25 @@ class OpLedger {
 
     /// Books `bytes` to the world rank `peer` under `name` ("all_to_all", …).
     void count_sent(const std::string& name, int peer, std::int64_t bytes);
-    /// Everything sent since the last reset, by operation.
-    std::map<std::string, BytesByPeer> sent() const;
+    /// Everything sent since the last reset, by operation. Waits for devices that count.
+    Traffic sent();
     void reset_sent();
+
+    /// Whoever counts elsewhere, on a device, is asked when somebody wants to know.
+    /// @param count  what was sent since its last call, for the rank's own thread
+    /// @return to be given to remove_source(), which asks it a last time
+    int add_source(std::function<Traffic()> count);
+    void remove_source(int source);
 
   private:
     mutable std::mutex mutex_;
     std::optional<Running> running_;
     std::int64_t sequence_ = 0;
-    std::map<std::string, BytesByPeer> sent_;
+    void take(const Traffic& more);
+
+    Traffic sent_;
+    std::map<int, std::function<Traffic()>> sources_;
+    int last_source_ = 0;
 };
 
 }  // namespace moe::distributed

@@ -46,8 +46,9 @@ struct World {
     std::chrono::milliseconds deadline;
     std::mutex mutex;
     std::condition_variable changed;
-    std::string failure;      // empty while all is well
-    std::vector<bool> ended;  // ranks whose program has returned
+    std::string failure;           // empty while all is well
+    std::uint32_t has_failed = 0;  // the same, for who cannot lock
+    std::vector<bool> ended;       // ranks whose program has returned
 };
 
 class ThreadCommunicator : public Communicator {
@@ -60,6 +61,8 @@ class ThreadCommunicator : public Communicator {
           group_(std::move(group)) {}
 
     std::string backend() const override { return "threads"; }
+    std::chrono::milliseconds deadline() const override { return world_->deadline; }
+    const std::uint32_t* failure_flag() const override { return &world_->has_failed; }
 
     void abort(const std::string& reason) override {
         const std::lock_guard lock(world_->mutex);
@@ -277,6 +280,7 @@ class ThreadCommunicator : public Communicator {
     /// Call with the world locked. The first failure stands.
     void fail(const std::string& what) {
         if (world_->failure.empty()) world_->failure = what;
+        __atomic_store_n(&world_->has_failed, 1u, __ATOMIC_RELEASE);
         world_->changed.notify_all();
     }
 

@@ -27,7 +27,7 @@ Arrived AllGatherDispatcher::dispatch_rows(const Tensor& hidden, const Tensor& p
     Arrived arrived{std::move(saved), all_hidden, all_probs};
     arrived.row_token = [&local = *arrived.saved->local] { return local.row_token(); };
     arrived.sent = [hidden] { return hidden; };
-    arrived.received = all_hidden;
+    arrived.received = [all_hidden] { return all_hidden; };
     return arrived;
 }
 

@@ -49,11 +49,13 @@ Arrived AlltoAllDispatcher::dispatch_rows(const Tensor& hidden, const Tensor& pr
 
     Arrived arrived{nullptr, rows, row_probs};
     arrived.row_token = [&by_expert] { return by_expert.row_token(); };
-    arrived.splits = {{"input_splits", plan.input_splits},
-                      {"output_splits", plan.output_splits},
-                      {"output_splits_tp", plan.output_splits_tp}};
+    arrived.splits = [&plan] {
+        return Arrived::NamedSplits{{"input_splits", plan.input_splits},
+                                    {"output_splits", plan.output_splits},
+                                    {"output_splits_tp", plan.output_splits_tp}};
+    };
     arrived.sent = [sent] { return sent; };
-    arrived.received = received;
+    arrived.received = [received] { return received; };
     arrived.saved = std::move(saved);
     return arrived;
 }

@@ -3,74 +3,88 @@
 #pragma once
 
 #include "distributed/dispatchers/rank_dispatcher.h"
-#include "distributed/flex_plan.h"
 
 namespace moe::distributed {
 
-/// Which rank gets a row of which token, and moving those rows: a tier's phases of one
-/// dispatch. Rows are by rank, then token.
-class FlexLayout {
+/// One dispatch and what comes back: what a tier does with the heaps. Kept until the
+/// backward is done. N' rows are received.
+class FlexExchange {
   public:
-    virtual ~FlexLayout() = default;
-    /// (W') rows that this rank pushes to each rank of tp_ep.
-    virtual Splits input_splits() const = 0;
-    /// The rows themselves, for who looks. @param source (T, H)
-    virtual Tensor sent_rows(const Tensor& source) const = 0;
+    virtual ~FlexExchange() = default;
 
-    /// Each token's row of `source` (T, H) into the heaps of its ranks.
-    virtual void push_rows(const FlexPlan& plan, const Tensor& source) const = 0;
-    /// With it the choices, as the rank sees them, and where the row comes from.
-    virtual void push_choices(const FlexPlan& plan) const = 0;
-    /// Row t is the sum of the token's rows in the peers' heaps, in ascending order of
-    /// rank, and of the addend. @param addend (T, H) or undefined @return (T, H)
-    virtual Tensor pull_rows(const FlexPlan& plan, const Tensor& addend) const = 0;
-    /// The gradients of all choices. @return as the probabilities came
-    virtual Tensor pull_prob_gradients(const FlexPlan& plan) const = 0;
+    /// ⑥ Each token to the heaps of its ranks, with its choices as they see them.
+    /// @param hidden (T, H)
+    virtual void push(const Tensor& hidden) = 0;
+    /// What came, for who can find its experts in it.
+    struct Received {
+        Tensor rows, probs;  ///< (N', H), and (N', K') of the choices
+        RowOrderPtr local;   ///< by local expert
+    };
+    /// ⑥ Once all have pushed.
+    virtual Received receive() = 0;
+
+    /// ⑩ For each row received the sum of what the local experts made of it.
+    /// @param rows (N, H) by local expert
+    virtual void offer(const Tensor& rows, const RowOrder& local) = 0;
+    /// ⑩ Once all have offered: each token's sums, in ascending order of rank, and the
+    /// addend. @param addend (T, H) or undefined @return (T, H)
+    virtual Tensor pull(const Tensor& addend) = 0;
+
+    /// ⑪ A sum hands its gradient to every term. @param doutput (T, H)
+    virtual void push_gradients(const Tensor& doutput) = 0;
+    /// ⑪ @return (N', H), good until the experts' backward is done
+    virtual Tensor receive_gradients() = 0;
+
+    /// ⑮ For each row received its gradient, and those of its choices.
+    virtual void offer_gradients(const Tensor& drows, const Tensor& drow_probs,
+                                 const RowOrder& local) = 0;
+    /// ⑮ The sums over the ranks. @return dprobs as the probabilities came
+    virtual TokenDispatcher::Gradients pull_gradients() = 0;
+
+    // For who looks, after receive()
+    virtual Splits input_splits() const = 0, output_splits() const = 0;
+    /// The rows that this rank pushed, by rank, then token.
+    virtual Tensor sent_rows(const Tensor& hidden) const = 0;
+    /// Those that came, by rank, then token. @param rows as received
+    virtual Tensor received_rows(const Tensor& rows) const { return rows; }
+    /// (N', 2) i32 rank of tp_ep and token of each.
+    virtual Tensor sources() const = 0;
+    /// (N) which of them each of the local experts' rows is.
+    virtual Tensor row_token(const RowOrder& local) const { return local.row_token(); }
 };
-using FlexLayoutPtr = std::unique_ptr<const FlexLayout>;
 
 /// A token travels once to every rank that holds one of its experts, straight into that
 /// rank's heap, and what those ranks made of it is summed out of their heaps. One group
 /// tp_ep: shards of an expert are ranks like all others. Source: token_dispatcher.py,
 /// MoEFlexTokenDispatcher with _DeepepManager; DeepEP, intranode normal mode.
 ///
-/// | phase | what | barrier after it |
+/// | phase | what | when all have done so |
 /// |---|---|---|
-/// | layout | rows of mine for each rank | |
-/// | notify | all counts to all; room in the heaps | the exchange of counts is one |
-/// | dispatch | push rows, choices, sources | all have pushed |
-/// | local | take them, order them by local expert | |
-/// | combine | offer partial sums | all have offered |
-/// | | pull them, sum by rank | all have pulled |
+/// | dispatch | push rows, choices, sources into the heaps of others | they read |
+/// | local | order what came by local expert | |
+/// | combine | offer partial sums in the own heap | the others pull them, sum by rank |
 ///
-/// Combine backward pushes, dispatch backward pulls, both by the saved plan.
+/// Combine backward pushes, dispatch backward offers, over the same exchange. Where a row
+/// lies in a heap, and who waits for whom by what, is a tier's: see PlannedExchange, and
+/// optimized_gpu's, of which no host knows the counts.
 class FlexDispatcher : public RankDispatcher {
   protected:
     using RankDispatcher::RankDispatcher;
 
     Arrived dispatch_rows(const Tensor& hidden, const Tensor& probs,
-                          const Tensor& routing, const RunContext& context) override;
+                          const Tensor& routing, const RunContext& context) final;
     Tensor combine_rows(const Tensor& rows, const Tensor& shared_output,
-                        const RankSaved& saved, const RunContext& context) override;
+                        const RankSaved& saved, const RunContext& context) final;
     Rows combine_rows_backward(const Tensor& doutput, const RankSaved& saved,
-                               const RunContext& context) override;
+                               const RunContext& context) final;
     Gradients dispatch_rows_backward(const Tensor& drows, const Tensor& drow_probs,
                                      const RankSaved& saved,
-                                     const RunContext& context) override;
+                                     const RunContext& context) final;
 
-    virtual FlexLayoutPtr layout(const Tensor& probs, const Tensor& routing) const = 0;
-    /// Received rows in the order of the local experts; its probabilities are (N', K').
-    /// @param topk_ids (N', K') i32 local experts or -1, @param topk_probs (N', K')
-    virtual RowOrderPtr local_permutation(const Tensor& topk_ids,
-                                          const Tensor& topk_probs) const = 0;
-    /// Waits for the other ranks with all that this rank has to do done: what it wrote
-    /// into their heaps is there, what it reads in them is read.
-    virtual void barrier() const { groups_->tp_ep->barrier(); }
-
-  private:
-    Tensor take(const FlexPlan& plan, const HeapSection& section) const {
-        return take_rows(plan, section, *groups_, placement().space);
-    }
+    /// ⑥ Which ranks get which tokens; room in the heaps.
+    virtual std::unique_ptr<FlexExchange> exchange(const Tensor& probs,
+                                                   const Tensor& routing,
+                                                   const RunContext& context) = 0;
 };
 
 }  // namespace moe::distributed

@@ -28,11 +28,11 @@ void show(const Arrived& arrived, const TokenDispatcher::Dispatched& dispatched,
         context.value(Step::dispatch, name, tensor);
     };
     value("row_token", arrived.row_token());
-    for (const auto& [name, splits] : arrived.splits)
+    for (const auto& [name, splits] : arrived.splits())
         value(name, Tensor::from({std::int64_t(splits.size())}, splits));
     value("sent_hidden_states", arrived.sent());
-    value("received_hidden_states", arrived.received);
-    if (arrived.sources.defined()) value("received_sources", arrived.sources);
+    value("received_hidden_states", arrived.received());
+    if (arrived.sources) value("received_sources", arrived.sources());
     value("tokens_per_expert", dispatched.tokens_per_expert);
     const std::int64_t num_rows = num_rows_of(dispatched.tokens_per_expert);
     show_rows(context, Step::dispatch, "dispatched_hidden_states", dispatched.rows,

@@ -27,9 +27,12 @@ struct RankSaved : Saved {
 struct Arrived {
     std::unique_ptr<RankSaved> saved;
     Tensor rows = {}, probs = {};
-    std::function<Tensor()> row_token = {}, sent = {};  ///< made only for who looks
-    std::vector<std::pair<std::string, Splits>> splits = {};
-    Tensor received = {}, sources = {};  ///< (N', H) and, if the way tells, (N', 2)
+    // Made only for who looks
+    using NamedSplits = std::vector<std::pair<std::string, Splits>>;
+    std::function<Tensor()> row_token = {}, sent = {};
+    std::function<NamedSplits()> splits = [] { return NamedSplits(); };
+    std::function<Tensor()> received = {};  ///< (N', H)
+    std::function<Tensor()> sources = {};   ///< (N', 2), if the way tells
 };
 
 /// A dispatcher of one rank of several. AllGather, AlltoAll and Flex derive from it and

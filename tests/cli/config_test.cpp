@@ -155,7 +155,8 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
     const std::vector<std::string> fixed = {
         "moe_token_dispatcher_type",   "tensor_model_parallel_size",
         "context_parallel_size",       "expert_model_parallel_size",
-        "expert_tensor_parallel_size", "moe_flex_peer_heap_bytes"};
+        "expert_tensor_parallel_size", "moe_flex_peer_heap_bytes",
+        "moe_flex_max_tokens_per_rank", "moe_expert_rank_capacity_factor"};
     for (const FieldInfo& field : config_fields()) {
         const std::string& name = field.name;
         const std::string flag = flag_name(name);

@@ -10,7 +10,7 @@ namespace moe::test {
 namespace {
 
 using optimized::ExpertGrid;
-using optimized::PeerRows;
+using optimized::PeerSlots;
 using Floats = std::vector<float>;
 
 /// T tokens of K choices among E experts, on EP ETP ranks; this rank is the second.
@@ -35,19 +35,19 @@ struct SentRow {
 template <typename E>
 struct Heaps {
     std::vector<Tensor> of;
-    PeerRows<E> peers;
+    PeerSlots<E> peers;
 
-    /// @param shift  of PeerRows
-    Heaps(int rows, std::int64_t width, const std::vector<std::int64_t>& shift, E poison)
+    /// @param rows  of a heap @param first_slot  of my region
+    Heaps(int num_ranks, int rows, std::int64_t width, std::int64_t first_slot, E poison)
         : width_(width) {
-        for (std::size_t w = 0; w < shift.size(); ++w) {
+        for (int w = 0; w < num_ranks; ++w) {
             of.push_back(gpu::device_empty<E>({rows, width}));
             const std::vector<E> poisoned(rows * width, poison);
-            set(int(w), poisoned);
+            set(w, poisoned);
             peers.of[w] = gpu::device_data<E>(of.back());
-            peers.shift[w] = shift[w];
         }
         peers.width = width;
+        peers.first_slot = first_slot;
     }
     void set(int rank, const std::vector<E>& values) {
         gpu::check(cudaMemcpy(gpu::device_data<E>(of[rank]), values.data(),
@@ -65,13 +65,12 @@ struct Heaps {
 
 using Bytes = std::vector<std::uint8_t>;
 
-PeerRows<std::byte> as_bytes(const PeerRows<std::uint8_t>& peers) {
-    PeerRows<std::byte> bytes;
+PeerSlots<std::byte> as_bytes(const PeerSlots<std::uint8_t>& peers) {
+    PeerSlots<std::byte> bytes;
     bytes.width = peers.width;
-    for (int w = 0; w < distributed::kMaxPeers; ++w) {
+    bytes.first_slot = peers.first_slot;
+    for (int w = 0; w < distributed::kMaxPeers; ++w)
         bytes.of[w] = reinterpret_cast<std::byte*>(peers.of[w]);
-        bytes.shift[w] = peers.shift[w];
-    }
     return bytes;
 }
 
@@ -80,15 +79,10 @@ class FlexPhases {
   public:
     explicit FlexPhases(const FlexCase& c) : c_(c), grid_(c.grid()) {
         ids_ = ids_of({c.T, c.E, c.K, 1});
-        const int W = c.EP * c.ETP;
-        shift_.resize(W);
-        for (int w = 0; w < W; ++w) {
-            // Rows of other ranks lie before mine, as many as there are ranks before it.
-            const int first = 3 + w, pushed = int(rows_.size());
-            shift_[w] = first - pushed;
+        for (int w = 0; w < num_ranks(); ++w) {
+            int slot = kRank * per_source();
             for (int t = 0; t < c.T; ++t)
-                if (goes(t, w))
-                    rows_.push_back({t, w, first + int(rows_.size()) - pushed});
+                if (goes(t, w)) rows_.push_back({t, w, slot++});
         }
         device_ids_ = on_device(ids_, {c.T, c.K});
         sent_ = optimized::make_rank_map(device_ids_, grid_);
@@ -106,7 +100,7 @@ class FlexPhases {
         const Floats values = weights_of(std::int64_t(c_.T) * c_.H);
         const Tensor source = on_device(values, {c_.T, c_.H}, c_.dtype);
         const std::int64_t bytes = c_.H * std::int64_t(size_of(c_.dtype));
-        const Heaps<std::uint8_t> heaps(heap_rows(), bytes, shift_, 0xA5);
+        const auto heaps = heaps_of<std::uint8_t>(bytes, 0xA5);
         optimized::push_rows(as_bytes(heaps.peers), source, sent_);
         const Bytes pushed = bytes_of(source);
         for (const SentRow& row : rows_)
@@ -120,12 +114,28 @@ class FlexPhases {
     void check_choices() const {
         const int slots = c_.K * c_.ETP;
         const Floats probs = weights_of(c_.T * c_.K);
-        const Heaps<std::int32_t> ids(heap_rows(), slots, shift_, -7),
-            sources(heap_rows(), 2, shift_, -7);
-        Heaps<float> weights(heap_rows(), slots, shift_, -7.0f);
-        optimized::push_choices({ids.peers, sources.peers, weights.peers}, device_ids_,
-                                on_device(probs, {c_.T, c_.K}), sent_, grid_,
-                                std::int64_t(rows_.size()), kRank);
+        const std::int64_t bytes = c_.H * std::int64_t(size_of(c_.dtype));
+        const Tensor source =
+            on_device(weights_of(std::int64_t(c_.T) * c_.H), {c_.T, c_.H}, c_.dtype);
+        const auto tokens = heaps_of<std::uint8_t>(bytes, 0xA5),
+                   alone = heaps_of<std::uint8_t>(bytes, 0xA5);
+        const auto ids = heaps_of<std::int32_t>(slots, -7),
+                   sources = heaps_of<std::int32_t>(2, -7);
+        auto weights = heaps_of<float>(slots, -7.0f);
+        const Heaps<std::int32_t> counts(num_ranks(), num_ranks(), 1, 0, -7);
+        optimized::push_tokens(as_bytes(tokens.peers),
+                               {ids.peers, sources.peers, weights.peers, counts.peers},
+                               source, device_ids_, on_device(probs, {c_.T, c_.K}), sent_,
+                               grid_, kRank);
+        optimized::push_rows(as_bytes(alone.peers), source, sent_);
+        for (int w = 0; w < num_ranks(); ++w) {
+            EXPECT_EQ(host<std::uint8_t>(tokens.of[w]), host<std::uint8_t>(alone.of[w]));
+            Ints expected_counts(num_ranks(), -7);
+            expected_counts[kRank] =
+                int(std::count_if(rows_.begin(), rows_.end(),
+                                  [w](const SentRow& row) { return row.rank == w; }));
+            EXPECT_EQ(host<int>(counts.of[w]), expected_counts);
+        }
         for (const SentRow& row : rows_) {
             Ints expected_ids(slots, -1);
             Floats expected(slots, 0.0f);
@@ -149,15 +159,15 @@ class FlexPhases {
 
     void check_pull(bool with_addend) const {
         const std::int64_t bytes = c_.H * std::int64_t(size_of(c_.dtype));
-        Heaps<std::uint8_t> heaps(heap_rows(), bytes, shift_, 0xFF);  // NaN
+        auto heaps = heaps_of<std::uint8_t>(bytes, 0xFF);  // NaN
         std::vector<Floats> all;
-        for (std::size_t w = 0; w < shift_.size(); ++w) {
+        for (int w = 0; w < num_ranks(); ++w) {
             Floats values(heap_rows() * c_.H, NAN);
             for (const SentRow& row : rows_)
-                for (int h = 0; row.rank == int(w) && h < c_.H; ++h)
+                for (int h = 0; row.rank == w && h < c_.H; ++h)
                     values[row.place * c_.H + h] =
                         float((row.token * 31 + h * 7 + row.rank * 11) % 63) / 8;
-            heaps.set(int(w), bytes_of(on_device(values, {heap_rows(), c_.H}, c_.dtype)));
+            heaps.set(w, bytes_of(on_device(values, {heap_rows(), c_.H}, c_.dtype)));
             all.push_back(values);
         }
         Floats expected(c_.T * c_.H), added(expected.size());
@@ -181,7 +191,14 @@ class FlexPhases {
         }
         return false;
     }
-    int heap_rows() const { return 3 + c_.EP * c_.ETP + c_.T + 2; }
+    int num_ranks() const { return c_.EP * c_.ETP; }
+    /// Another rank may have more tokens.
+    int per_source() const { return c_.T + 2; }
+    int heap_rows() const { return num_ranks() * per_source(); }
+    template <typename E>
+    Heaps<E> heaps_of(std::int64_t width, std::type_identity_t<E> poison) const {
+        return {num_ranks(), heap_rows(), width, kRank * per_source(), poison};
+    }
     static Bytes bytes_of(const Tensor& tensor) {
         const Tensor copy = transfer(tensor, {MemorySpace::host, tensor.dtype()});
         const auto* bytes = static_cast<const std::uint8_t*>(copy.view().bytes);
@@ -189,21 +206,21 @@ class FlexPhases {
     }
     template <typename E>
     void expect_untouched(const Heaps<E>& heaps, std::type_identity_t<E> poison) const {
-        for (std::size_t w = 0; w < shift_.size(); ++w)
+        for (int w = 0; w < num_ranks(); ++w)
             for (int place = 0; place < heap_rows(); ++place) {
                 const bool mine =
                     std::any_of(rows_.begin(), rows_.end(), [&](const SentRow& row) {
-                        return row.rank == int(w) && row.place == place;
+                        return row.rank == w && row.place == place;
                     });
                 if (mine) continue;
-                for (const E value : heaps.row(int(w), place))
+                for (const E value : heaps.row(w, place))
                     ASSERT_EQ(value, poison) << "rank " << w << ", row " << place;
             }
     }
     /// Each slot's gradient is of its own size, and those of other ranks' choices NaN.
     void check_gradients(Heaps<float>& heaps) const {
         const int slots = c_.K * c_.ETP, L = c_.E / c_.EP;
-        std::vector<Floats> values(shift_.size(), Floats(heap_rows() * slots, NAN));
+        std::vector<Floats> values(num_ranks(), Floats(heap_rows() * slots, NAN));
         Floats expected(c_.T * c_.K);
         for (const SentRow& row : rows_)
             for (int slot = 0; slot < slots; ++slot) {
@@ -223,10 +240,58 @@ class FlexPhases {
     ExpertGrid grid_;
     Ints ids_;
     std::vector<SentRow> rows_;
-    std::vector<std::int64_t> shift_;
     Tensor device_ids_;
     RowMap sent_;
 };
+
+/// A heap of mine in which only the first `counts` slots of each region are filled.
+void check_take(int H, DType dtype, const Ints& counts, int per_source) {
+    SCOPED_TRACE(fmt::format("H={} {}", H, to_string(dtype)));
+    MoEConfig config = small_config(H, 6, 3);
+    config.finalize();
+    const int W = int(counts.size()), slots = W * per_source;
+    const auto at = optimized::make_flex_slots(W, per_source, config, dtype);
+    const Tensor heap =
+        Tensor::zeros({std::int64_t(at.bytes)}, DType::u8, MemorySpace::device);
+    distributed::PeerTable table{W - 1, W, {}};
+    table.base[W - 1] = static_cast<std::byte*>(heap.view().bytes);
+    const auto own = [&](const distributed::HeapSection& section, int rows) {
+        return optimized::own_slots(section, rows, table);
+    };
+    const Tensor tokens =
+        on_device(weights_of(std::int64_t(slots) * H), {slots, H}, dtype);
+    Ints ids(slots * 3);
+    for (int i = 0; i < slots * 3; ++i) ids[i] = i % 5 - 1;
+    const Floats probs = weights_of(slots * 3);
+    copy(own(at.tokens, slots), tokens);
+    copy(own(at.topk_ids, slots), on_device(ids, {slots, 3}));
+    copy(own(at.topk_probs, slots), on_device(probs, {slots, 3}));
+    copy(own(at.counts, W), on_device(counts, {W, 1}));
+
+    const auto taken = optimized::take_tokens(at, table, true);
+    EXPECT_EQ(host<int>(taken.counts), counts);
+    EXPECT_FALSE(optimized::take_tokens(at, table, false).rows.defined());
+    const Ints got_ids = host<int>(taken.topk_ids);
+    const Floats got_probs = host<float>(taken.topk_probs);
+    const Tensor rows = transfer(taken.rows, {MemorySpace::host, dtype}),
+                 expected = transfer(tokens, {MemorySpace::host, dtype});
+    const std::size_t bytes = H * size_of(dtype);
+    for (int slot = 0; slot < slots; ++slot) {
+        const bool filled = slot % per_source < counts[slot / per_source];
+        for (int k = 0; k < 3; ++k) {
+            const int i = slot * 3 + k;
+            EXPECT_EQ(got_ids[i], filled ? ids[i] : -1) << slot;
+            if (filled && ids[i] >= 0) {
+                EXPECT_EQ(got_probs[i], probs[i]) << slot;
+            }
+        }
+        const auto row_of = [&](const Tensor& all) {
+            const auto* row = static_cast<const char*>(all.view().bytes) + slot * bytes;
+            return std::string(row, bytes);
+        };
+        EXPECT_EQ(row_of(rows) == row_of(expected), filled) << slot;
+    }
+}
 
 const std::vector<FlexCase>& flex_cases() {
     static const std::vector<FlexCase> all = {
@@ -264,6 +329,17 @@ TEST(OptimizedFlexPhases, PushRowsWhereTheirRankWantsThem) {
 TEST(OptimizedFlexPhases, PushChoicesAndPullTheirGradients) {
     NEEDS_DEVICE();
     with_phases([](const FlexPhases& phases) { phases.check_choices(); });
+}
+
+TEST(OptimizedFlexPhases, TakeWhatIsThere) {
+    NEEDS_DEVICE();
+    gpu::register_device_memory();
+    for (const auto& [H, dtype] : {std::pair(40, DType::bf16),
+                                   {7, DType::bf16},
+                                   {1100, DType::f32},
+                                   {6, DType::bf16}})
+        check_take(H, dtype, {0, 5, 2}, 5);
+    check_take(8, DType::bf16, {0, 0}, 0);
 }
 
 TEST(OptimizedFlexPhases, PullSumsByRank) {

@@ -311,7 +311,8 @@ void expect_books(const Scenario& s, int rank, const std::vector<Inputs>& all,
             expected["flex_combine"][to] = pulled * row;
             expected["flex_dispatch_backward"][to] = pulled * (row + slots * prob);
         }
-        expected["all_gather"][to] = 8 * s.group();  // the counts
+        // The counts for all ranks, or how many tokens there are
+        expected["all_gather"][to] = supplier.tier == "optimized_gpu" ? 8 : 8 * s.group();
     }
     EXPECT_EQ(got.sent, expected) << s.name;
 }

@@ -202,6 +202,29 @@ INSTANTIATE_TEST_SUITE_P(
                     Fault{"sleeps", "rank 1 did not come within 3000 ms", 4.0}),
     [](const auto& info) { return info.param.name; });
 
+TEST(MpiKernelFault, EndsAllRanks) {
+    NEEDS_MPI();
+    constexpr int kDeadline = 2000;
+    for (const auto& [fault, words] :
+         {std::pair("killed", "rank 1 has died"),
+          {"stopped", "rank 1 did not come within 2000 ms: its flag is at 1 of 2"}}) {
+        const Outcome outcome =
+            run_mpi(kRanks, std::string(fault) + "_in_kernel", kDeadline);
+        EXPECT_NE(outcome.code, 0) << outcome.output;
+        for (const int rank : {0, 2}) {
+            const std::string line = outcome.line_of(rank);
+            EXPECT_NE(line.find("barrier in a kernel of ⑩ #"), std::string::npos)
+                << outcome.output;
+            EXPECT_NE(line.find("on group some"), std::string::npos) << outcome.output;
+        }
+        // Of two that wait, one may hear of it from the other
+        EXPECT_NE((outcome.line_of(0) + outcome.line_of(2)).find(words),
+                  std::string::npos)
+            << outcome.output;
+        EXPECT_LT(outcome.seconds, kDeadline / 1000.0 + 5.0) << outcome.output;
+    }
+}
+
 /// True while a process with that id exists (and is no corpse).
 bool is_alive(pid_t pid) {
     std::ifstream status(fmt::format("/proc/{}/stat", pid));

@@ -13,6 +13,8 @@
 #include "distributed/communicators/watchdog.h"
 #include "distributed/launch/launch.h"
 #include "distributed/launch/rendezvous.h"
+#include "distributed/peer_memory/peer_barrier.h"
+#include "gpu/launch.h"
 #include "gpu/tensor.h"
 #include "tests/ranks/rank_scenarios.h"
 
@@ -39,6 +41,18 @@ const std::map<std::string, std::function<void()>>& faults() {
     return all;
 }
 
+/// The same while the others wait in a kernel.
+constexpr const char* kInKernel = "_in_kernel";
+void meet_in_kernels(Communicator& world, const std::function<void()>& fault) {
+    const std::shared_ptr<Communicator> group = world.split("some", 0, world.rank());
+    const auto barrier =
+        distributed::PeerBarrier::make(group, distributed::PeerBarrier::way_for(*group));
+    barrier->meet(Step::dispatch, {});
+    if (world.rank() == 1) fault();
+    barrier->meet(Step::combine, {});
+    gpu::synchronize();
+}
+
 /// Everybody sleeps: only the launcher's end can end them.
 void wait_for_launcher(int rank) {
     say(fmt::format("rank {}: pid {}", rank, getpid()));
@@ -57,6 +71,8 @@ void run_scenario(Communicator& world, const std::string& name) {
         }
     } else if (name == "waits") {
         wait_for_launcher(world.rank());
+    } else if (name.ends_with(kInKernel)) {
+        meet_in_kernels(world, faults().at(name.substr(0, name.find(kInKernel))));
     } else if (const auto fault = faults().find(name); fault != faults().end()) {
         world.barrier();
         if (world.rank() == 1) fault->second();
