@@ -290,7 +290,8 @@ int run_rank_compare(const CompareOptions& options) {
             run_with_progress(request, run_rank_comparison, is_long(request));
         return show_rank_comparison(comparison, options);
     }
-    return run_as_process(request.configs, [&](distributed::Communicator& world) {
+    const std::string asked_for = in_words(request.configs);
+    return run_as_process(options.ranks->flags(), asked_for, [&](auto& world) {
         request.world = &world;
         const bool speaks = world.rank() == 0;
         if (speaks) prepare(options, request.configs[0]);

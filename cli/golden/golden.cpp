@@ -6,6 +6,7 @@
 
 #include "cli/compare/closeness.h"
 #include "cli/compare/comparison.h"
+#include "cli/ranks/processes.h"
 #include "core/moe_layer.h"
 #include "core/transfer.h"
 #include "distributed/communicators/thread_communicator.h"
@@ -15,18 +16,19 @@
 namespace moe {
 namespace {
 
+Placement on_host(const TensorView& view) {
+    return {MemorySpace::host, view.dtype};
+}
+
 /// Keeps the intermediate values that golden files may hold.
 class Recorder : public Observer {
   public:
     explicit Recorder(TensorMap& values) : values_(values) {}
     void on_value(Step step, const std::string& name, const TensorView& view) override {
-        if (!is_backward(step)) values_["expect." + name] = transfer(view, host(view));
+        if (!is_backward(step)) values_["expect." + name] = transfer(view, on_host(view));
     }
 
   private:
-    static Placement host(const TensorView& view) {
-        return {MemorySpace::host, view.dtype};
-    }
     TensorMap& values_;
 };
 
@@ -107,30 +109,41 @@ std::optional<Step> CaseResult::first_deviation() const {
     return first;
 }
 
-std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& spec) {
+std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& spec,
+                                  distributed::Communicator* world) {
     if (golden.ranks.size() == 1)
         return {run_rank(golden, golden.ranks[0], spec, golden.parameters, nullptr)};
+    const auto run = [&](distributed::Communicator& of_all) {
+        const auto groups = distributed::make_process_groups(of_all, golden.config);
+        return run_rank(
+            golden, golden.ranks[of_all.rank()], spec,
+            distributed::shard_parameters(golden.config, golden.parameters, *groups),
+            groups);
+    };
+    if (world != nullptr) {
+        MOE_CHECK_EQ(world->size(), int(golden.ranks.size()));
+        TensorMap mine = run(*world);
+        for (auto& [name, value] : mine) value = transfer(value, on_host(value));
+        return gather_tensors(*world, mine);
+    }
     std::vector<TensorMap> values(golden.ranks.size());
     distributed::run_ranks(
-        int(golden.ranks.size()), [&](distributed::Communicator& world) {
-            const auto groups = distributed::make_process_groups(world, golden.config);
-            const TensorMap shards =
-                distributed::shard_parameters(golden.config, golden.parameters, *groups);
-            const int rank = world.rank();
+        int(golden.ranks.size()), [&](distributed::Communicator& thread) {
             try {
-                values[rank] = run_rank(golden, golden.ranks[rank], spec, shards, groups);
+                values[thread.rank()] = run(thread);
             } catch (const distributed::CommunicatorError&) {
                 throw;  // names its rank
             } catch (const InputError& error) {
-                throw InputError(fmt::format("rank {}: {}", rank, error.what()));
+                throw InputError(fmt::format("rank {}: {}", thread.rank(), error.what()));
             }
         });
     return values;
 }
 
-CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec) {
+CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec,
+                         distributed::Communicator* world) {
     CaseResult result{golden.name, spec, true, {}};
-    const std::vector<TensorMap> got = run_golden(golden, spec);
+    const std::vector<TensorMap> got = run_golden(golden, spec, world);
     for (std::size_t rank = 0; rank < got.size(); ++rank)
         for (const auto& [name, expected] : golden.ranks[rank].expected) {
             TensorCheck checked =

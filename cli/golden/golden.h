@@ -16,6 +16,10 @@
 #include "core/steps.h"
 #include "core/tensor.h"
 
+namespace moe::distributed {
+class Communicator;
+}
+
 namespace moe {
 
 /// What one rank is given, and what is expected of it.
@@ -76,11 +80,15 @@ struct CaseResult {
 };
 
 /// Runs the case, forward and (with grad_output) backward, and checks every expectation.
-CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec);
+/// @param world  as for run_golden()
+CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec,
+                         distributed::Communicator* world = nullptr);
 
 /// Everything that each rank's layer computes on a case, under the names of the
-/// expectations: "expect.…". Many ranks run as threads of this process. Bad input (e.g. a
-/// NaN logit) is an InputError.
-std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& spec);
+/// expectations: "expect.…". Bad input (e.g. a NaN logit) is an InputError.
+/// @param world  of the case's ranks, of which this process is one; null: they run as
+///               threads of this process
+std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& spec,
+                                  distributed::Communicator* world = nullptr);
 
 }  // namespace moe

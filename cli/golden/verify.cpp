@@ -9,12 +9,13 @@
 #include <optional>
 
 #include "cli/commands.h"
-#include "cli/compare/comparison.h"
 #include "cli/golden/golden.h"
+#include "cli/golden/verify_view.h"
 #include "cli/memory.h"
 #include "cli/options.h"
 #include "cli/progress.h"
-#include "cli/terminal.h"
+#include "cli/ranks/options.h"
+#include "cli/ranks/processes.h"
 #include "core/error.h"
 #include "core/known_names.h"
 
@@ -26,6 +27,15 @@ struct VerifyOptions {
     std::string spec;
     std::string dispatcher_type;  // "all", or one; empty: each file's own
     bool json = false;
+    std::unique_ptr<RankOptions> ranks;
+};
+
+/// The options on their way.
+struct Verification {
+    const VerifyOptions& options;
+    std::vector<ModuleSpec> specs;
+    distributed::Communicator* world = nullptr;  ///< null: ranks are threads
+    bool speaks() const { return world == nullptr || world->rank() == 0; }
 };
 
 /// "case", or "case through allgather" where the user asked for dispatchers.
@@ -33,64 +43,6 @@ std::string title(const GoldenCase& golden, const VerifyOptions& options) {
     return options.dispatcher_type.empty()
                ? golden.name
                : golden.name + " through " + golden.config.moe_token_dispatcher_type;
-}
-
-/// Where the line has no room for the bound, its share alone.
-void print_check(const TensorCheck& check) {
-    const bool narrow = terminal_width() < 92;
-    std::string line =
-        fmt::format("    {} {:<{}} ", check.ok ? "✓" : "✗", check.name, narrow ? 44 : 42);
-    if (check.bound == 0.0) {
-        line += check.ok ? "exactly equal" : check.detail;
-    } else {
-        const double share = 100.0 * check.error / check.bound;
-        line += narrow ? fmt::format("{:.1e} {:5.1f} % of bound  ", check.error, share)
-                       : fmt::format("error {:<9.2e} bound {:<9.2e} {:5.1f} %  ",
-                                     check.error, check.bound, share);
-        line += check.detail;
-    }
-    line.erase(line.find_last_not_of(' ') + 1);
-    fmt::print("{}\n", wrapped(line, 8));
-}
-
-void print_result(const std::string& title, const CaseResult& result) {
-    fmt::print("{}\n", wrapped(fmt::format("{} {}  {}{}", result.ok ? "✓" : "✗", title,
-                                           to_string(result.spec),
-                                           result.spec.is_emulated() ? ", emulated" : ""),
-                               4));
-    if (const auto step = result.first_deviation())
-        fmt::print("    {}\n", begins_at(*step));
-    for (const TensorCheck& check : result.checks) print_check(check);
-}
-
-/// One JSON object on one line. An infinite error (expected zero, got something) is null.
-void print_json(const CaseResult& result, const DispatcherCase& subject,
-                const VerifyOptions& options) {
-    nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
-    for (const TensorCheck& check : result.checks) {
-        nlohmann::ordered_json entry = {{"name", check.name},
-                                        {"ok", check.ok},
-                                        {"error", check.error},
-                                        {"bound", check.bound}};
-        if (!check.ok) entry["detail"] = check.detail;
-        tensors.push_back(entry);
-    }
-    nlohmann::ordered_json object = {{"case", result.case_name}};
-    if (!options.dispatcher_type.empty()) {
-        object["dispatcher"] = subject.golden.config.moe_token_dispatcher_type;
-        object["not_compared"] = subject.left_out;
-    }
-    if (const ComponentSpec& all = result.spec.experts;
-        result.spec == ModuleSpec::uniform(all)) {
-        object["tier"] = all.tier;
-        object["dtype"] = to_string(all.dtype);
-    } else {
-        object["spec"] = to_string(result.spec);
-    }
-    object["emulated"] = result.spec.is_emulated();
-    object["ok"] = result.ok;
-    object["tensors"] = tensors;
-    fmt::print("{}\n", object.dump());
 }
 
 /// The dispatchers that a file is to go through.
@@ -127,9 +79,26 @@ bool is_long(const GoldenCase& golden) {
            kMuchMemory;
 }
 
+/// One case in one supplier. InputError that names the file, but for what ranks that are
+/// processes have in common: they end together.
+CaseResult verify_in(const Verification& run, const GoldenCase& golden,
+                     const ModuleSpec& spec, const std::string& shown) {
+    try {
+        std::optional<Progress> progress;
+        if (run.speaks()) progress.emplace(is_long(golden));
+        if (progress) (*progress)(shown + "  " + to_string(spec));
+        return verify_golden(golden, spec, run.world);
+    } catch (const distributed::CommunicatorError& error) {
+        if (run.world != nullptr) throw;
+        throw InputError(golden.path + ": " + error.what());
+    } catch (const InputError& error) {
+        throw InputError(golden.path + ": " + error.what());
+    }
+}
+
 /// Verifies a case in every supplier; true when all values match.
-bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& specs,
-                 const VerifyOptions& options) {
+bool verify_case(const DispatcherCase& subject, const Verification& run) {
+    const VerifyOptions& options = run.options;
     const std::string shown = title(subject.golden, options);
     if (!options.json && !subject.left_out.empty())
         fmt::print(
@@ -137,7 +106,7 @@ bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& s
             "{}\n",
             shown, fmt::join(subject.left_out, ", "));
     bool ok = true;
-    for (const ModuleSpec& spec : specs) {
+    for (const ModuleSpec& spec : run.specs) {
         const std::string why =
             refusal(find_tier("spec", spec.experts.tier), subject.golden.config);
         if (options.tiers.empty() && !why.empty()) {
@@ -145,15 +114,9 @@ bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& s
                 fmt::print("- {}  {}: skipped: {}\n", shown, to_string(spec), why);
             continue;
         }
-        CaseResult result;
-        try {
-            Progress progress(is_long(subject.golden));
-            progress(shown + "  " + to_string(spec));
-            result = verify_golden(subject.golden, spec);
-        } catch (const InputError& error) {
-            throw InputError(subject.golden.path + ": " + error.what());
-        }
-        options.json ? print_json(result, subject, options) : print_result(shown, result);
+        const CaseResult result = verify_in(run, subject.golden, spec, shown);
+        options.json ? print_json(result, subject, !options.dispatcher_type.empty())
+                     : print_result(shown, result);
         ok = ok && result.ok;
     }
     return ok;
@@ -162,16 +125,16 @@ bool verify_case(const DispatcherCase& subject, const std::vector<ModuleSpec>& s
 enum class Outcome { matches, differs, skipped };
 
 /// Verifies one file through every chosen dispatcher.
-Outcome verify_file(const std::string& path, const std::vector<ModuleSpec>& specs,
-                    const VerifyOptions& options) {
-    const GoldenCase golden = load_golden(path);
+Outcome verify_file(const GoldenCase& golden, const Verification& run) {
     for (const std::string& name : golden.unknown_tensors)
-        fmt::print(stderr, "moe: {}: {} is not a tensor name known here; not checked\n",
-                   one_line(path), one_line(name));
+        if (run.speaks())
+            fmt::print(stderr,
+                       "moe: {}: {} is not a tensor name known here; not checked\n",
+                       one_line(golden.path), one_line(name));
     Outcome outcome = Outcome::skipped;
-    for (const std::string& type : choose_dispatchers(golden, options))
-        if (const auto subject = choose_case(golden, type, options)) {
-            const bool ok = verify_case(*subject, specs, options);
+    for (const std::string& type : choose_dispatchers(golden, run.options))
+        if (const auto subject = choose_case(golden, type, run.options)) {
+            const bool ok = verify_case(*subject, run);
             if (!ok || outcome == Outcome::skipped)
                 outcome = ok ? Outcome::matches : Outcome::differs;
         }
@@ -202,29 +165,75 @@ void check_dispatcher_type(const std::string& type) {
         reject_unknown("--moe-token-dispatcher-type", type, known);
 }
 
-int run_verify(const VerifyOptions& options) {
-    const std::vector<ModuleSpec> specs = choose_specs(options);
-    check_dispatcher_type(options.dispatcher_type);
+/// How the files fared.
+struct Tally {
     std::map<Outcome, int> count;
     int unreadable = 0;
+
+    /// Says it in a line. @return the exit code
+    int conclude(const VerifyOptions& options) {
+        const int skipped = count[Outcome::skipped];
+        if (!options.json)
+            fmt::print(
+                "{} of {} files match{}{}\n", count[Outcome::matches],
+                options.files.size(),
+                skipped > 0 ? fmt::format(", {} skipped", skipped) : "",
+                unreadable > 0 ? fmt::format(", {} could not be run", unreadable) : "");
+        const bool nothing_ran = skipped == int(options.files.size());
+        return unreadable > 0 || nothing_ran ? kExitBadInput
+               : count[Outcome::differs] > 0 ? kExitDiffers
+                                             : kExitOk;
+    }
+};
+
+/// A case of that many ranks.
+GoldenCase load_for_processes(const std::string& path, int ranks) {
+    GoldenCase golden = load_golden(path);
+    if (int(golden.ranks.size()) != ranks)
+        reject(path + ": world_size", golden.ranks.size(),
+               fmt::format("must be {}, the number of processes", ranks));
+    return golden;
+}
+
+/// What the ranks must have been asked for alike.
+std::string in_words(const std::vector<GoldenCase>& cases, const Verification& run) {
+    nlohmann::ordered_json words = {{"dispatcher", run.options.dispatcher_type}};
+    for (const ModuleSpec& spec : run.specs) words["specs"].push_back(to_string(spec));
+    for (const GoldenCase& golden : cases)
+        words["cases"].push_back({golden.name, config_to_json(golden.config)});
+    return words.dump();
+}
+
+/// A rank that cannot go on ends all; what can be wrong with a file is seen before.
+int verify_over_processes(Verification run) {
+    const RankOptions& ranks = *run.options.ranks;
+    const int count = ranks.ranks();
+    std::vector<GoldenCase> cases;
+    for (const std::string& path : run.options.files)
+        cases.push_back(load_for_processes(path, count));
+    if (ranks.spawns()) return spawn_ranks(count);
+    return run_as_process(ranks.flags(), in_words(cases, run), [&](auto& world) {
+        run.world = &world;
+        Tally tally;
+        for (const GoldenCase& golden : cases) ++tally.count[verify_file(golden, run)];
+        return tally.conclude(run.options);
+    });
+}
+
+int run_verify(const VerifyOptions& options) {
+    const Verification run{options, choose_specs(options)};
+    check_dispatcher_type(options.dispatcher_type);
+    if (options.ranks->given()) return verify_over_processes(run);
+    Tally tally;
     for (const std::string& path : options.files) {
         try {
-            ++count[verify_file(path, specs, options)];
+            ++tally.count[verify_file(load_golden(path), run)];
         } catch (const InputError& error) {
             fmt::print(stderr, "moe: {}\n", one_line(error.what()));
-            ++unreadable;
+            ++tally.unreadable;
         }
     }
-    const int matching = count[Outcome::matches], skipped = count[Outcome::skipped];
-    if (!options.json)
-        fmt::print(
-            "{} of {} files match{}{}\n", matching, options.files.size(),
-            skipped > 0 ? fmt::format(", {} skipped", skipped) : "",
-            unreadable > 0 ? fmt::format(", {} could not be run", unreadable) : "");
-    const bool nothing_ran = skipped == int(options.files.size());
-    return unreadable > 0 || nothing_ran ? kExitBadInput
-           : count[Outcome::differs] > 0 ? kExitDiffers
-                                         : kExitOk;
+    return tally.conclude(options);
 }
 
 }  // namespace
@@ -235,7 +244,9 @@ void add_verify(CommandLine& line) {
         line.add("verify",
                  "Run golden cases and compare with their expected values.\n"
                  "Exit code: 0 all match, 1 a value differs, 2 bad input.\n\n"
-                 "Example: moe verify tests/golden/*.safetensors --dtype fp64");
+                 "Example: moe verify tests/golden/*.safetensors --dtype fp64\n"
+                 "A case of two ranks, as processes instead of threads:\n"
+                 "  moe verify tests/golden/ranks/ep2_alltoall.safetensors --spawn 2");
     command.option("files", options->files, "Golden cases (.safetensors)").required();
     command.option("--tier", options->tiers, "Tiers to run (default: all)")
         .values(tier_names());
@@ -256,6 +267,7 @@ void add_verify(CommandLine& line) {
     command.flag("--json", options->json, "One JSON object per file, tier and dtype");
     add_threads_flag(command);
     add_rung_flag(command);
+    options->ranks = std::make_unique<RankOptions>(command, RankOptions::Kind::processes);
     command.runs([options] { return run_verify(*options); });
 }
 

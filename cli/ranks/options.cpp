@@ -1,4 +1,4 @@
-// rank_options.cpp: flags that make a layer over ranks.
+// options.cpp: flags that make a layer over ranks.
 
 #include "cli/ranks/options.h"
 
@@ -36,31 +36,50 @@ void fill_in(LayerOptions::Chosen& chosen, int ranks) {
         config.sequence_parallel = true;
 }
 
+int in_range(const char* flag, std::int64_t value, int least, int most) {
+    if (value < least || value > most)
+        reject(flag, value, fmt::format("must be from {} to {}", least, most));
+    return int(value);
+}
+
 }  // namespace
 
 RankOptions::RankOptions(Command& command, Kind kind) {
-    command.option("--ranks", ranks_,
-                   "Ranks, as threads of this process, that share the layer (default "
-                   "grid: EP = ranks)");
+    if (kind != Kind::processes)
+        command.option("--ranks", ranks_,
+                       "Ranks, as threads of this process, that share the layer "
+                       "(default grid: EP = ranks)");
     if (kind == Kind::threads) return;
     command.option("--spawn", spawn_,
                    "Ranks as processes, which this one starts: over MPI, or NCCL in "
                    "a build for GPUs");
     command.flag("--processes", processes_,
                  "This process is one rank, started by mpirun, srun or torchrun");
+    command.option("--rank", rank_,
+                   "With --processes: which rank this is (default: what the launcher's "
+                   "variables say)");
+    command.option("--world-size", world_size_, "With --rank: how many ranks there are");
+}
+
+RankFlags RankOptions::flags() const {
+    RankFlags flags;
+    if (world_size_)
+        flags.world_size = in_range("--world-size", *world_size_, 1, kMostRanks);
+    if (rank_) flags.rank = in_range("--rank", *rank_, 0, kMostRanks - 1);
+    if (!processes_ && (rank_ || world_size_))
+        reject(rank_ ? "--rank" : "--world-size", rank_ ? *rank_ : *world_size_,
+               "needs --processes");
+    return flags;
 }
 
 int RankOptions::ranks() const {
-    const auto in_range = [](const char* flag, std::int64_t ranks) {
-        if (ranks < 1 || ranks > kMostRanks)
-            reject(flag, ranks, fmt::format("must be from 1 to {}", kMostRanks));
-        return int(ranks);
-    };
+    const RankFlags me = flags();
     if (spawn_ && processes_)
         reject("--spawn", *spawn_, "must be left out with --processes");
-    if (!spawn_ && !processes_) return in_range("--ranks", *ranks_);
+    if (!spawn_ && !processes_) return in_range("--ranks", *ranks_, 1, kMostRanks);
     const int processes =
-        spawn_ ? in_range("--spawn", *spawn_) : in_range("--processes", launched_ranks());
+        spawn_ ? in_range("--spawn", *spawn_, 1, kMostRanks)
+               : in_range("--processes", launched_ranks(me), 1, kMostRanks);
     if (ranks_ && *ranks_ != processes)
         reject(
             "--ranks", *ranks_,

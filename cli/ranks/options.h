@@ -1,6 +1,6 @@
 /// @file
-/// What `compare` and `trace` share when they run over ranks: --ranks, the configs it
-/// makes, and sizes of the input that every rank can have a share of.
+/// What commands share that run over ranks: --ranks and its kin, the configs they make,
+/// and sizes of the input that every rank can have a share of.
 #pragma once
 
 #include <functional>
@@ -13,21 +13,29 @@
 
 namespace moe {
 
-/// --ranks of a subcommand, and where it can, --spawn and --processes.
+/// --rank and --world-size: who a process is, before any launcher's variables.
+struct RankFlags {
+    std::optional<int> rank, world_size;
+};
+
+/// --ranks of a subcommand, for threads; --spawn and --processes, with --rank and
+/// --world-size, for processes.
 class RankOptions {
   public:
-    enum class Kind { threads, threads_or_processes };
+    enum class Kind { threads, processes, threads_or_processes };
     RankOptions(Command& command, Kind kind);
-    bool given() const { return ranks_ || spawn_ || processes_; }
+    bool given() const { return ranks_ || spawn_ || processes_ || rank_ || world_size_; }
     /// W. InputError unless from 1 to 64, or when the flags disagree.
     int ranks() const;
     /// This process is to start the ranks, …
     bool spawns() const { return spawn_.has_value(); }
     /// … or is one of them.
     bool is_process() const { return processes_; }
+    /// InputError unless below 64, or when one is there that --processes does not allow.
+    RankFlags flags() const;
 
   private:
-    std::optional<std::int64_t> ranks_, spawn_;
+    std::optional<std::int64_t> ranks_, spawn_, rank_, world_size_;
     bool processes_ = false;
 };
 

@@ -1,7 +1,10 @@
-// rank_processes.cpp: ranks as processes.
+// processes.cpp: ranks as processes.
 
 #include "cli/ranks/processes.h"
 
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -130,14 +133,48 @@ RankRecord read(const TensorView& bytes) {
     return record;
 }
 
+/// What every rank's bytes read as, by rank.
+template <typename Read>
+auto gather(distributed::Communicator& world, const std::vector<std::uint8_t>& bytes,
+            Read read) {
+    const auto size = std::int64_t(bytes.size());
+    const Tensor sizes = distributed::gather_from_sequence_parallel_region(
+        world, Tensor::from<std::int64_t>({1}, {size}));
+    const std::int64_t* first_size = sizes.data<std::int64_t>();
+    const distributed::Splits splits(first_size, first_size + world.size());
+    const Tensor all = distributed::gather_from_sequence_parallel_region(
+        world, Tensor::from({size}, bytes), splits);
+    std::vector<decltype(read(all.view()))> records;
+    std::int64_t first = 0;
+    for (const std::int64_t part : splits) {
+        records.push_back(read(distributed::rows_of(all, first, part)));
+        first += part;
+    }
+    return records;
+}
+
+int largest_of_all(distributed::Communicator& world, int code) {
+    const Tensor codes = distributed::gather_from_sequence_parallel_region(
+        world, Tensor::from<std::int64_t>({1}, {code}));
+    const std::int64_t* first = codes.data<std::int64_t>();
+    return int(*std::max_element(first, first + world.size()));
+}
+
+/// Every rank goes the same way, and says the same.
+void be_silent() {
+    if (std::freopen("/dev/null", "w", stdout) == nullptr)
+        reject("/dev/null", std::strerror(errno), "must be there to be written to");
+}
+
 }  // namespace
 
-int launched_ranks() {
+int launched_ranks(const RankFlags& flags) {
     const auto identity = distributed::identify_rank(
-        {}, {}, [](const char* name) { return std::getenv(name); });
+        flags.rank, flags.world_size, [](const char* name) { return std::getenv(name); });
     if (!identity)
         reject("--processes", "no launcher",
-               "start with mpirun, srun or torchrun, or use --spawn");
+               "start with mpirun, srun or torchrun, use --spawn, or give --rank and "
+               "--world-size");
     return identity->world_size;
 }
 
@@ -148,32 +185,39 @@ int spawn_ranks(int ranks) {
                "libopenmpi-dev openmpi-bin, then configure again");
     std::vector<std::string> command = {"/proc/self/exe"};
     const std::vector<std::string>& arguments = program_arguments();
+    // In its place: what comes before may be a list, which ends here
     for (std::size_t i = 0; i < arguments.size(); ++i) {
-        if (arguments[i] == "--spawn")
-            ++i;  // and its number
-        else if (!arguments[i].starts_with("--spawn="))
-            command.push_back(arguments[i]);
+        const bool spawn = arguments[i] == "--spawn";
+        const bool with_number = arguments[i].starts_with("--spawn=");
+        command.push_back(spawn || with_number ? "--processes" : arguments[i]);
+        if (spawn) ++i;  // its number
     }
-    command.push_back("--processes");
     char path[4096] = {};
     if (realpath("/proc/self/exe", path) != nullptr) command[0] = path;
     return gpu::is_emulated() ? distributed::spawn_with_mpirun(ranks, command)
                               : distributed::spawn_processes(ranks, command);
 }
 
-int run_as_process(const std::vector<MoEConfig>& configs,
+std::string in_words(const std::vector<MoEConfig>& configs) {
+    nlohmann::ordered_json words;
+    for (const MoEConfig& config : configs)
+        words[config.moe_token_dispatcher_type] = config_to_json(config);
+    return words.dump();
+}
+
+int run_as_process(const RankFlags& flags, const std::string& asked_for,
                    const std::function<int(distributed::Communicator& world)>& program) {
     distributed::LaunchOptions options;
-    nlohmann::ordered_json fingerprint;
-    for (const MoEConfig& config : configs)
-        fingerprint[config.moe_token_dispatcher_type] = config_to_json(config);
-    options.fingerprint = fingerprint.dump();
+    options.rank = flags.rank;
+    options.world_size = flags.world_size;
+    options.fingerprint = asked_for;
     options.deadline = std::chrono::minutes(5);  // ranks may share a few cores
     options.gpus = !gpu::is_emulated();
     int code = kExitOk;
     const int failed =
         distributed::run_as_rank(options, [&](distributed::Communicator& world) {
-            code = program(world);
+            if (world.rank() != 0) be_silent();
+            code = largest_of_all(world, program(world));
             return 0;  // a difference is a result, not a failure of the ranks
         });
     return failed != 0 ? failed : code;
@@ -181,21 +225,15 @@ int run_as_process(const std::vector<MoEConfig>& configs,
 
 std::vector<RankRecord> gather_records(distributed::Communicator& world,
                                        const RankRecord& mine) {
-    const std::vector<std::uint8_t> bytes = write(mine);
-    const auto size = std::int64_t(bytes.size());
-    const Tensor sizes = distributed::gather_from_sequence_parallel_region(
-        world, Tensor::from<std::int64_t>({1}, {size}));
-    const std::int64_t* first_size = sizes.data<std::int64_t>();
-    const distributed::Splits splits(first_size, first_size + world.size());
-    const Tensor all = distributed::gather_from_sequence_parallel_region(
-        world, Tensor::from({size}, bytes), splits);
-    std::vector<RankRecord> records;
-    std::int64_t first = 0;
-    for (const std::int64_t part : splits) {
-        records.push_back(read(distributed::rows_of(all, first, part)));
-        first += part;
-    }
-    return records;
+    return gather(world, write(mine), read);
+}
+
+std::vector<TensorMap> gather_tensors(distributed::Communicator& world,
+                                      const TensorMap& mine) {
+    Writer out;
+    out.tensors(mine);
+    return gather(world, out.bytes,
+                  [](const TensorView& bytes) { return Reader(bytes).tensors(); });
 }
 
 }  // namespace moe

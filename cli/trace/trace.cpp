@@ -9,6 +9,7 @@
 #include "cli/memory.h"
 #include "cli/options.h"
 #include "cli/ranks/options.h"
+#include "cli/ranks/processes.h"
 #include "cli/terminal.h"
 #include "cli/trace/token.h"
 #include "cli/trace/trace_ranks.h"
@@ -147,7 +148,13 @@ int run_rank_trace(const TraceOptions& options) {
     job.parameters = random_parameters(whole, layer.seed());
     job.hidden = round_numbers({T, whole.hidden_size}, layer.seed(), 100);
     job.doutput = round_numbers({T, whole.hidden_size}, layer.seed(), 200);
-    return trace_ranks(request);
+    if (options.ranks->spawns()) return spawn_ranks(chosen.sizes.world);
+    if (!options.ranks->is_process()) return trace_ranks(request);
+    return run_as_process(options.ranks->flags(), in_words(chosen.configs),
+                          [&](distributed::Communicator& world) {
+                              job.world = &world;
+                              return trace_ranks(request);
+                          });
 }
 
 /// The layer's input, and the text that it comes from, if any.
@@ -267,7 +274,8 @@ void add_trace(CommandLine& line) {
         "One token of a text on its way through the layer and back:\n"
         "  moe trace --text mybook.txt --token 17\n"
         "A whole dispatch, rank by rank:\n"
-        "  moe trace --ranks 2 --moe-token-dispatcher-type alltoall");
+        "  moe trace --ranks 2 --moe-token-dispatcher-type alltoall\n"
+        "  moe trace --spawn 2          (the same over processes)");
     command.option("--tier", options->tier, "Tier (default reference_cpu)")
         .values(tier_names());
     command
@@ -282,7 +290,8 @@ void add_trace(CommandLine& line) {
     add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"tiny", 1, 4, 2, tiny_config()});
-    options->ranks = std::make_unique<RankOptions>(command, RankOptions::Kind::threads);
+    options->ranks =
+        std::make_unique<RankOptions>(command, RankOptions::Kind::threads_or_processes);
     command.runs([options] { return run_trace(*options); });
 }
 

@@ -113,13 +113,24 @@ milliseconds watchdog_deadline(const LaunchOptions& options) {
     return options.deadline + milliseconds(2000);
 }
 
-int run_over_mpi(const LaunchOptions& options, const RankIdentity& identity,
-                 const std::function<int(Communicator& world)>& program) {
-    MpiSession session;
+/// MPI numbers its ranks itself; variables of another launcher may be around, but flags
+/// are meant.
+void check_against_mpi(const RankIdentity& identity, const MpiSession& session) {
+    const bool by_flags = identity.source == "flags";
     if (session.size() != identity.world_size)
         reject("MPI", fmt::format("{} ranks", session.size()),
                fmt::format("{} says {}; start it with mpirun, srun or --spawn",
-                           identity.source, identity.world_size));
+                           by_flags ? "--world-size" : identity.source,
+                           identity.world_size));
+    if (by_flags && session.rank() != identity.rank)
+        reject("--rank", identity.rank,
+               fmt::format("must be {}, as MPI counts, or be left out", session.rank()));
+}
+
+int run_over_mpi(const LaunchOptions& options, const RankIdentity& identity,
+                 const std::function<int(Communicator& world)>& program) {
+    MpiSession session;
+    check_against_mpi(identity, session);
     std::unique_ptr<Watchdog> watchdog;
     const auto abort = [&](const std::string& reason) {
         if (watchdog) watchdog->abort(reason);

@@ -297,6 +297,35 @@ std::int64_t widest(const std::string& text) {
     return most;
 }
 
+TEST_F(RanksTest, NamesWhoCannotBe) {
+    const std::string file = golden("ranks/ep2_alltoall");
+    for (const std::string& command :
+         {std::string("compare"), std::string("trace"), "verify " + file}) {
+        const auto is_bad = [&](const std::string& flags, const std::string& line) {
+            return IsBadInput(command + " " + flags, {"moe: " + line + "\n"});
+        };
+        EXPECT_TRUE(is_bad("--rank 0", "--rank = 0: needs --processes"));
+        EXPECT_TRUE(
+            is_bad("--world-size 2 --spawn 2", "--world-size = 2: needs --processes"));
+        EXPECT_TRUE(is_bad("--processes --rank 1",
+                           "--world-size = missing: --rank and --world-size go "
+                           "together"));
+        EXPECT_TRUE(is_bad("--processes --world-size 2",
+                           "--rank = missing: --rank and --world-size go together"));
+        EXPECT_TRUE(is_bad("--processes --rank 2 --world-size 2",
+                           "--rank = 2: must be from 0 to 1 (--world-size is 2)"));
+        EXPECT_TRUE(is_bad("--processes --rank -1 --world-size 2",
+                           "--rank = -1: must be from 0 to 63"));
+        EXPECT_TRUE(is_bad("--processes --rank 0 --world-size 65",
+                           "--world-size = 65: must be from 1 to 64"));
+        EXPECT_TRUE(is_bad("--processes --rank 4294967296 --world-size 2",
+                           "--rank = 4294967296: must be from 0 to 63"));
+        EXPECT_TRUE(is_bad("--processes --rank one --world-size 2",
+                           "--rank = one: must be an integer"));
+    }
+    EXPECT_TRUE(IsBadInput("verify --ranks 2 " + file, {"--ranks"}));
+}
+
 TEST_F(RanksTest, TraceShowsAWholeDispatch) {
     const std::string all = "trace --ranks 2 --moe-router-topk 4 ";  // K = E
     const Output alltoall = moe(all);

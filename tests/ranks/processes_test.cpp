@@ -4,11 +4,8 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -22,6 +19,7 @@
 #include "distributed/communicators/watchdog.h"
 #include "distributed/launch/launch.h"
 #include "tests/failures.h"
+#include "tests/ranks/job.h"
 #include "tests/ranks/rank_scenarios.h"
 
 namespace moe::test {
@@ -32,88 +30,6 @@ using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
 constexpr int kRanks = 3;
-
-struct Outcome {
-    std::string output;  // stdout and stderr
-    int code = 0;        // of the launcher; 128 + n after signal n
-    double seconds = 0.0;
-
-    /// Lines that begin with this, each once for every time it was printed.
-    int count(const std::string& start) const {
-        int found = 0;
-        std::istringstream lines(output);
-        for (std::string line; std::getline(lines, line);)
-            found += line.rfind(start, 0) == 0;
-        return found;
-    }
-    /// The one line in which the watchdog or the rank's end speaks for rank `rank`.
-    std::string line_of(int rank) const {
-        std::istringstream lines(output);
-        for (std::string line; std::getline(lines, line);)
-            if (line.rfind(fmt::format("moe: rank {}: ", rank), 0) == 0) return line;
-        return {};
-    }
-};
-
-/// A program, started in a process group of its own.
-class Job {
-  public:
-    explicit Job(const std::vector<std::string>& arguments,
-                 const char* program = MOE_RANK_PROGRAM)
-        : start_(Clock::now()) {
-        std::array<int, 2> pipe_ends;
-        if (pipe(pipe_ends.data()) != 0) std::abort();
-        child_ = fork();
-        if (child_ == 0) {
-            setpgid(0, 0);
-            dup2(pipe_ends[1], STDOUT_FILENO);
-            dup2(pipe_ends[1], STDERR_FILENO);
-            close(pipe_ends[0]);
-            close(pipe_ends[1]);
-            std::vector<char*> words = {const_cast<char*>(program)};
-            for (const std::string& word : arguments)
-                words.push_back(const_cast<char*>(word.c_str()));
-            words.push_back(nullptr);
-            execv(program, words.data());
-            _exit(127);
-        }
-        close(pipe_ends[1]);
-        read_end_ = pipe_ends[0];
-    }
-    ~Job() { close(read_end_); }
-
-    pid_t pid() const { return child_; }
-
-    /// Reads until all that write are gone.
-    Outcome finish() {
-        Outcome outcome;
-        char buffer[4096];
-        for (ssize_t got; (got = read(read_end_, buffer, sizeof buffer)) > 0;)
-            outcome.output.append(buffer, std::size_t(got));
-        outcome.output = seen_ + outcome.output;
-        int status = 0;
-        waitpid(child_, &status, 0);
-        outcome.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-        outcome.seconds = Seconds(Clock::now() - start_).count();
-        return outcome;
-    }
-
-    /// The next line, with its end; empty when all that write are gone.
-    std::string read_line() {
-        std::string line;
-        for (char letter;
-             line.find('\n') == line.npos && read(read_end_, &letter, 1) == 1;)
-            line += letter;
-        seen_ += line;
-        return line;
-    }
-
-  private:
-    Clock::time_point start_;
-    pid_t child_ = -1;
-    int read_end_ = -1;
-    std::string seen_;
-};
 
 Outcome run_job(std::vector<std::string> arguments) {
     return Job(std::move(arguments)).finish();
@@ -128,11 +44,6 @@ Outcome run_forked(int ranks, const std::string& scenario, int deadline_ms = 300
     return run_job({"--spawn", std::to_string(ranks), "--fork", "--deadline",
                     std::to_string(deadline_ms), scenario});
 }
-
-#define NEEDS_MPI()                                                             \
-    if (!MpiSession::available())                                               \
-    GTEST_SKIP() << "this build has no MPI: apt-get update && apt-get install " \
-                    "libopenmpi-dev openmpi-bin"
 
 // ---------------------------------------------------------------------- over MPI
 class MpiConformance : public testing::TestWithParam<int> {};
@@ -359,57 +270,6 @@ TEST(Nccl, ConformanceOfRanksThatShareAGpu) {
                 << outcome.output;
     }
     unsetenv("MOE_RANKS_SHARE_GPU");
-}
-
-// ----------------------------------------------------------------- moe itself
-Outcome run_moe(const std::vector<std::string>& arguments) {
-    return Job(arguments, MOE_PROGRAM).finish();
-}
-
-// Spinning, they would take the cores that others need.
-TEST(Program, LetsThreadsSleepWhileTheyWait) {
-    const auto policy = [] {
-        setenv("OMP_DISPLAY_ENV", "true", 1);
-        const Outcome outcome = run_moe({"info"});
-        unsetenv("OMP_DISPLAY_ENV");
-        const std::size_t at = outcome.output.rfind("OMP_WAIT_POLICY = '");
-        return at == std::string::npos ? outcome.output
-                                       : outcome.output.substr(at + 19, 6);
-    };
-    const char* mine = getenv("OMP_WAIT_POLICY");
-    const std::string before = mine == nullptr ? "" : mine;
-    unsetenv("OMP_WAIT_POLICY");
-    EXPECT_EQ(policy(), "PASSIV");
-    setenv("OMP_WAIT_POLICY", "active", 1);
-    EXPECT_EQ(policy(), "ACTIVE") << "who asks for it gets it";
-    mine == nullptr ? unsetenv("OMP_WAIT_POLICY")
-                    : setenv("OMP_WAIT_POLICY", before.c_str(), 1);
-}
-
-TEST(Compare, IsTheSameOverProcesses) {
-    NEEDS_MPI();
-    const Outcome outcome =
-        run_moe({"compare", "--spawn", "2", "--scale", "64", "--seq-length", "12",
-                 "--micro-batch-size", "2", "--report", "none"});
-    EXPECT_EQ(outcome.code, 0) << outcome.output;
-    EXPECT_EQ(outcome.count("Ranks   2 processes over MPI"), 1) << outcome.output;
-    EXPECT_EQ(outcome.count("✓ all dispatchers and tiers agree"), 1) << outcome.output;
-}
-
-TEST(Compare, RefusesBeforeItStartsProcesses) {
-    const auto refuses = [](const std::vector<std::string>& arguments,
-                            const std::string& line) {
-        std::vector<std::string> whole = {"compare", "--report", "none"};
-        whole.insert(whole.end(), arguments.begin(), arguments.end());
-        const Outcome outcome = run_moe(whole);
-        EXPECT_EQ(outcome.code, 2) << outcome.output;
-        EXPECT_EQ(outcome.count("moe: " + line), 1) << outcome.output;
-    };
-    refuses({"--spawn", "0"}, "--spawn = 0: must be from 1 to 64");
-    refuses({"--spawn", "2", "--ranks", "4"}, "--ranks = 4: must be left out, or 2");
-    refuses({"--spawn", "3"}, "--ranks = 3: must divide num_moe_experts (8)");
-    refuses({"--processes"}, "--processes = no launcher: start with mpirun");
-    refuses({"--processes", "--spawn", "2"}, "--spawn = 2: must be left out");
 }
 
 }  // namespace
