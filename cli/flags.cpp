@@ -246,6 +246,10 @@ void CommandLine::reject_word(const Command& command, const std::string& word) c
     if (!flag.starts_with("-"))
         reject("argument", word,
                fmt::format("moe {} takes no such word; {}", command.name(), help));
+    std::string field = flag.substr(std::min(flag.find_first_not_of('-'), flag.size()));
+    std::replace(field.begin(), field.end(), '-', '_');
+    if (const std::string& why = why_not_here(field); !why.empty())
+        reject("flag", flag, why);
     std::vector<std::string> known = {"--help"};
     for (const Flag& one : command.flags())
         known.insert(known.end(), one.names().begin(), one.names().end());

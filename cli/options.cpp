@@ -203,7 +203,8 @@ std::string LayerOptions::changes() const {
     for (const FieldInfo& field : config_fields()) {
         const std::string& name = field.name;
         if (before[name] == after[name] || name.ends_with("_parallel_size") ||
-            name == "sequence_parallel" || name == "moe_token_dispatcher_type")
+            name == "sequence_parallel" || name == "moe_token_dispatcher_type" ||
+            name == "moe_enable_deepep" || name.starts_with("moe_flex_"))
             continue;
         text += fmt::format("{} {} {} → {}", text.empty() ? ", changed:" : ",", name,
                             shown(before[name]), shown(after[name]));

@@ -53,8 +53,33 @@ void check_ranks(const MoEConfig& c) {
                "must be 1 with add_bias_linear");
 }
 
+/// Megatron drops HybridEP without a word where the dispatcher is not flex, and lets
+/// moe_enable_deepep overrule "ncclep".
+void check_flex_backend(const MoEConfig& c) {
+    const bool flex = c.moe_token_dispatcher_type == "flex";
+    const std::string& backend = c.moe_flex_dispatcher_backend;
+    require_allowed("moe_flex_dispatcher_backend", backend);
+    if (backend == "ncclep" && !flex)
+        reject("moe_flex_dispatcher_backend", backend,
+               "needs moe_token_dispatcher_type flex");
+    if (c.moe_enable_deepep && !flex)
+        reject("moe_enable_deepep", true, "needs moe_token_dispatcher_type flex");
+    if (c.moe_enable_deepep && backend != "deepep")
+        reject("moe_enable_deepep", true,
+               "must be false with moe_flex_dispatcher_backend " + backend);
+    if (!flex) return;
+    if (c.moe_pad_expert_input_to_capacity)
+        reject("moe_pad_expert_input_to_capacity", true,
+               "must be false with the flex dispatcher (of Megatron's back-ends HybridEP "
+               "alone has padding, ours has none)");
+    if (c.moe_expert_capacity_factor && backend == "ncclep")
+        reject("moe_expert_capacity_factor", *c.moe_expert_capacity_factor,
+               "must be left out with moe_flex_dispatcher_backend ncclep");
+}
+
 void check_dispatcher(const MoEConfig& c) {
     require_allowed("moe_token_dispatcher_type", c.moe_token_dispatcher_type);
+    check_flex_backend(c);
     const auto check_flex = [&](const char* field, const auto& value) {
         if (!value) return;
         if (!(*value > 0)) reject(field, *value, "must be positive");
@@ -64,6 +89,9 @@ void check_dispatcher(const MoEConfig& c) {
     check_flex("moe_flex_peer_heap_bytes", c.moe_flex_peer_heap_bytes);
     check_flex("moe_flex_max_tokens_per_rank", c.moe_flex_max_tokens_per_rank);
     check_flex("moe_expert_rank_capacity_factor", c.moe_expert_rank_capacity_factor);
+    if (c.moe_expert_rank_capacity_factor && c.moe_flex_dispatcher_backend == "deepep")
+        reject("moe_expert_rank_capacity_factor", *c.moe_expert_rank_capacity_factor,
+               "needs moe_flex_dispatcher_backend hybridep or ncclep");
     if (c.moe_expert_rank_capacity_factor && c.moe_router_padding_for_quantization)
         reject("moe_expert_rank_capacity_factor", *c.moe_expert_rank_capacity_factor,
                "needs moe_router_padding_for_quantization false");
@@ -88,14 +116,10 @@ void check_dispatcher(const MoEConfig& c) {
             reject("moe_router_padding_for_quantization", true,
                    "must be false with moe_apply_probs_on_input and add_bias_linear");
     }
-    if (c.moe_token_dispatcher_type != "flex") return;
-    if (*c.expert_tensor_parallel_size * c.expert_model_parallel_size == 1)
+    if (c.moe_token_dispatcher_type == "flex" &&
+        *c.expert_tensor_parallel_size * c.expert_model_parallel_size == 1)
         reject("moe_token_dispatcher_type", "flex",
                "needs expert_tensor_parallel_size * expert_model_parallel_size above 1");
-    if (c.moe_pad_expert_input_to_capacity)
-        reject("moe_pad_expert_input_to_capacity", true,
-               "must be false with the flex dispatcher (its DeepEP back-end has no "
-               "padding)");
 }
 
 void check_shape(const MoEConfig& c) {
@@ -253,12 +277,6 @@ void MoEConfig::finalize() {
     check_dispatcher(*this);
 }
 
-void MoEConfig::reset_flex_fields() {
-    moe_flex_peer_heap_bytes.reset();
-    moe_flex_max_tokens_per_rank.reset();
-    moe_expert_rank_capacity_factor.reset();
-}
-
 std::vector<std::string> MoEConfig::warnings() const {
     std::vector<std::string> lines;
     if (num_experts() >= 32 && !moe_router_dtype)
@@ -269,6 +287,13 @@ std::vector<std::string> MoEConfig::warnings() const {
         lines.push_back(
             "moe_router_padding_for_fp8 is deprecated: use "
             "moe_router_padding_for_quantization");
+    if (moe_enable_deepep)
+        lines.push_back(
+            "moe_enable_deepep is deprecated: use moe_flex_dispatcher_backend deepep");
+    if (moe_token_dispatcher_type == "flex" && moe_flex_dispatcher_backend != "deepep")
+        lines.push_back("moe_flex_dispatcher_backend " + moe_flex_dispatcher_backend +
+                        " means Megatron's rules for it: rows travel as with deepep, by "
+                        "this project's own kernels");
     return lines;
 }
 
@@ -276,6 +301,18 @@ double MoEConfig::aux_loss_coeff(const std::string& type) const {
     const auto& types = moe_router_load_balancing_type;
     const auto position = std::find(types.begin(), types.end(), type);
     return position == types.end() ? 0.0 : moe_aux_loss_coeff[position - types.begin()];
+}
+
+MoEConfig MoEConfig::with_dispatcher(const std::string& type) const {
+    MoEConfig config = *this;
+    config.moe_token_dispatcher_type = type;
+    if (type == "flex") return config;
+    config.moe_flex_dispatcher_backend = MoEConfig{}.moe_flex_dispatcher_backend;
+    config.moe_enable_deepep = false;
+    config.moe_flex_peer_heap_bytes.reset();
+    config.moe_flex_max_tokens_per_rank.reset();
+    config.moe_expert_rank_capacity_factor.reset();
+    return config;
 }
 
 bool MoEConfig::is_sinkhorn() const {
@@ -290,8 +327,11 @@ std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens) {
 }
 
 std::int64_t expert_rank_capacity(const MoEConfig& config, std::int64_t max_tokens) {
-    const double rows = double(max_tokens * config.moe_router_topk) *
-                        *config.moe_expert_rank_capacity_factor;
+    const bool has_shards = config.moe_flex_dispatcher_backend == "ncclep";
+    const std::int64_t choices =
+        config.moe_router_topk * (has_shards ? *config.expert_tensor_parallel_size : 1);
+    const double rows =
+        double(max_tokens * choices) * *config.moe_expert_rank_capacity_factor;
     return std::int64_t(std::floor(rows));
 }
 

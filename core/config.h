@@ -62,6 +62,10 @@ struct MoEConfig {
 
     // ------------------------------------------------------------------ dispatch
     std::string moe_token_dispatcher_type = "allgather";
+    /// Whose rules flex follows; the kernels, and one row per token and rank on its way,
+    /// are ours whatever it says. Values do not differ.
+    std::string moe_flex_dispatcher_backend = "deepep";
+    bool moe_enable_deepep = false;  ///< Megatron's older name for flex with "deepep"
     bool moe_permute_fusion = false;
     /// Gives each expert tokens with probability 0, up to a multiple of
     /// get_align_size_for_quantization(): no result changes. Megatron wants fp8 or fp4
@@ -91,9 +95,6 @@ struct MoEConfig {
     /// broken.
     void finalize();
 
-    /// Another dispatcher cannot have the fields that are flex's alone.
-    void reset_flex_fields();
-
     /// What Megatron would warn about; one line each. Call after finalize().
     std::vector<std::string> warnings() const;
 
@@ -122,6 +123,9 @@ struct MoEConfig {
     /// Coefficient of one kind of auxiliary loss; 0 where it is not asked for.
     /// Source: router.py, TopKRouter.get_aux_loss_coeff.
     double aux_loss_coeff(const std::string& type) const;
+    /// The same layer with this dispatcher, without what is another's alone. To be
+    /// finalized again.
+    MoEConfig with_dispatcher(const std::string& type) const;
     bool is_sinkhorn() const;
 };
 
@@ -132,8 +136,8 @@ std::int64_t get_capacity(const MoEConfig& config, std::int64_t num_tokens);
 
 /// Rows that the experts of one rank have room for, floor(T K f), with
 /// moe_expert_rank_capacity_factor f. Of more, the last ones by expert and then by row
-/// received are dropped. Source: token_dispatcher.py, _HybridEPManager, whose budget
-/// takes K, also where each of ETP shards gets a row.
+/// received are dropped. Source: token_dispatcher.py, _HybridEPManager; for ncclep
+/// _NCCLEPManager, where each of ETP shards of a choice counts: floor(T K ETP f).
 /// @param max_tokens  T, the most tokens of any rank
 std::int64_t expert_rank_capacity(const MoEConfig& config, std::int64_t max_tokens);
 

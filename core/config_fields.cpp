@@ -49,6 +49,10 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_pad_expert_input_to_capacity, "pad every expert to its capacity");
     FIELD(moe_token_drop_policy, "probs or position: who stays");
     FIELD(moe_token_dispatcher_type, "allgather, alltoall or flex");
+    FIELD(moe_flex_dispatcher_backend,
+          "flex: whose rules hold, deepep's, hybridep's or ncclep's; rows travel by our "
+          "own kernels with each");
+    FIELD(moe_enable_deepep, "the older name of flex with deepep");
     FIELD(moe_permute_fusion,
           "optimized_gpu gathers rows in the products, and copies none");
     FIELD(moe_router_padding_for_quantization,
@@ -166,10 +170,14 @@ void set_field(MoEConfig& config, const std::string& name, const json& value,
         }
     });
     if (!known) {
+        const std::string shown =
+            value.dump(-1, ' ', true, json::error_handler_t::replace);
+        if (const std::string& why = why_not_here(name); !why.empty())
+            reject(field, shown, why);
         std::vector<std::string> names;
         for (const FieldInfo& info : config_fields()) names.push_back(info.name);
         const std::string meant = nearest(name, names);
-        reject(field, value.dump(-1, ' ', true, json::error_handler_t::replace),
+        reject(field, shown,
                "no such config field here (`moe info --fields` lists them)" +
                    (meant.empty() ? "" : "; did you mean " + meant + "?"));
     }

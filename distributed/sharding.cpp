@@ -73,13 +73,12 @@ TensorMap shard_parameters(const MoEConfig& config, const TensorMap& global,
     return shards;
 }
 
-MoEConfig single_rank_config(MoEConfig config) {
+MoEConfig single_rank_config(const MoEConfig& of_ranks) {
+    MoEConfig config = of_ranks.with_dispatcher("alltoall");
     config.tensor_model_parallel_size = config.context_parallel_size = 1;
     config.expert_model_parallel_size = 1;
     config.expert_tensor_parallel_size = 1;
     config.sequence_parallel = false;
-    config.moe_token_dispatcher_type = "alltoall";
-    config.reset_flex_fields();
     config.finalize();
     return config;
 }

@@ -22,6 +22,6 @@ Tensor shard_parameter(const MoEConfig& config, const std::string& name,
 
 /// A config of the same layer on one rank: all parallel sizes 1, sequence parallelism
 /// off, AlltoAll. For holding ranks against the whole.
-MoEConfig single_rank_config(MoEConfig config);
+MoEConfig single_rank_config(const MoEConfig& of_ranks);
 
 }  // namespace moe::distributed

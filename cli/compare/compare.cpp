@@ -267,10 +267,13 @@ bool is_long(const RankComparisonRequest& request) {
 }
 
 /// What could end a run badly is said before it starts.
-void prepare(const CompareOptions& options, const MoEConfig& config) {
+void prepare(const CompareOptions& options, const std::vector<MoEConfig>& configs) {
     if (options.report != "none") require_writable_folder("--report", options.report);
-    for (const std::string& warning : config.warnings())
-        fmt::print(stderr, "moe: note: {}\n", warning);
+    std::set<std::string> said;
+    for (const MoEConfig& config : configs)
+        for (const std::string& warning : config.warnings())
+            if (said.insert(warning).second)
+                fmt::print(stderr, "moe: note: {}\n", warning);
 }
 
 int show_rank_comparison(const RankComparison& comparison,
@@ -285,7 +288,7 @@ int run_rank_compare(const CompareOptions& options) {
     RankComparisonRequest request = make_rank_request(options);
     if (options.ranks->spawns()) return spawn_ranks(request.sizes.world);
     if (!options.ranks->is_process()) {
-        prepare(options, request.configs[0]);
+        prepare(options, request.configs);
         const RankComparison comparison =
             run_with_progress(request, run_rank_comparison, is_long(request));
         return show_rank_comparison(comparison, options);
@@ -294,7 +297,7 @@ int run_rank_compare(const CompareOptions& options) {
     return run_as_process(options.ranks->flags(), asked_for, [&](auto& world) {
         request.world = &world;
         const bool speaks = world.rank() == 0;
-        if (speaks) prepare(options, request.configs[0]);
+        if (speaks) prepare(options, request.configs);
         const RankComparison comparison =
             speaks ? run_with_progress(request, run_rank_comparison, is_long(request))
                    : run_rank_comparison(request);
@@ -307,7 +310,7 @@ int run_rank_compare(const CompareOptions& options) {
 int run_compare(const CompareOptions& options) {
     if (options.ranks->given()) return run_rank_compare(options);
     const ComparisonRequest request = make_request(options);
-    prepare(options, request.config);
+    prepare(options, {request.config});
     const Comparison comparison =
         run_with_progress(request, run_comparison, is_long(request));
     print_header(comparison);

@@ -158,8 +158,7 @@ CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec,
 DispatcherCase through_dispatcher(const GoldenCase& golden, const std::string& type) {
     DispatcherCase result{golden, {}};
     if (type == golden.config.moe_token_dispatcher_type) return result;
-    result.golden.config.moe_token_dispatcher_type = type;
-    result.golden.config.reset_flex_fields();
+    result.golden.config = golden.config.with_dispatcher(type);
     result.golden.config.finalize();
     for (const char* name : {"expect.sent_hidden_states", "expect.received_hidden_states",
                              "expect.input_splits", "expect.output_splits",

@@ -7,6 +7,7 @@
 
 #include "cli/ranks/processes.h"
 #include "core/error.h"
+#include "core/known_names.h"
 
 namespace moe {
 namespace {
@@ -110,11 +111,14 @@ RankConfigs choose_rank_configs(
     const std::string type = chosen.config.moe_token_dispatcher_type;
     const bool all = type == "all" || !chosen.given.contains("moe_token_dispatcher_type");
 
-    // What is wrong with the layer itself is wrong with every dispatcher
-    MoEConfig plain = chosen.config;
-    plain.moe_token_dispatcher_type = "alltoall";  // which has every feature
-    plain.reset_flex_fields();  // checked below
+    // What is wrong with the layer itself is wrong with every dispatcher; AlltoAll has
+    // every feature
+    MoEConfig plain = chosen.config.with_dispatcher("alltoall");
     plain.finalize();
+    const std::string& backend = chosen.config.moe_flex_dispatcher_backend;
+    const auto& backends = allowed_values("moe_flex_dispatcher_backend");
+    if (std::find(backends.begin(), backends.end(), backend) == backends.end())
+        reject_unknown("moe_flex_dispatcher_backend", backend, backends);
     RankConfigs result;
     result.sizes = distributed::parallel_sizes(plain, ranks);
     if (!all) {
@@ -123,10 +127,7 @@ RankConfigs choose_rank_configs(
         return result;
     }
     for (const char* name : {"allgather", "alltoall", "flex"}) {
-        MoEConfig config = chosen.config;
-        config.moe_token_dispatcher_type = name;
-        if (config.moe_token_dispatcher_type != "flex")
-            config.reset_flex_fields();
+        MoEConfig config = chosen.config.with_dispatcher(name);
         try {
             config.finalize();
             result.configs.push_back(config);

@@ -150,6 +150,7 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_z_loss_coeff", {"0.5", 0.5}},
         {"moe_expert_capacity_factor", {"none", nullptr}},
         {"moe_token_drop_policy", {"position", "position"}},
+        {"moe_flex_dispatcher_backend", {"hybridep", "hybridep"}},
         {"fp8_recipe", {"mxfp8", "mxfp8"}}};
     // Only one value is built, so these flags have nothing to change.
     const std::vector<std::string> fixed = {
@@ -170,6 +171,11 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
             if (name == "moe_apply_probs_on_input") {
                 also = " --moe-router-topk 1";
                 expected["moe_router_topk"] = 1;
+            }
+            if (name == "moe_enable_deepep") {
+                also = " --moe-token-dispatcher-type flex --expert-model-parallel-size 2";
+                expected["moe_token_dispatcher_type"] = "flex";
+                expected["expert_model_parallel_size"] = 2;
             }
             if (name == "moe_router_padding_for_fp8")
                 expected["moe_router_padding_for_quantization"] = true;

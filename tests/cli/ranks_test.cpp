@@ -240,6 +240,32 @@ TEST_F(RanksTest, GivesFlexItsHeap) {
                    {"moe_flex_peer_heap_bytes = 10"}));
 }
 
+// As Megatron's users write them
+TEST_F(RanksTest, TakesOrRefusesMegatronsNamesOfFlex) {
+    const std::string two =
+        "compare --ranks 2 " + kTiny + write("text.txt", "abcdef") + " --report none ";
+    const Output deepep =
+        moe(two + "--moe-token-dispatcher-type flex --moe-enable-deepep");
+    EXPECT_EQ(deepep.code, kExitOk) << deepep.err;
+    EXPECT_NE(deepep.err.find("use moe_flex_dispatcher_backend deepep\n"),
+              std::string::npos);
+    // Of all three dispatchers it is flex's
+    const Output hybrid = moe(two + "--moe-flex-dispatcher-backend hybridep");
+    EXPECT_EQ(hybrid.code, kExitOk) << hybrid.err;
+    EXPECT_EQ(count_lines(hybrid.err), 1) << hybrid.err;
+    EXPECT_NE(hybrid.err.find("moe: note: moe_flex_dispatcher_backend hybridep means"),
+              std::string::npos);
+    EXPECT_TRUE(has(hybrid, "flex: 2 ranks give what one rank gives"));
+    EXPECT_FALSE(has(hybrid, "→ hybridep")) << "it is no change of the layer";
+
+    EXPECT_TRUE(IsBadInput(two + "--moe-flex-dispatcher-backend hybrid",
+                           {"did you mean hybridep?"}));
+    EXPECT_TRUE(IsBadInput(two + "--moe-deepep-num-sms 24",
+                           {"flag = --moe-deepep-num-sms: not here: ", "leave it out"}));
+    EXPECT_TRUE(IsBadInput(two + "--moe-permute-fusion-into-hybridep",
+                           {"not here: use moe_permute_fusion"}));
+}
+
 TEST_F(RanksTest, TraceSaysWhatCapacityDropped) {
     const Output trace = moe("trace --ranks 2 --moe-expert-capacity-factor 0.5");
     EXPECT_EQ(trace.code, kExitOk) << trace.out;

@@ -190,6 +190,7 @@ TEST_P(FlexRankCapacity, DropsTheLastByExpertAndRow) {
         MoEConfig config = small_config(2, 6, 2);
         config.expert_model_parallel_size = 2;
         config.moe_token_dispatcher_type = "flex";
+        config.moe_flex_dispatcher_backend = "hybridep";
         config.moe_expert_rank_capacity_factor = 0.9;
         config.finalize();
         const auto groups = make_process_groups(world, config);
