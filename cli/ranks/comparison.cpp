@@ -143,8 +143,8 @@ void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
 /// The bytes of ⑥ must be those of the rows that the routing map asks for.
 void judge_bytes(RankColumn& column, const DispatcherOutcome& outcome,
                  const distributed::ParallelSizes& sizes, bool dense) {
-    const Links expected = dispatched_bytes(outcome.config, sizes, outcome.rows,
-                                            column.spec.dispatcher.dtype, dense);
+    const Links expected = exchanged_bytes(outcome.config, sizes, outcome.rows, Step::dispatch,
+                                           column.spec.dispatcher.dtype, dense);
     const Links sent = column.sent_in({Step::dispatch});
     for (int from = 0; from < sizes.world; ++from)
         for (int to = 0; to < sizes.world; ++to)

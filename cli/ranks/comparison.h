@@ -18,10 +18,6 @@
 
 namespace moe {
 
-/// The steps in which a dispatcher exchanges rows.
-inline constexpr std::array kExchangeSteps = {
-    Step::dispatch, Step::combine, Step::combine_backward, Step::dispatch_backward};
-
 /// One value of all ranks together, against the whole layer's.
 struct RankValue {
     std::string name;

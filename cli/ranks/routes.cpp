@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <set>
 
+#include "core/rng.h"
 #include "distributed/flex_plan.h"
+#include "reference_cpu/scores.h"
 
 namespace moe {
 namespace {
@@ -52,6 +54,25 @@ double choose(std::int64_t n, std::int64_t k) {
     for (std::int64_t i = 0; i < k && ways > 0.0; ++i)
         ways *= double(n - i) / double(i + 1);
     return ways;
+}
+
+/// Ranks per token where a token's choice is limited to some groups of experts.
+double sampled_hit(const MoEConfig& config) {
+    constexpr std::int64_t kTokens = 4096;
+    const std::int64_t E = config.num_experts(), L = config.num_local_experts();
+    const Rng scores(1);
+    std::vector<double> keys(E);
+    std::int64_t hits = 0;
+    for (std::int64_t t = 0; t < kTokens; ++t) {
+        for (std::int64_t e = 0; e < E; ++e) keys[e] = scores.uniform(t * E + e);
+        std::set<std::int64_t> visited;
+        for (const std::int64_t e : cpu::group_limited_top_k<double>(
+                 keys, config.moe_router_topk, *config.moe_router_num_groups,
+                 *config.moe_router_group_topk))
+            visited.insert(e / L);
+        hits += std::int64_t(visited.size());
+    }
+    return double(hits) / double(kTokens);
 }
 
 }  // namespace
@@ -132,6 +153,7 @@ Tensor rows_per_expert(const MoEConfig& config, const ParallelSizes& sizes,
 }
 
 double balanced_hit(const MoEConfig& config) {
+    if (config.moe_router_group_topk) return sampled_hit(config);
     const std::int64_t E = config.num_experts(), K = config.moe_router_topk;
     const std::int64_t L = config.num_local_experts();
     return double(config.expert_model_parallel_size) *
@@ -161,29 +183,52 @@ double balanced_rows_per_token(const MoEConfig& config) {
     return balanced_hit(config) * (ETP - 1.0 / EP);
 }
 
-Links dispatched_bytes(const MoEConfig& config, const ParallelSizes& sizes,
-                       const Links& rows, DType dtype, bool dense) {
+LinkBytes link_bytes(const MoEConfig& config, Step step, DType dtype, bool dense,
+                     bool shards) {
     constexpr std::int64_t kInteger = sizeof(std::int32_t);
-    const std::int64_t E = config.num_experts(),
+    const std::int64_t E = config.num_experts(), K = config.moe_router_topk,
                        ETP = *config.expert_tensor_parallel_size;
+    const std::int64_t H = config.hidden_size, element = std::int64_t(size_of(dtype));
     const std::int64_t prob =
         std::int64_t(size_of(probs_placement({MemorySpace::host, dtype}).dtype));
-    std::int64_t row = config.hidden_size * std::int64_t(size_of(dtype)), once = 0;
-    if (config.moe_token_dispatcher_type == "allgather") {
-        row += dense ? E * (prob + 1) : config.moe_router_topk * (prob + kInteger);
-    } else if (config.moe_token_dispatcher_type == "alltoall") {
-        row += prob;
-        once = config.moe_pad_expert_input_to_capacity ? 0 : E * kInteger;
+    const std::string& dispatcher = config.moe_token_dispatcher_type;
+    const bool sums = dispatcher == "allgather" || (dispatcher == "alltoall" && shards);
+    if (step == Step::combine) return {H * (sums ? prob : element)};
+    if (step == Step::combine_backward) return {H * element};
+    const bool forward = step == Step::dispatch;
+    MOE_CHECK(forward || step == Step::dispatch_backward);
+    LinkBytes bytes{H * element};
+    if (dispatcher == "allgather") {
+        const std::int64_t id = !forward ? 0 : dense ? 1 : kInteger;
+        bytes.row += (dense ? E : K) * (prob + id);
+    } else if (dispatcher == "alltoall") {
+        bytes.row += prob;
+        if (forward && !config.moe_pad_expert_input_to_capacity)
+            bytes.once = E * kInteger;
     } else {
-        row += ETP * config.moe_router_topk * (kInteger + prob) + 2 * kInteger;
-        once =
-            config.expert_model_parallel_size * ETP * std::int64_t(sizeof(std::int64_t));
+        bytes.row += ETP * K * prob;
+        if (forward) {
+            bytes.row += (ETP * K + 2) * kInteger;
+            bytes.once = config.expert_model_parallel_size * ETP *
+                         std::int64_t(sizeof(std::int64_t));
+        }
     }
+    return bytes;
+}
+
+Links exchanged_bytes(const MoEConfig& config, const ParallelSizes& sizes,
+                      const Links& rows, Step step, DType dtype, bool dense) {
     const ExpertGrid grid(config, sizes);
+    const bool returns = step == Step::combine || step == Step::dispatch_backward;
     Links bytes(sizes.world, std::vector<std::int64_t>(sizes.world, 0));
     for (int from = 0; from < sizes.world; ++from)
-        for (const int to : grid.group_of(from))
-            if (to != from) bytes[from][to] = rows[from][to] * row + once;
+        for (const int to : grid.group_of(from)) {
+            if (to == from) continue;
+            const bool shards = grid.first_expert(from) == grid.first_expert(to);
+            const LinkBytes each = link_bytes(config, step, dtype, dense, shards);
+            bytes[from][to] =
+                (returns ? rows[to][from] : rows[from][to]) * each.row + each.once;
+        }
     return bytes;
 }
 

@@ -3,6 +3,7 @@
 /// routing maps of all ranks, in plain loops and without communication.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -10,6 +11,10 @@
 #include "cli/ranks/run.h"
 
 namespace moe {
+
+/// The steps in which a dispatcher exchanges rows.
+inline constexpr std::array kExchangeSteps = {
+    Step::dispatch, Step::combine, Step::combine_backward, Step::dispatch_backward};
 
 /// Ranks by their place among those that exchange tokens.
 class ExpertGrid {
@@ -67,22 +72,37 @@ Tensor rows_per_expert(const MoEConfig& config, const distributed::ParallelSizes
 double balanced_rows_per_token(const MoEConfig& config);
 
 /// Ranks (of different experts) that a token visits under balanced random routing:
-/// EP (1 - C(E - L, K) / C(E, K)).
+/// EP (1 - C(E - L, K) / C(E, K)). Choices within groups of experts have no such formula:
+/// then the mean of 4096 tokens with random scores, which is right to about 0.02.
 double balanced_hit(const MoEConfig& config);
 
 /// The same, counted.
 double counted_hit(const MoEConfig& config, const Tensor& routing_map);
 
-/// Bytes that each link carries in ⑥: rows with what goes along with them.
+/// What a step of kExchangeSteps puts on a link.
+struct LinkBytes {
+    std::int64_t row = 0;   ///< bytes of one row, with what goes along with it
+    std::int64_t once = 0;  ///< bytes besides
+};
+
+/// The rows are those of ⑥; in ⑩ and ⑮ they come back, from the other end of the link.
+/// A row is H elements, in the probabilities' dtype where ranks' sums are added up on the
+/// way (⑩ of AllGather, and of AlltoAll between shards). With it go, in ⑥ and ⑮:
 ///
-/// | dispatcher | along with each row | once per link |
-/// |---|---|---|
-/// | AllGather | probs and map of the token (E), or probs and ids i32 of its choices (K)
-/// | | | AlltoAll | its probability | counts (E) i32, unless padded to capacity | | Flex
-/// | K' ids i64 and probabilities, source (2) i64 | counts (EP ETP) i64 |
-/// @param rows   dispatched_rows()
-/// @param dense  false: the dispatcher takes K choices of each token
-Links dispatched_bytes(const MoEConfig& config, const distributed::ParallelSizes& sizes,
-                       const Links& rows, DType dtype, bool dense = true);
+/// * AllGather: the token's probabilities (E) and, in ⑥, its map (E); or of its choices
+///   alone (K), with ids i32;
+/// * AlltoAll: its probability; in ⑥, once, counts (E) i32 unless padded to capacity;
+/// * Flex: K ETP probabilities; in ⑥ as many ids i32 and its source (2) i32, and, once,
+///   counts (EP ETP) i64.
+/// @param dense   false: the dispatcher takes K choices of each token
+/// @param shards  the link joins two shards of the same experts
+LinkBytes link_bytes(const MoEConfig& config, Step step, DType dtype, bool dense = true,
+                     bool shards = false);
+
+/// Bytes that each link carries in a step of kExchangeSteps, with no exchange of shared
+/// experts among them.
+/// @param rows  dispatched_rows()
+Links exchanged_bytes(const MoEConfig& config, const distributed::ParallelSizes& sizes,
+                      const Links& rows, Step step, DType dtype, bool dense = true);
 
 }  // namespace moe

@@ -80,8 +80,8 @@ class RoutesTest : public testing::Test {
                                map_);
     }
     Links bytes(const std::string& dispatcher, DType dtype) const {
-        return dispatched_bytes(config_of(4, 2, sizes_, dispatcher), sizes_,
-                                rows(dispatcher), dtype);
+        return exchanged_bytes(config_of(4, 2, sizes_, dispatcher), sizes_,
+                               rows(dispatcher), Step::dispatch, dtype);
     }
 };
 
@@ -117,9 +117,9 @@ TEST_F(RoutesTest, CountBytesByHand) {
     // flex's counts, of 8.
     EXPECT_EQ(bytes("allgather", DType::f32)[0][1], 2 * (5 * 4 + 4 * (4 + 1)));
     const MoEConfig choices = config_of(4, 2, sizes_, "allgather");
-    EXPECT_EQ(
-        dispatched_bytes(choices, sizes_, rows("allgather"), DType::bf16, false)[0][1],
-        2 * (5 * 2 + 2 * (4 + 4)));
+    EXPECT_EQ(exchanged_bytes(choices, sizes_, rows("allgather"), Step::dispatch,
+                              DType::bf16, false)[0][1],
+              2 * (5 * 2 + 2 * (4 + 4)));
     EXPECT_EQ(bytes("alltoall", DType::f32)[0][1], 3 * (5 * 4 + 4) + 4 * 4);
     EXPECT_EQ(bytes("alltoall", DType::bf16)[1][0], 4 * (5 * 2 + 4) + 4 * 4);
     EXPECT_EQ(bytes("flex", DType::f64)[0][1], 2 * (5 * 8 + 2 * (4 + 8) + 8) + 2 * 8);
