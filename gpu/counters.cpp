@@ -2,10 +2,15 @@
 
 #include <atomic>
 
+#include "gpu/thread_counters.h"
+
 namespace moe::gpu {
 namespace {
 
 std::atomic<std::int64_t> launches{0}, host_waits{0}, bytes{0}, peak_bytes{0};
+
+thread_local ThreadCounters of_thread;
+thread_local int exchanges = 0;  // ExchangeScopes that live
 
 }  // namespace
 
@@ -17,12 +22,26 @@ void reset_peak() {
     peak_bytes = bytes.load();
 }
 
+ThreadCounters thread_counters() {
+    return of_thread;
+}
+
+ExchangeScope::ExchangeScope() {
+    ++exchanges;
+}
+
+ExchangeScope::~ExchangeScope() {
+    --exchanges;
+}
+
 void count_launch() {
     ++launches;
+    ++(exchanges > 0 ? of_thread.exchange_launches : of_thread.launches);
 }
 
 void count_host_wait() {
     ++host_waits;
+    ++(exchanges > 0 ? of_thread.exchange_waits : of_thread.host_waits);
 }
 
 void count_bytes(std::int64_t change) {

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cli/compare/closeness.h"
+#include "cli/ranks/asked.h"
 #include "core/parameters.h"
 #include "core/rng.h"
 #include "core/transfer.h"
@@ -125,13 +126,16 @@ class Judge {
     const WholeRecord& whole_;
 };
 
-/// Who sent whom how many bytes, and how often the host waited.
+/// Who sent whom how many bytes, and what the ranks asked of their devices.
 void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
     const std::size_t W = records.size();
     for (const Step step : kExchangeSteps)
         column.sent[step] = Links(W, std::vector<std::int64_t>(W, 0));
     for (std::size_t from = 0; from < W; ++from) {
         column.host_waits = std::max(column.host_waits, records[from].host_waits);
+        for (const auto count : kCountsAsked)
+            column.asked.*count =
+                std::max(column.asked.*count, records[from].asked.*count);
         for (const auto& [step, bytes_by_peer] : records[from].sent) {
             Links& links = column.sent[step];
             links.resize(W, std::vector<std::int64_t>(W, 0));
@@ -143,8 +147,9 @@ void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
 /// The bytes of ⑥ must be those of the rows that the routing map asks for.
 void judge_bytes(RankColumn& column, const DispatcherOutcome& outcome,
                  const distributed::ParallelSizes& sizes, bool dense) {
-    const Links expected = exchanged_bytes(outcome.config, sizes, outcome.rows, Step::dispatch,
-                                           column.spec.dispatcher.dtype, dense);
+    const Links expected =
+        exchanged_bytes(outcome.config, sizes, outcome.rows, Step::dispatch,
+                        column.spec.dispatcher.dtype, dense);
     const Links sent = column.sent_in({Step::dispatch});
     for (int from = 0; from < sizes.world; ++from)
         for (int to = 0; to < sizes.world; ++to)
@@ -192,6 +197,7 @@ DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob j
         request.progress(what);
         job.on_step = say_step(request, what);
         job.spec = spec;
+        job.counts_asked = spec.uses_device();
         const std::vector<RankRecord> records = run_on_ranks(job, tokens);
         Judge(column, request, tokens, whole).judge(job.config, records);
         count_traffic(column, records);

@@ -36,7 +36,10 @@ struct RankColumn {
     std::vector<RankValue> values;
     std::map<Step, Links> sent;   ///< bytes, counted
     std::int64_t host_waits = 0;  ///< per forward, of the rank that waits most
-    std::string bytes_detail;     ///< a link of ⑥ whose bytes the routing map belies
+    /// What count_asked() counts; each of the rank that has most. Zeros where all is the
+    /// host's work.
+    gpu::ThreadCounters asked;
+    std::string bytes_detail;  ///< a link of ⑥ whose bytes the routing map belies
     bool ok = true;
 
     /// The first step, in the order in which they run, whose values or bytes are wrong.
@@ -44,7 +47,22 @@ struct RankColumn {
     std::optional<Step> first_deviation() const;
     /// Bytes over all links in some steps.
     Links sent_in(const std::vector<Step>& steps) const;
+    /// The label, or "--spec" for a mix of suppliers.
+    std::string short_label() const;
 };
+
+/// One kind of what a column asks of the device.
+struct AskedKind {
+    const char* title;
+    std::int64_t gpu::ThreadCounters::*own, gpu::ThreadCounters::*by_exchanges;
+    /// "61", "61 + 3" with those of the exchanges, "·" where all is the host's work.
+    std::string in_words(const RankColumn& column) const;
+};
+inline constexpr std::array kAskedKinds = {
+    AskedKind{"launches", &gpu::ThreadCounters::launches,
+              &gpu::ThreadCounters::exchange_launches},
+    AskedKind{"host waits", &gpu::ThreadCounters::host_waits,
+              &gpu::ThreadCounters::exchange_waits}};
 
 struct DispatcherOutcome {
     MoEConfig config;  ///< with its moe_token_dispatcher_type
@@ -76,6 +94,8 @@ struct RankComparison {
     const MoEConfig& config() const { return dispatchers.front().config; }
     /// "threads of one process", "processes over MPI".
     std::string ranks_in_words() const;
+    /// Whether any column does.
+    bool uses_device() const;
 };
 
 struct RankComparisonRequest {

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "cli/ranks/asked.h"
 #include "distributed/communicators/mpi_communicator.h"
 #include "distributed/launch/launch.h"
 #include "distributed/mappings.h"
@@ -107,6 +108,7 @@ std::vector<std::uint8_t> write(const RankRecord& record) {
         }
     }
     out.number(record.host_waits);
+    for (const auto count : kCountsAsked) out.number(record.asked.*count);
     out.number(record.dense);
     return out.bytes;
 }
@@ -129,6 +131,7 @@ RankRecord read(const TensorView& bytes) {
         }
     }
     record.host_waits = in.number();
+    for (const auto count : kCountsAsked) record.asked.*count = in.number();
     record.dense = in.number() != 0;
     return record;
 }

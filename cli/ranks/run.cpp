@@ -5,6 +5,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "cli/ranks/asked.h"
 #include "cli/ranks/processes.h"
 #include "core/moe_layer.h"
 #include "core/transfer.h"
@@ -90,6 +91,7 @@ RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
         record, world.ledger(), speaks ? job.on_step : [](Step) {});
     run_layer(record, layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine),
               shape, observer);
+    if (job.counts_asked) record.asked = count_asked(job, tokens, groups);
     return record;
 }
 

@@ -15,6 +15,7 @@
 #include "core/tensor.h"
 #include "distributed/communicators/communicator.h"
 #include "distributed/rank_generator.h"
+#include "gpu/thread_counters.h"
 
 namespace moe {
 
@@ -43,7 +44,8 @@ struct RankRecord {
     TensorMap gradients;               ///< of its shards
     /// Bytes sent to each other rank during each step.
     std::map<Step, std::map<int, std::int64_t>> sent;
-    std::int64_t host_waits = 0;  ///< of the forward
+    std::int64_t host_waits = 0;  ///< of the forward, as the dispatcher names them
+    gpu::ThreadCounters asked;    ///< if the job counts_asked
     bool dense = true;  ///< the dispatcher got maps of all experts, not K choices
 };
 
@@ -56,6 +58,8 @@ struct RankJob {
     Tensor doutput;        ///< (T, H) fp32
     /// Called where a step of rank 0, or of the whole layer, has its first value.
     std::function<void(Step)> on_step = [](Step) {};
+    /// Also count what a rank asks of its device: count_asked().
+    bool counts_asked = false;
     /// When this process is one rank of several; null: ranks are threads of this one.
     distributed::Communicator* world = nullptr;
 };

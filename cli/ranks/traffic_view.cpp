@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cli/ranks/asked.h"
 #include "cli/terminal.h"
 #include "cli/words.h"
 
@@ -104,6 +105,60 @@ void print_traffic(const RankComparison& c) {
                         c.config().moe_router_topk, c.hit, c.balanced_hit,
                         double(c.config().moe_router_topk) / c.hit),
                     2));
+}
+
+std::string RankColumn::short_label() const {
+    return label.find(' ') == std::string::npos ? label : "--spec";
+}
+
+std::string AskedKind::in_words(const RankColumn& column) const {
+    if (!column.spec.uses_device()) return "·";
+    const std::int64_t more = column.asked.*by_exchanges;
+    return fmt::format("{}{}", column.asked.*own,
+                       more == 0 ? "" : fmt::format(" + {}", more));
+}
+
+bool RankComparison::uses_device() const {
+    const auto& columns = dispatchers.at(0).columns;
+    return std::any_of(columns.begin(), columns.end(), [](const RankColumn& column) {
+        return column.spec.uses_device();
+    });
+}
+
+void print_asked(const RankComparison& c) {
+    if (!c.uses_device()) return;
+    constexpr int kLabel = 18, kCell = 10, kGap = 2;
+    const std::string exchanges =
+        c.sizes.world == 1 ? "" : " (+ n: by its exchanges over " + c.backend + ")";
+    const std::int64_t ffn = narrowed(c.config()).ffn();
+    const std::string narrow =
+        ffn == c.config().ffn() ? "" : fmt::format(", with F={}", ffn);
+    fmt::print(
+        "\n{}\n",
+        wrapped("Asked of the device in one forward and backward, by the rank that "
+                "asks most" +
+                    exchanges + "; counted where nobody watches" + narrow,
+                2));
+    const auto print_row = [&](const std::string& label, auto cell) {
+        std::string line = fmt::format("{:<{}}", label, kLabel);
+        for (const AskedKind& kind : kAskedKinds) {
+            if (&kind != kAskedKinds.data()) line += std::string(kGap, ' ');
+            for (const DispatcherOutcome& outcome : c.dispatchers)
+                line += fmt::format("{:>{}}", cell(kind, outcome), kCell);
+        }
+        fmt::print("{}\n", line);
+    };
+    print_row("", [&](const AskedKind& kind, const DispatcherOutcome& outcome) {
+        return &outcome == &c.dispatchers.back() ? kind.title : "";
+    });
+    print_row("", [](const AskedKind&, const DispatcherOutcome& outcome) {
+        return outcome.name();
+    });
+    for (std::size_t i = 0; i < c.dispatchers[0].columns.size(); ++i)
+        print_row(c.dispatchers[0].columns[i].short_label(),
+                  [i](const AskedKind& kind, const DispatcherOutcome& outcome) {
+                      return kind.in_words(outcome.columns[i]);
+                  });
 }
 
 void print_matrices(const RankComparison& c, const std::string& report) {

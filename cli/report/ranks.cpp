@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "cli/ranks/asked.h"
 #include "cli/ranks/comparison.h"
 #include "cli/report/page.h"
 #include "cli/report/pictures.h"
@@ -245,6 +246,41 @@ those of one forward.</p>
         traffic_table(c));
 }
 
+std::string asked_table(const RankComparison& c) {
+    std::string kinds, names, rows;
+    for (const AskedKind& kind : kAskedKinds) {
+        kinds += fmt::format("<th class='column opens' colspan='{}'>{}</th>",
+                             c.dispatchers.size(), kind.title);
+        for (const DispatcherOutcome& outcome : c.dispatchers)
+            names += fmt::format("<th>{}</th>", outcome.name());
+    }
+    for (std::size_t i = 0; i < c.dispatchers[0].columns.size(); ++i) {
+        rows += fmt::format("<tr><td>{}</td>",
+                            escape(c.dispatchers[0].columns[i].short_label()));
+        for (const AskedKind& kind : kAskedKinds)
+            for (const DispatcherOutcome& outcome : c.dispatchers)
+                rows += fmt::format("<td>{}</td>", kind.in_words(outcome.columns[i]));
+        rows += "</tr>\n";
+    }
+    return fmt::format(
+        "<div class='wide'><table><tr><th></th>{}</tr>\n<tr><th>tier</th>{}</tr>\n{}"
+        "</table></div>\n",
+        kinds, names, rows);
+}
+
+std::string asked_section(const RankComparison& c) {
+    if (!c.uses_device()) return "";
+    return fmt::format(
+        R"(<h2>What a rank asks of its device</h2>
+<p>Kernels launched and times that the host stood still, counted in one forward and
+backward that nobody watches, once the layer has made what it keeps, with experts {} wide,
+which changes no count; each number is that of the rank that has most. After the plus:
+what the exchanges ask themselves, here over {}. A dot is work that the host does alone.
+Counts, not times.</p>
+{})",
+        narrowed(c.config()).ffn(), c.backend, asked_table(c));
+}
+
 std::string introduction(const RankComparison& c) {
     const distributed::ParallelSizes& s = c.sizes;
     return fmt::format(
@@ -289,10 +325,11 @@ errors are relative (Frobenius norm).</p>
 }  // namespace
 
 std::string write_rank_report(const RankComparison& c, const std::string& folder) {
-    return write_page(make_page("One MoE layer on ranks",
-                                introduction(c) + notes(c) + links_section(c) +
-                                    theory_section(c) + equality_section(c)),
-                      folder);
+    return write_page(
+        make_page("One MoE layer on ranks", introduction(c) + notes(c) +
+                                                links_section(c) + theory_section(c) +
+                                                asked_section(c) + equality_section(c)),
+        folder);
 }
 
 }  // namespace moe

@@ -5,11 +5,12 @@
 #include <numeric>
 
 #include "core/transfer.h"
+#include "gpu/thread_counters.h"
 
 namespace moe::distributed {
 namespace {
 
-/// One operation in the ledger, from construction to destruction.
+/// One operation in the ledger and in the counters, from construction to destruction.
 class Entry {
   public:
     Entry(const Communicator& group, const char* name, std::int64_t bytes)
@@ -22,6 +23,7 @@ class Entry {
 
   private:
     OpLedger& ledger_;
+    gpu::ExchangeScope scope_;
 };
 
 std::int64_t total(const Splits& rows) {
