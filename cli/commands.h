@@ -23,6 +23,7 @@ void add_bench(CommandLine& line);
 void add_profile(CommandLine& line);
 void add_microscope(CommandLine& line);
 void add_timeline(CommandLine& line);
+void add_wire(CommandLine& line);
 void add_info(CommandLine& line);
 void add_gpu_check(CommandLine& line);
 void add_results(CommandLine& line);

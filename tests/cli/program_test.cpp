@@ -19,8 +19,9 @@ using Words = std::vector<std::string>;
 TEST_F(CliTest, NamesWrongCommands) {
     EXPECT_TRUE(IsBadInput("", {"--help"}));
     EXPECT_TRUE(IsBadInput(
-        "dance", {"command = dance: ",
-                  "compare, verify, trace, bench, profile, microscope, timeline, info"}));
+        "dance",
+        {"command = dance: ",
+         "compare, verify, trace, bench, profile, microscope, timeline, wire, info"}));
     EXPECT_TRUE(IsBadInput("Trace", {"command = Trace: "}));
     EXPECT_TRUE(IsBadInput("--magic", {"--help"}));
     EXPECT_TRUE(IsBadInput("trace --moe-magic 3", {"--moe-magic"}));
