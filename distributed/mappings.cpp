@@ -4,6 +4,7 @@
 
 #include "core/components.h"
 #include "core/transfer.h"
+#include "gpu/cast.h"
 
 namespace moe::distributed {
 namespace {
@@ -17,6 +18,12 @@ Tensor with_rows(const Tensor& input, std::int64_t rows) {
 
 std::int64_t total(const Splits& splits) {
     return std::accumulate(splits.begin(), splits.end(), std::int64_t{0});
+}
+
+/// In the space where it is, and without a wait of the host.
+Tensor cast(const Tensor& input, DType dtype) {
+    return input.space() == MemorySpace::device ? gpu::cast(input, dtype)
+                                                : transfer(input, {input.space(), dtype});
 }
 
 }  // namespace
@@ -55,9 +62,9 @@ Tensor reduce_scatter_in_probs_dtype(Communicator& group, const Tensor& input,
                                      const Splits& input_split_sizes) {
     if (group.size() == 1) return input;
     const Placement rows = {input.space(), input.dtype()};
-    return transfer(reduce_scatter_to_sequence_parallel_region(
-                        group, transfer(input, probs_placement(rows)), input_split_sizes),
-                    rows);
+    const Tensor sum = reduce_scatter_to_sequence_parallel_region(
+        group, cast(input, probs_placement(rows).dtype), input_split_sizes);
+    return cast(sum, rows.dtype);
 }
 
 Tensor reduce_from_tensor_model_parallel_region(Communicator& group,

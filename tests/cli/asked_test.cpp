@@ -128,10 +128,10 @@ TEST_F(AskedTest, CompareShowsItForEveryDispatcherAndTier) {
           "   ·\n",
           "\nnaive_gpu:fp32        35 + 3        68        43      26 + 3        26      "
           "  36\n"
-          // AllGather's sums of ⑩ are cast by way of the host: four more in ⑩
-          "naive_gpu:bf16        35 + 3        68        43      36 + 3        32        "
+          // AllGather's sums of ⑩ are cast to fp32 and back
+          "naive_gpu:bf16        37 + 3        68        43      32 + 3        32        "
           "42\n"
-          "optimized_gpu:bf16    16 + 3        22        25       4 + 3         1        "
+          "optimized_gpu:bf16    18 + 3        22        25       0 + 3         1        "
           " 8\n"})
         EXPECT_TRUE(has(output, words)) << words << "\n" << output.out;
     const std::string html = read(path("report/index.html"));

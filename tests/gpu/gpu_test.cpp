@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "core/transfer.h"
+#include "gpu/cast.h"
 #include "gpu/counters.h"
 #include "gpu/device_facts.h"
 #include "gpu/library.h"
@@ -52,6 +53,29 @@ TEST(Counters, SeeTheHostWaitForCopies) {
                           MemorySpace::device};
     copy(tail, gpu::to_device(std::vector<float>(4, 2.0f)));
     EXPECT_EQ(waits(), 3) << "only that of to_device()";
+}
+
+TEST(Cast, GivesWhatTheHostGivesAndNobodyWaits) {
+    NEEDS_DEVICE();
+    std::vector<float> values = {0.0f, -0.0f, 1e-45f, 3.4e38f, -INFINITY, 65537.0f};
+    for (const float tie : {1.0f + 0x1p-8f, 1.0f + 0x3p-8f, -1.0f - 0x1p-8f})
+        for (const float beside : {-0x1p-20f, 0.0f, 0x1p-20f})
+            values.push_back(tie + beside);
+    const Tensor wide = Tensor::from({5, 3}, values);
+    const Tensor rounded = transfer(wide, {MemorySpace::host, DType::bf16});
+    const Tensor device = transfer(wide, {MemorySpace::device, DType::f32});
+    const gpu::Counters before = gpu::counters();
+    const Tensor narrow = gpu::cast(device, DType::bf16);
+    const Tensor again = gpu::cast(narrow, DType::f32);
+    EXPECT_EQ(gpu::cast(device, DType::f32).view().bytes, device.view().bytes);
+    EXPECT_EQ(gpu::counters().host_waits, before.host_waits);
+    EXPECT_EQ(gpu::counters().launches, before.launches + 2);
+    EXPECT_TRUE(
+        BitwiseEqual(transfer(narrow, {MemorySpace::host, DType::bf16}), rounded));
+    EXPECT_TRUE(BitwiseEqual(transfer(again, {MemorySpace::host, DType::f32}),
+                             transfer(rounded, {MemorySpace::host, DType::f32})));
+    EXPECT_EQ(gpu::cast(gpu::device_empty<float>({0, 3}), DType::bf16).shape(),
+              (Shape{0, 3}));
 }
 
 TEST(CurrentStream, IsTheInnermostGuardsAndEachThreadsOwn) {
