@@ -15,6 +15,16 @@ namespace {
 
 TEST(Good, Passes) {}
 
+/// As a program that one of them starts would.
+TEST(Shards, SeesNoShards) {
+    for (const char* name : {"GTEST_TOTAL_SHARDS", "GTEST_SHARD_INDEX", "MOE_TEST_SHARD"})
+        EXPECT_EQ(std::getenv(name), nullptr) << name;
+}
+
+TEST(Shards, SeesNoneEither) {
+    EXPECT_EQ(std::getenv("GTEST_TOTAL_SHARDS"), nullptr);
+}
+
 TEST(Bad, FailsOnce) {
     EXPECT_EQ(1, 2);
 }

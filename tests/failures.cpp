@@ -91,6 +91,13 @@ std::string full_name(const testing::TestInfo& test) {
     return std::string(test.test_suite_name()) + "." + test.name();
 }
 
+/// Whether the variable is set; programs that tests start do not see it.
+bool take_environment(const char* name) {
+    const bool set = std::getenv(name) != nullptr;
+    unsetenv(name);
+    return set;
+}
+
 /// The message, cut where no character is torn.
 testing::TestPartResult shortened(const testing::TestPartResult& result) {
     const std::string_view message = result.message();
@@ -107,11 +114,15 @@ class FailureListener : public testing::TestEventListener {
     explicit FailureListener(testing::TestEventListener* printer) : printer_(printer) {}
 
     void OnTestProgramStart(const testing::UnitTest& all) override {
+        // GoogleTest has chosen by now; programs that tests start have no shards.
+        unsetenv("GTEST_TOTAL_SHARDS");
+        unsetenv("GTEST_SHARD_INDEX");
         printer_->OnTestProgramStart(all);
     }
     void OnTestIterationStart(const testing::UnitTest& all, int iteration) override {
         failed_tests_ = 0;
         printer_->OnTestIterationStart(all, iteration);
+        tell("to run " + std::to_string(all.test_to_run_count()));
     }
     void OnEnvironmentsSetUpStart(const testing::UnitTest& all) override {
         printer_->OnEnvironmentsSetUpStart(all);
@@ -146,6 +157,7 @@ class FailureListener : public testing::TestEventListener {
             std::printf("… of the tests that fail after these %d, only the names\n",
                         kMostTests);
         set_running(std::string(test.test_suite_name()) + ".*");
+        tell("ended a test");
     }
     void OnTestSuiteEnd(const testing::TestSuite& suite) override {
         printer_->OnTestSuiteEnd(suite);
@@ -166,6 +178,7 @@ class FailureListener : public testing::TestEventListener {
         printer_->OnEnvironmentsTearDownEnd(all);
     }
     void OnTestIterationEnd(const testing::UnitTest& all, int iteration) override {
+        if (is_shard_) return tell_result(all);
         printer_->OnTestIterationEnd(all, iteration);
         if (all.Failed()) print_failed(all);
         std::fflush(stdout);
@@ -175,14 +188,23 @@ class FailureListener : public testing::TestEventListener {
     }
 
   private:
-    static void print_failed(const testing::UnitTest& all) {
-        std::string first;
-        const auto print = [&](const std::string& name, const char* where) {
-            if (first.empty()) first = name;
-            // The printer that is not brief lists them itself.
-            if (GTEST_FLAG_GET(brief))
-                std::printf("[  FAILED  ] %s%s\n", name.c_str(), where);
-        };
+    /// A line for who puts shards together.
+    void tell(const std::string& words) const {
+        if (!is_shard_) return;
+        std::printf("moe-shard %s\n", words.c_str());
+        std::fflush(stdout);
+    }
+    void tell_result(const testing::UnitTest& all) const {
+        tell("passed " + std::to_string(all.successful_test_count()));
+        tell("skipped " + std::to_string(all.skipped_test_count()));
+        for_each_failed(all, [&](const std::string& name, const char* where) {
+            tell("failed " + name + where);
+        });
+    }
+
+    /// Failed tests, and suites that failed outside of their tests.
+    template <typename Print>
+    static void for_each_failed(const testing::UnitTest& all, Print print) {
         for (int i = 0; i < all.total_test_suite_count(); ++i) {
             const testing::TestSuite& suite = *all.GetTestSuite(i);
             for (int j = 0; j < suite.total_test_count(); ++j)
@@ -193,12 +215,24 @@ class FailureListener : public testing::TestEventListener {
                 print(std::string(suite.name()) + ".*", ": before or after its tests");
         }
         if (all.ad_hoc_test_result().Failed()) print("*", ": before or after all tests");
+    }
+
+    static void print_failed(const testing::UnitTest& all) {
+        std::string first;
+        const auto print = [&](const std::string& name, const char* where) {
+            if (first.empty()) first = name;
+            // The printer that is not brief lists them itself.
+            if (GTEST_FLAG_GET(brief))
+                std::printf("[  FAILED  ] %s%s\n", name.c_str(), where);
+        };
+        for_each_failed(all, print);
         const int count = all.failed_test_count();
         std::printf("%d test%s failed. To run one again: %s --gtest_filter=%s\n", count,
                     count == 1 ? "" : "s", command, first.c_str());
     }
 
     std::unique_ptr<testing::TestEventListener> printer_;
+    const bool is_shard_ = take_environment("MOE_TEST_SHARD");
     long long failures_ = 0;  // of the test, or the suite, that runs
     int failed_tests_ = 0;
 };

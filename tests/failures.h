@@ -10,7 +10,9 @@ namespace moe::test {
 /// failing run ends with the failed tests' names and how to run one again:
 /// MOE_TEST_COMMAND of the environment, or `program`, with --gtest_filter. A signal that
 /// ends the program (SIGSEGV, SIGABRT, …) first names the test on stderr. A death test's
-/// own process is left as it is.
+/// own process is left as it is. With MOE_TEST_SHARD in the environment, lines that
+/// begin with "moe-shard" say what was run, instead of a summary, for `./moe test` to sum
+/// up. Programs that tests start see neither this variable nor GoogleTest's of shards.
 /// @param program  argv[0]; must outlive the tests
 void report_failures(const char* program);
 

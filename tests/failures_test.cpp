@@ -26,15 +26,20 @@ class FailuresTest : public CliTest {
     };
     /// The program's tests that the filter names, as `./moe test` runs them.
     Outcome run(const std::string& filter,
-                const std::vector<std::string>& more = {"--gtest_brief=1"}) const {
+                const std::vector<std::string>& more = {"--gtest_brief=1"},
+                const std::vector<std::string>& environment = {}) const {
         static int number = 0;
         const std::string stem = path(std::to_string(++number));
-        gpu_check::Program program{
-            .arguments = {"env", "MOE_TEST_COMMAND=./moe test", program_,
-                          "--gtest_print_time=0", "--gtest_filter=" + filter},
-            .output = stem + ".out",
-            .log = stem + ".err"};
-        program.arguments.insert(program.arguments.end(), more.begin(), more.end());
+        gpu_check::Program program{.arguments = {"env", "MOE_TEST_COMMAND=./moe test"},
+                                   .output = stem + ".out",
+                                   .log = stem + ".err"};
+        const auto append = [&](const std::vector<std::string>& arguments) {
+            program.arguments.insert(program.arguments.end(), arguments.begin(),
+                                     arguments.end());
+        };
+        append(environment);
+        append({program_, "--gtest_print_time=0", "--gtest_filter=" + filter});
+        append(more);
         const Ending ending = gpu_check::run_child(program, 20.0, [](double) {});
         return {ending, read(program.output), read(program.log)};
     }
@@ -148,6 +153,22 @@ TEST_F(FailuresTest, ACrashNamesItsTestAndKeepsItsSignal) {
     expect("Crash.ThrowsInAThread", SIGABRT, "SIGABRT");
     expect("Crash.IsSentASignal", SIGFPE, "SIGFPE");
     expect("CrashingSuite.*", SIGABRT, "SIGABRT");
+}
+
+TEST_F(FailuresTest, AShardTellsWhatItRanAndItsChildrenNothing) {
+    const std::vector<std::string> second = {"GTEST_TOTAL_SHARDS=2",
+                                             "GTEST_SHARD_INDEX=1", "MOE_TEST_SHARD=yes"};
+    const Outcome good = run("Shards.*", {"--gtest_brief=1"}, second);
+    EXPECT_TRUE(good.ending.ok());
+    EXPECT_EQ(good.out,
+              "moe-shard to run 1\nmoe-shard ended a test\nmoe-shard passed 1\n"
+              "moe-shard skipped 0\n");
+    const Outcome bad = run("Good.*:BadSuite.*", {"--gtest_brief=1"}, second);
+    EXPECT_EQ(bad.ending.code, 1);
+    EXPECT_TRUE(
+        bad.out.ends_with("moe-shard skipped 1\nmoe-shard failed BadSuite.*: "
+                          "before or after its tests\n"))
+        << bad.out;
 }
 
 TEST_F(FailuresTest, ADeathTestsOwnProcessSaysNothing) {

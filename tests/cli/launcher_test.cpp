@@ -107,5 +107,46 @@ TEST_F(LauncherTest, TwoAtOnceWaitForEachOther) {
     EXPECT_EQ(both.err.find(once), both.err.rfind(once));
 }
 
+class LauncherTests : public LauncherTest {
+  protected:
+    /// `./moe test`, whose tests are those of failing_tests.
+    Output test(const std::string& arguments) {
+        const fs::path program = fs::path(own_program()).parent_path() / "failing_tests";
+        pretend("getconf", "echo 2");  // cores
+        pretend("program", "exec '" + program.string() + "' --gtest_print_time=0 \"$@\"");
+        return shell(
+            "mkdir -p build/host/tests; cp ../bin/program build/host/tests/moe_tests\n"
+            "./moe test " +
+            arguments);
+    }
+};
+
+TEST_F(LauncherTests, TwoProcessesAreOneRun) {
+    const Output good = test("--gtest_filter='Good.*:Shards.*'");
+    EXPECT_EQ(good.code, 0) << good.err;
+    EXPECT_TRUE(Says(good.out, "[==========] 3 of 3 tests ran, in two processes. ("));
+    EXPECT_TRUE(good.out.ends_with("[  PASSED  ] 3 tests.\n")) << good.out;
+
+    const Output bad = test("--gtest_filter='Good.*:Bad.Fails*'");
+    EXPECT_EQ(bad.code, 1);
+    EXPECT_TRUE(Says(bad.out, "Expected equality of these values:\n  1\n  2\n"));
+    EXPECT_TRUE(Says(bad.out, "\n[  FAILED  ] Bad.FailsOnce\n"));
+    EXPECT_TRUE(Says(bad.out, "[  PASSED  ] 1 tests.\n[  FAILED  ] Bad.Fails"));
+    EXPECT_TRUE(Says(bad.out, "Failed: 2. To run one again: ./moe test --gtest_filter="));
+}
+
+TEST_F(LauncherTests, OneOfTwoProcessesCrashes) {
+    const Output output = test("--gtest_filter='Good.*:Crash.Aborts'");
+    EXPECT_EQ(output.code, 128 + 6);
+    EXPECT_TRUE(Says(output.err, "[ CRASHED  ] Crash.Aborts: SIGABRT\n"));
+    EXPECT_TRUE(Says(output.out, "[==========] 1 of 2 tests ran, in two processes. ("));
+}
+
+TEST_F(LauncherTests, OneProcessWhereAnArgumentAsksForMore) {
+    const Output output = test("--gtest_filter='Good.*' --gtest_repeat=2");
+    EXPECT_EQ(output.code, 0);
+    EXPECT_TRUE(Says(output.out, "[==========] 1 test from 1 test suite ran.\n"));
+}
+
 }  // namespace
 }  // namespace moe::test
