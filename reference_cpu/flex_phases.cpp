@@ -120,9 +120,10 @@ Tensor indices_to_multihot_backward(const Tensor& dprobs, const Tensor& topk_ids
 //! [pull_rows]
 template <typename Scalar>
 Tensor pull_rows(const PeerRows<Scalar>& peers, const RowMap& sent) {
-    Tensor sums = Tensor::zeros({sent.num_tokens, peers.width}, dtype_of<Scalar>);
+    Tensor sums = Tensor::empty({sent.num_tokens, peers.width}, dtype_of<Scalar>);
     for (std::int64_t t = 0; t < sent.num_tokens; ++t) {
         auto sum = row_at<Scalar>(sums, t);
+        sum.setZero();
         for (std::int64_t i = sent.token_offsets[t]; i < sent.token_offsets[t + 1]; ++i) {
             const std::int64_t r = sent.token_rows[i];
             const auto row = peer_row(peers, sent.row_expert[r], r);

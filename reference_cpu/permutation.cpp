@@ -2,9 +2,9 @@
 
 #include "reference_cpu/permutation.h"
 
-#include <algorithm>
-
+#include "core/past_cache.h"
 #include "reference_cpu/eigen.h"
+#include "reference_cpu/rows.h"
 
 namespace moe::cpu {
 
@@ -67,13 +67,19 @@ void pad_routing_map_backward(Tensor& dprobs, const Tensor& routing_map) {
 
 namespace {
 
-/// Row r of the result is the source row of the row's token.
+/// Row r of the result is the source row of the row's token. Token by token, because a
+/// row just read is still in the cache when it is copied again.
 template <typename Scalar>
-Tensor gather_token_rows(const Tensor& source, const RowMap& map) {
+Tensor copy_token_rows(const Tensor& source, const RowMap& map) {
     Tensor rows = Tensor::empty({map.num_rows(), source.dim(1)}, dtype_of<Scalar>);
+    const CopyBytes copy = copy_for(rows.size_bytes());
 #pragma omp parallel for schedule(static)
-    for (std::int64_t r = 0; r < map.num_rows(); ++r)
-        row_at<Scalar>(rows, r) = row_at<Scalar>(source, map.row_token[r]);
+    for (std::int64_t t = 0; t < map.num_tokens; ++t) {
+        const auto row = row_of<Scalar>(source, t);
+        for (std::int64_t i = map.token_offsets[t]; i < map.token_offsets[t + 1]; ++i)
+            copy(row_of<Scalar>(rows, map.token_rows[i]).data(), row.data(),
+                 row.size_bytes());
+    }
     return rows;
 }
 
@@ -96,7 +102,7 @@ Tensor sum_token_rows(const Tensor& rows, const RowMap& map) {
 //! [permute]
 template <typename Scalar>
 Tensor permute(const Tensor& tokens, const RowMap& map) {
-    return gather_token_rows<Scalar>(tokens, map);
+    return copy_token_rows<Scalar>(tokens, map);
 }
 
 template <typename Scalar>
@@ -131,7 +137,7 @@ Tensor unpermute(const Tensor& rows, const RowMap& map) {
 
 template <typename Scalar>
 Tensor unpermute_backward(const Tensor& doutput, const RowMap& map) {
-    return gather_token_rows<Scalar>(doutput, map);
+    return copy_token_rows<Scalar>(doutput, map);
 }
 //! [unpermute]
 
@@ -143,18 +149,16 @@ Tensor sort_chunks_by_idxs(const Tensor& rows, const std::vector<std::int64_t>& 
     for (std::int64_t size : sizes) starts.push_back(starts.back() + size);
     MOE_CHECK_EQ(starts.back(), rows.dim(0));
 
-    const std::int64_t N = rows.dim(0), H = rows.shape().size() == 1 ? 1 : rows.dim(1);
-    Tensor sorted = Tensor::empty({N, H}, dtype_of<Scalar>);
-    auto target = as_matrix<Scalar>(sorted);
-    const Tensor matrix = rows.reshaped({N, H});
-    const auto source = as_matrix<Scalar>(matrix);
-    std::int64_t next = 0;
+    const std::int64_t width = rows.shape().size() == 1 ? 1 : rows.dim(1);
+    Tensor sorted = Tensor::empty(rows.shape(), dtype_of<Scalar>);
+    const CopyBytes copy = copy_for(sorted.size_bytes());
+    Scalar* next = sorted.data<Scalar>();
     for (std::int64_t chunk : order) {
-        target.middleRows(next, sizes[chunk]) =
-            source.middleRows(starts[chunk], sizes[chunk]);
-        next += sizes[chunk];
+        copy(next, rows.data<Scalar>() + starts[chunk] * width,
+             sizes[chunk] * width * sizeof(Scalar));
+        next += sizes[chunk] * width;
     }
-    return sorted.reshaped(rows.shape());
+    return sorted;
 }
 
 #define INSTANTIATE(Scalar)                                                       \

@@ -26,13 +26,23 @@ struct SumOf<__nv_bfloat16> {
 template <typename T>
 void sum_on_host(const TensorView& target, const std::vector<TensorView>& sources) {
     using Sum = typename SumOf<T>::type;
-    T* out = target.data<T>();
-    const std::int64_t count = target.numel();
-    for (std::int64_t i = 0; i < count; ++i) {
-        Sum total = static_cast<Sum>(sources[0].data<T>()[i]);
-        for (std::size_t r = 1; r < sources.size(); ++r)
-            total += static_cast<Sum>(sources[r].data<T>()[i]);
-        out[i] = static_cast<T>(total);
+    constexpr std::int64_t kPiece = 1024;  // of which the sums stay in the cache
+    Sum total[kPiece];
+    for (std::int64_t first = 0; first < target.numel(); first += kPiece) {
+        const std::int64_t count = std::min(kPiece, target.numel() - first);
+        const auto terms_of = [&](std::size_t r) { return sources[r].data<T>() + first; };
+        const T* terms = terms_of(0);
+#pragma omp simd
+        for (std::int64_t i = 0; i < count; ++i) total[i] = static_cast<Sum>(terms[i]);
+        for (std::size_t r = 1; r < sources.size(); ++r) {
+            terms = terms_of(r);
+#pragma omp simd
+            for (std::int64_t i = 0; i < count; ++i)
+                total[i] += static_cast<Sum>(terms[i]);
+        }
+        T* out = target.data<T>() + first;
+#pragma omp simd
+        for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(total[i]);
     }
 }
 

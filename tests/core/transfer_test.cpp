@@ -1,11 +1,13 @@
 // Rounding to bf16, and copies and casts between places.
 
 #include "core/transfer.h"
+#include "core/past_cache.h"
 
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 
+#include "core/past_cache.h"
 #include "core/rng.h"
 #include "tests/support.h"
 
@@ -215,6 +217,32 @@ TEST_F(FakeDevice, IsUnknownUntilRegistered) {
     EXPECT_THROW(memory_functions(device), InternalError);
     EXPECT_THROW(Tensor::empty({1}, DType::f32, device), InternalError);
     EXPECT_THROW(transfer(random_tensor({1}, 1), fp32_), InternalError);
+}
+
+/// Copies of many megabytes go another way; each must reach its own bytes and no other.
+TEST(PastCache, CopiesTheBytesAndNoOther) {
+    constexpr std::size_t kMuch = std::size_t(64) << 20, kRoom = 4096;
+    std::vector<std::uint8_t> source(kRoom + 64), target(kRoom + 64);
+    for (std::size_t i = 0; i < source.size(); ++i) source[i] = std::uint8_t(i * 7 + 1);
+    for (const std::size_t total : {kRoom, kMuch})
+        for (const std::size_t to : {0, 1, 16, 20})
+            for (const std::size_t from : {0, 3, 16})
+                for (const std::size_t count : {0, 1, 15, 16, 17, 1000, 4096 - 16}) {
+                    std::fill(target.begin(), target.end(), 0);
+                    std::vector<std::uint8_t> expected = target;
+                    std::copy_n(source.begin() + from, count, expected.begin() + to);
+                    copy_for(total)(target.data() + to, source.data() + from, count);
+                    ASSERT_EQ(target, expected) << total << to << from << count;
+                }
+}
+
+/// A tensor beyond a core's cache, of which no row begins where a word does.
+TEST(PastCache, LargeTensorsAreCopiedWhole) {
+    const std::int64_t rows = 4099, width = 1023;
+    std::vector<float> values(rows * width);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = float(i % 65521);
+    const Tensor tensor = Tensor::from({rows, width}, values);
+    EXPECT_TRUE(BitwiseEqual(tensor.clone(), tensor));
 }
 
 }  // namespace
