@@ -216,9 +216,13 @@ class Experts : public Component {
         Tensor drow_probs;  ///< (N)
     };
     /// Puts "experts.linear_fc1.weight", "….bias" and those of linear_fc2 into
-    /// `gradients`.
+    /// `gradients`. With overlap_dispatch_backward_with_experts_wgrad they may still be
+    /// under way, and `doutput` and `saved` in use, until finish_wgrad().
     virtual Gradients backward(TensorMap& gradients, const Rows& doutput,
                                const Saved& saved, const RunContext& context) = 0;
+    /// Once the dispatch backward is under way: what follows has the gradients. Source:
+    /// moe_layer.py, the identity nodes around dispatch and experts.
+    virtual void finish_wgrad(const RunContext&) {}
 };
 
 /// The MLP that every token visits. Source: shared_experts.py, SharedExpertMLP.

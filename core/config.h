@@ -89,6 +89,7 @@ struct MoEConfig {
     std::int64_t expert_model_parallel_size = 1;
     std::optional<std::int64_t> expert_tensor_parallel_size;
     bool sequence_parallel = false;
+    bool overlap_dispatch_backward_with_experts_wgrad = false;
 
     /// Resolves derived fields (FFN width, a negative capacity factor) and checks every
     /// rule. Throws InputError "<field> = <value>: <allowed>" at the first that is

@@ -72,6 +72,8 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(expert_model_parallel_size, "EP");
     FIELD(expert_tensor_parallel_size, "ETP (default: TP)");
     FIELD(sequence_parallel, "shard the sequence over TP");
+    FIELD(overlap_dispatch_backward_with_experts_wgrad,
+          "optimized_gpu: experts' weight gradients run beside the dispatch backward");
 #undef FIELD
 }
 

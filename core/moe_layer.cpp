@@ -154,6 +154,7 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
         transfer(expert_gradients.drows, dispatcher_->placement()),
         transfer(expert_gradients.drow_probs, probs_placement(dispatcher_->placement())),
         *saved.dispatcher, context);
+    experts_->finish_wgrad(context);
 
     // ⑯ to ⑲, adding to the hidden states' gradient on the way
     Tensor dhidden = to_router(dispatch_gradients.dhidden, *router_);

@@ -2,6 +2,7 @@
 
 #include "optimized_gpu/experts.h"
 
+#include "core/buffer_pool.h"
 #include "core/transfer.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/grouped_gemm/grouped_gemm.h"
@@ -56,6 +57,8 @@ GroupedMLP::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
       activation_(make_activation(config)),
       fc1_weight_(find(parameters, "experts.linear_fc1.weight")),
       fc2_weight_(find(parameters, "experts.linear_fc2.weight")) {
+    if (config.overlap_dispatch_backward_with_experts_wgrad)
+        wgrad_stream_ = std::make_unique<gpu::Stream>();
     if (!config.add_bias_linear) return;
     fc1_bias_ = find(parameters, "experts.linear_fc1.bias");
     fc2_bias_ = find(parameters, "experts.linear_fc2.bias");
@@ -124,8 +127,9 @@ Experts::Gradients GroupedMLP::backward(TensorMap& gradients, const Rows& doutpu
         if (fc2_bias_.defined()) add_bias_dots(through.dp, fc2_bias_, dy, dy_ids, groups);
         synchronize_if_watched(context);
     }
+    const Tensor& dh = through.dh;
     // ⑫ dW2 = Σ dy aᵀ, db2 = Σ p dy
-    {
+    const auto fc2_wgrad = [&] {
         StepTimer timer(context, Step::fc2_backward);
         gradients["experts.linear_fc2.weight"] =
             products_.backward_weight(dy, dy_ids, through.a, {}, groups);
@@ -133,24 +137,41 @@ Experts::Gradients GroupedMLP::backward(TensorMap& gradients, const Rows& doutpu
             gradients["experts.linear_fc2.bias"] =
                 linear_backward_bias(dy, saved.p, dy_ids, groups, DType::bf16);
         synchronize_if_watched(context);
-    }
-
-    // ⑭ dx = W1ᵀ dh, dW1 = Σ dh xᵀ, db1 = Σ dh
-    const Tensor& dh = through.dh;
-    Tensor dx, dp = through.dp;
-    {
+    };
+    // ⑭ dW1 = Σ dh xᵀ, db1 = Σ dh
+    const auto fc1_wgrad = [&] {
         StepTimer timer(context, Step::fc1_backward);
-        dx = products_.backward_input(dh, fc1_weight_, groups);
         gradients["experts.linear_fc1.weight"] =
             products_.backward_weight(dh, {}, saved.x.values, saved.x.ids, groups);
         if (fc1_bias_.defined())
             gradients["experts.linear_fc1.bias"] =
                 linear_backward_bias(dh, {}, {}, groups, DType::bf16);
+        synchronize_if_watched(context);
+    };
+    if (!wgrad_stream_) fc2_wgrad();
+
+    // ⑭ dx = W1ᵀ dh
+    Tensor dx, dp = through.dp;
+    {
+        StepTimer timer(context, Step::fc1_backward);
+        dx = products_.backward_input(dh, fc1_weight_, groups);
         if (on_input) {
             dp = row_dots(saved.rows.values, dx, saved.rows.ids, groups);
             dx = scale_rows(dx, saved.row_probs, {}, groups);
         }
         synchronize_if_watched(context);
+    }
+    if (!wgrad_stream_) {
+        fc1_wgrad();
+    } else {
+        // TUTORIAL: dx is on its way first, since the dispatch backward sends it to other
+        // ranks. These products then run while it travels.
+        gpu::wait_for(wgrad_stream_->get(), gpu::current_stream());
+        const gpu::StreamGuard guard(wgrad_stream_->get());
+        const BufferPool::Lane own(wgrad_stream_->get());
+        fc2_wgrad();
+        fc1_wgrad();
+        under_way_ = {doutput, through};
     }
     const Shown shown(context, groups);
     shown.value_beside(Step::fc2_backward, "d_activation_output", [&] {
@@ -161,6 +182,12 @@ Experts::Gradients GroupedMLP::backward(TensorMap& gradients, const Rows& doutpu
     shown.value(of_dp, "d_dispatched_probs", dp);
     shown.value(Step::fc1_backward, "d_dispatched_hidden_states", dx);
     return {dx, dp};
+}
+
+void GroupedMLP::finish_wgrad(const RunContext&) {
+    if (!wgrad_stream_) return;
+    gpu::wait_for(gpu::current_stream(), wgrad_stream_->get());
+    under_way_ = {};  // to kernels of the current stream, which run later
 }
 //! [experts_backward]
 

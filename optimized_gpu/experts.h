@@ -2,8 +2,11 @@
 /// The routed experts.
 #pragma once
 
+#include <memory>
+
 #include "core/components.h"
 #include "core/config.h"
+#include "gpu/stream.h"
 #include "optimized_gpu/activation.h"
 #include "optimized_gpu/expert_products.h"
 
@@ -15,7 +18,8 @@ namespace moe::optimized {
 /// fp32. Source: experts.py, TEGroupedMLP and SequentialMLP.
 ///
 /// The backward keeps x (or what it was gathered from), h and the probabilities; act(h)
-/// is taken once more.
+/// is taken once more. With overlap_dispatch_backward_with_experts_wgrad the gradients of
+/// the parameters, which nobody waits for, are made in a stream of their own.
 class GroupedMLP : public Experts {
   public:
     GroupedMLP(const MoEConfig& config, const TensorMap& parameters);
@@ -25,6 +29,7 @@ class GroupedMLP : public Experts {
                    const Tensor& row_probs, const RunContext& context) override;
     Gradients backward(TensorMap& gradients, const Rows& doutput, const Saved& saved,
                        const RunContext& context) override;
+    void finish_wgrad(const RunContext& context) override;
 
   private:
     MoEConfig config_;
@@ -32,6 +37,13 @@ class GroupedMLP : public Experts {
     ExpertActivation activation_;
     Tensor fc1_weight_, fc1_bias_;  // (L, 2F or F, H), (L, 2F or F)
     Tensor fc2_weight_, fc2_bias_;  // (L, H, F), (L, H)
+
+    std::unique_ptr<gpu::Stream> wgrad_stream_;  // with the overlap
+    // What its kernels read, from backward() to finish_wgrad().
+    struct UnderWay {
+        Rows doutput;
+        ActivationGradients through;
+    } under_way_;
 };
 
 }  // namespace moe::optimized

@@ -39,7 +39,8 @@ json megatron_defaults() {
         "moe_expert_rank_capacity_factor": null,
         "tensor_model_parallel_size": 1, "context_parallel_size": 1,
         "expert_model_parallel_size": 1, "expert_tensor_parallel_size": null,
-        "sequence_parallel": false})");
+        "sequence_parallel": false,
+        "overlap_dispatch_backward_with_experts_wgrad": false})");
 }
 
 /// Every field with something else.
@@ -72,7 +73,8 @@ json nothing_default() {
         "tensor_model_parallel_size": -9, "context_parallel_size": 10,
         "expert_model_parallel_size": 11,
         "expert_tensor_parallel_size": 9223372036854775807,
-        "sequence_parallel": true})");
+        "sequence_parallel": true,
+        "overlap_dispatch_backward_with_experts_wgrad": true})");
 }
 
 TEST(ConfigJson, HasMegatronsDefaults) {

@@ -21,6 +21,7 @@ MoEConfig config_with_overlap() {
     config.moe_shared_expert_intermediate_size = 8;
     config.moe_shared_expert_gate = true;
     config.moe_shared_expert_overlap = true;
+    config.overlap_dispatch_backward_with_experts_wgrad = true;
     config.moe_token_dispatcher_type = "alltoall";
     config.moe_router_load_balancing_type = {"aux_loss"};
     config.moe_aux_loss_coeff = {0.1};

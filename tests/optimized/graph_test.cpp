@@ -49,6 +49,8 @@ const std::vector<GraphCase>& graph_cases() {
         {"gathered", [](MoEConfig& c) { c.moe_permute_fusion = true; }},
         {"losses", use_losses, true},
         {"overlapped", use_overlap},
+        {"overlapped_wgrad",
+         [](MoEConfig& c) { c.overlap_dispatch_backward_with_experts_wgrad = true; }},
         {"expert_bias", use_expert_bias, true},
         {"dropping", [](MoEConfig& c) { c.moe_expert_capacity_factor = 0.7; }},
         {"padded_with_all",

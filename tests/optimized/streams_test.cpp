@@ -58,8 +58,9 @@ class LayerStream : public testing::TestWithParam<StreamCase> {
         }
     };
     /// All of it, from the parameters on, in the current stream.
-    Results run() const {
-        MoELayer layer(config_, GetParam().spec, random_parameters(config_, 1));
+    Results run() const { return run(config_); }
+    Results run(const MoEConfig& config) const {
+        MoELayer layer(config, GetParam().spec, random_parameters(config_, 1));
         const Placement device = {MemorySpace::device, DType::bf16};
         const Tensor hidden = transfer(hidden_, device), mask = transfer(mask_, device),
                      doutput = transfer(doutput_, device);
@@ -104,7 +105,9 @@ class LayerStream : public testing::TestWithParam<StreamCase> {
 
 TEST_P(LayerStream, MakesTheSameBitsAsInTheDefaultStream) {
     NEEDS_DEVICE();
-    const Results expected = run();
+    MoEConfig plain = config_;
+    plain.overlap_dispatch_backward_with_experts_wgrad = false;
+    const Results expected = run(plain);
     expect_same(run_in_a_stream(), expected);
 #ifdef MOE_EXECUTOR
     for (const char* order : kStreamOrders) {
@@ -124,12 +127,22 @@ void use_overlap(MoEConfig& c) {
     c.moe_shared_expert_overlap = true;
     c.moe_token_dispatcher_type = "alltoall";
 }
+void use_wgrad_overlap(MoEConfig& c) {
+    c.overlap_dispatch_backward_with_experts_wgrad = true;
+    c.moe_grouped_gemm = true;
+}
 
 std::vector<StreamCase> stream_cases() {
     return {
         {"copied", ModuleSpec::uniform(kOptimized)},
         {"gathered_with_expert_bias", ModuleSpec::uniform(kOptimized), use_expert_bias},
         {"overlapped", ModuleSpec::uniform(kOptimized), use_overlap},
+        {"overlapped_wgrad", ModuleSpec::uniform(kOptimized), use_wgrad_overlap},
+        {"all_overlapped", ModuleSpec::uniform(kOptimized),
+         [](MoEConfig& c) {
+             use_overlap(c);
+             use_wgrad_overlap(c);
+         }},
         {"padded", ModuleSpec::uniform(kOptimized),
          [](MoEConfig& c) {
              c.moe_expert_capacity_factor = 1.3;
@@ -141,6 +154,16 @@ std::vector<StreamCase> stream_cases() {
              c.moe_aux_loss_coeff = {0.0};
              c.moe_router_dtype = "fp64";
              c.moe_router_topk = 1;
+         }},
+        {"overlapped_wgrad_with_biases_on_input", ModuleSpec::uniform(kOptimized),
+         [](MoEConfig& c) {
+             c.overlap_dispatch_backward_with_experts_wgrad = true;
+             c.moe_shared_expert_intermediate_size = {};
+             c.moe_shared_expert_gate = false;
+             c.add_bias_linear = true;
+             c.moe_apply_probs_on_input = true;
+             c.moe_router_topk = 1;
+             c.moe_router_pre_softmax = true;
          }},
         {"naive_overlapped", ModuleSpec::uniform(kNaive), use_overlap},
         {"naive_router_and_experts",
