@@ -106,8 +106,10 @@ void FlexExchange::push_gradients(const Tensor& doutput) {
 }
 
 Tensor FlexExchange::receive_gradients() {
-    // Not copied: nobody pushes again before he has met this rank at the next offer, to
-    // which it comes when the experts' backward is done.
+    // Nobody pushes again before he has met this rank at the next offer, to which it comes
+    // when the experts' backward is done. Where some of that runs beside, a copy is due.
+    if (config_.overlap_dispatch_backward_with_experts_wgrad)
+        return take_rows(slots_, heap_->table(), counts_);
     return Tensor::borrow(own(slots_.tokens));
 }
 

@@ -199,15 +199,25 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename Vector>
-void launch_take(const TakenTokens& taken, const TensorView& heap,
-                 const TakenChoices& choices, cudaStream_t stream) {
+void launch_take(const Tensor& rows, const TensorView& heap, const TakenChoices& choices,
+                 cudaStream_t stream) {
     const int width = int(heap.dim(1) * size_of(heap.dtype) / sizeof(Vector));
-    dim3 blocks = slice_blocks(choices.num_slots, taken.rows.defined() ? width : 1);
+    dim3 blocks = slice_blocks(choices.num_slots, rows.defined() ? width : 1);
     blocks.x = std::max(blocks.x, 1u);
-    gpu::launch(
-        "take_tokens_kernel", take_tokens_kernel<Vector>, {blocks, kThreads, 0, stream},
-        taken.rows.defined() ? static_cast<Vector*>(taken.rows.view().bytes) : nullptr,
-        static_cast<const Vector*>(heap.bytes), choices, width);
+    gpu::launch("take_tokens_kernel", take_tokens_kernel<Vector>,
+                {blocks, kThreads, 0, stream}, reinterpret_cast<Vector*>(bits_of(rows)),
+                static_cast<const Vector*>(heap.bytes), choices, width);
+}
+
+void take(const Tensor& rows, const TensorView& heap, const TakenChoices& choices,
+          cudaStream_t stream) {
+    const std::int64_t row_bytes = heap.dim(1) * std::int64_t(size_of(heap.dtype));
+    switch (vector_bytes(reinterpret_cast<std::uintptr_t>(heap.bytes) | bits_of(rows) |
+                         std::uintptr_t(row_bytes))) {
+        case 16: return launch_take<uint4>(rows, heap, choices, stream);
+        case 4: return launch_take<unsigned>(rows, heap, choices, stream);
+        default: launch_take<unsigned short>(rows, heap, choices, stream);
+    }
 }
 
 }  // namespace
@@ -224,24 +234,27 @@ TakenTokens take_tokens(const FlexSlots& slots, const distributed::PeerTable& ta
     taken.topk_probs = gpu::device_empty<float>({N, slots.topk_probs.width});
     taken.counts = gpu::device_empty<int>({slots.num_ranks});
     if (with_rows) taken.rows = Tensor::empty(heap.shape, heap.dtype, heap.space);
-    const TakenChoices choices = {
-        gpu::device_data<int>(taken.topk_ids),
-        gpu::device_data<int>(taken.counts),
-        gpu::device_data<float>(taken.topk_probs),
-        static_cast<const int*>(own(slots.topk_ids).bytes),
-        static_cast<const int*>(own_slots(slots.counts, slots.num_ranks, table).bytes),
-        static_cast<const float*>(own(slots.topk_probs).bytes),
-        int(N),
-        slots.num_ranks,
-        int(slots.per_source),
-        int(slots.topk_ids.width)};
-    switch (vector_bytes(reinterpret_cast<std::uintptr_t>(heap.bytes) |
-                         bits_of(taken.rows) | slots.tokens.row_bytes())) {
-        case 16: launch_take<uint4>(taken, heap, choices, stream); break;
-        case 4: launch_take<unsigned>(taken, heap, choices, stream); break;
-        default: launch_take<unsigned short>(taken, heap, choices, stream);
-    }
+    take(taken.rows, heap,
+         {gpu::device_data<int>(taken.topk_ids), gpu::device_data<int>(taken.counts),
+          gpu::device_data<float>(taken.topk_probs),
+          static_cast<const int*>(own(slots.topk_ids).bytes),
+          static_cast<const int*>(own_slots(slots.counts, slots.num_ranks, table).bytes),
+          static_cast<const float*>(own(slots.topk_probs).bytes), int(N), slots.num_ranks,
+          int(slots.per_source), int(slots.topk_ids.width)},
+         stream);
     return taken;
+}
+
+Tensor take_rows(const FlexSlots& slots, const distributed::PeerTable& table,
+                 const Tensor& counts, cudaStream_t stream) {
+    const TensorView heap = own_slots(slots.tokens, slots.num_slots(), table);
+    const Tensor rows = Tensor::empty(heap.shape, heap.dtype, heap.space);
+    TakenChoices none = {};
+    none.heap_counts = gpu::device_data<int>(counts);
+    none.num_slots = int(slots.num_slots());
+    none.per_source = int(slots.per_source);
+    take(rows, heap, none, stream);
+    return rows;
 }
 //! [take_tokens]
 

@@ -56,6 +56,10 @@ struct TakenTokens {
 TakenTokens take_tokens(const FlexSlots& slots, const distributed::PeerTable& table,
                         bool with_rows, cudaStream_t stream = gpu::current_stream());
 
+/// A copy of the rows alone. @param counts (W') i32 rows of each source
+Tensor take_rows(const FlexSlots& slots, const distributed::PeerTable& table,
+                 const Tensor& counts, cudaStream_t stream = gpu::current_stream());
+
 /// Row t is the sum of the token's rows in the peers' heaps, in ascending order of rank,
 /// then of the addend, in fp32, rounded once; 0 for a token without rows.
 /// @param peers   as bytes of `dtype`

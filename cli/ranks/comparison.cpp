@@ -126,13 +126,15 @@ class Judge {
     const WholeRecord& whole_;
 };
 
-/// Who sent whom how many bytes, and what the ranks asked of their devices.
+/// Who sent whom how many bytes, what the ranks asked of their devices, and what they
+/// dropped.
 void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
     const std::size_t W = records.size();
     for (const Step step : kExchangeSteps)
         column.sent[step] = Links(W, std::vector<std::int64_t>(W, 0));
     for (std::size_t from = 0; from < W; ++from) {
         column.host_waits = std::max(column.host_waits, records[from].host_waits);
+        column.dropped_rows.push_back(records[from].dropped_rows);
         for (const auto count : kCountsAsked)
             column.asked.*count =
                 std::max(column.asked.*count, records[from].asked.*count);
@@ -149,7 +151,7 @@ void judge_bytes(RankColumn& column, const DispatcherOutcome& outcome,
                  const distributed::ParallelSizes& sizes, bool dense) {
     const Links expected =
         exchanged_bytes(outcome.config, sizes, outcome.rows, Step::dispatch,
-                        column.spec.dispatcher.dtype, dense);
+                        sending_of(column.spec.dispatcher, dense));
     const Links sent = column.sent_in({Step::dispatch});
     for (int from = 0; from < sizes.world; ++from)
         for (int to = 0; to < sizes.world; ++to)

@@ -39,6 +39,8 @@ struct RankColumn {
     /// What count_asked() counts; each of the rank that has most. Zeros where all is the
     /// host's work.
     gpu::ThreadCounters asked;
+    /// Over moe_expert_rank_capacity_factor, by rank.
+    std::vector<std::int64_t> dropped_rows;
     std::string bytes_detail;  ///< a link of ⑥ whose bytes the routing map belies
     bool ok = true;
 

@@ -109,6 +109,7 @@ std::vector<std::uint8_t> write(const RankRecord& record) {
     }
     out.number(record.host_waits);
     for (const auto count : kCountsAsked) out.number(record.asked.*count);
+    out.number(record.dropped_rows);
     out.number(record.dense);
     return out.bytes;
 }
@@ -132,6 +133,7 @@ RankRecord read(const TensorView& bytes) {
     }
     record.host_waits = in.number();
     for (const auto count : kCountsAsked) record.asked.*count = in.number();
+    record.dropped_rows = in.number();
     record.dense = in.number() != 0;
     return record;
 }

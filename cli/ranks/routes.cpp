@@ -183,14 +183,19 @@ double balanced_rows_per_token(const MoEConfig& config) {
     return balanced_hit(config) * (ETP - 1.0 / EP);
 }
 
-LinkBytes link_bytes(const MoEConfig& config, Step step, DType dtype, bool dense,
+Sending sending_of(const ComponentSpec& dispatcher, bool dense) {
+    return {dispatcher.dtype, dense, dispatcher.tier == "optimized_gpu"};
+}
+
+LinkBytes link_bytes(const MoEConfig& config, Step step, const Sending& sending,
                      bool shards) {
     constexpr std::int64_t kInteger = sizeof(std::int32_t);
     const std::int64_t E = config.num_experts(), K = config.moe_router_topk,
                        ETP = *config.expert_tensor_parallel_size;
-    const std::int64_t H = config.hidden_size, element = std::int64_t(size_of(dtype));
+    const std::int64_t H = config.hidden_size,
+                       element = std::int64_t(size_of(sending.dtype));
     const std::int64_t prob =
-        std::int64_t(size_of(probs_placement({MemorySpace::host, dtype}).dtype));
+        std::int64_t(size_of(probs_placement({MemorySpace::host, sending.dtype}).dtype));
     const std::string& dispatcher = config.moe_token_dispatcher_type;
     const bool sums = dispatcher == "allgather" || (dispatcher == "alltoall" && shards);
     if (step == Step::combine) return {H * (sums ? prob : element)};
@@ -199,8 +204,8 @@ LinkBytes link_bytes(const MoEConfig& config, Step step, DType dtype, bool dense
     MOE_CHECK(forward || step == Step::dispatch_backward);
     LinkBytes bytes{H * element};
     if (dispatcher == "allgather") {
-        const std::int64_t id = !forward ? 0 : dense ? 1 : kInteger;
-        bytes.row += (dense ? E : K) * (prob + id);
+        const std::int64_t id = !forward ? 0 : sending.dense ? 1 : kInteger;
+        bytes.row += (sending.dense ? E : K) * (prob + id);
     } else if (dispatcher == "alltoall") {
         bytes.row += prob;
         if (forward && !config.moe_pad_expert_input_to_capacity)
@@ -209,15 +214,18 @@ LinkBytes link_bytes(const MoEConfig& config, Step step, DType dtype, bool dense
         bytes.row += ETP * K * prob;
         if (forward) {
             bytes.row += (ETP * K + 2) * kInteger;
-            bytes.once = config.expert_model_parallel_size * ETP *
-                         std::int64_t(sizeof(std::int64_t));
+            const std::int64_t numbers = !sending.has_slots
+                                             ? config.expert_model_parallel_size * ETP
+                                         : config.moe_flex_max_tokens_per_rank ? 0
+                                                                               : 1;
+            bytes.once = numbers * std::int64_t(sizeof(std::int64_t));
         }
     }
     return bytes;
 }
 
 Links exchanged_bytes(const MoEConfig& config, const ParallelSizes& sizes,
-                      const Links& rows, Step step, DType dtype, bool dense) {
+                      const Links& rows, Step step, const Sending& sending) {
     const ExpertGrid grid(config, sizes);
     const bool returns = step == Step::combine || step == Step::dispatch_backward;
     Links bytes(sizes.world, std::vector<std::int64_t>(sizes.world, 0));
@@ -225,7 +233,7 @@ Links exchanged_bytes(const MoEConfig& config, const ParallelSizes& sizes,
         for (const int to : grid.group_of(from)) {
             if (to == from) continue;
             const bool shards = grid.first_expert(from) == grid.first_expert(to);
-            const LinkBytes each = link_bytes(config, step, dtype, dense, shards);
+            const LinkBytes each = link_bytes(config, step, sending, shards);
             bytes[from][to] =
                 (returns ? rows[to][from] : rows[from][to]) * each.row + each.once;
         }

@@ -79,6 +79,15 @@ double balanced_hit(const MoEConfig& config);
 /// The same, counted.
 double counted_hit(const MoEConfig& config, const Tensor& routing_map);
 
+/// How a tier's dispatcher sends, where tiers differ.
+struct Sending {
+    DType dtype = DType::f32;  ///< of rows
+    bool dense = true;       ///< maps of all experts, rather than K choices of each token
+    bool has_slots = false;  ///< Flex: each source has its own, and needs no counts
+};
+/// @param dense  what the dispatcher took from its router
+Sending sending_of(const ComponentSpec& dispatcher, bool dense);
+
 /// What a step of kExchangeSteps puts on a link.
 struct LinkBytes {
     std::int64_t row = 0;   ///< bytes of one row, with what goes along with it
@@ -93,16 +102,17 @@ struct LinkBytes {
 ///   alone (K), with ids i32;
 /// * AlltoAll: its probability; in ⑥, once, counts (E) i32 unless padded to capacity;
 /// * Flex: K ETP probabilities; in ⑥ as many ids i32 and its source (2) i32, and, once,
-///   counts (EP ETP) i64.
-/// @param dense   false: the dispatcher takes K choices of each token
+///   counts (EP ETP) i64; where sources have slots of their own, how many tokens there
+///   are (1) i64, unless moe_flex_max_tokens_per_rank bounds them. What kernels that wait
+///   for each other say with it, a count and a flag of 4 bytes, is not counted.
 /// @param shards  the link joins two shards of the same experts
-LinkBytes link_bytes(const MoEConfig& config, Step step, DType dtype, bool dense = true,
+LinkBytes link_bytes(const MoEConfig& config, Step step, const Sending& sending,
                      bool shards = false);
 
 /// Bytes that each link carries in a step of kExchangeSteps, with no exchange of shared
 /// experts among them.
 /// @param rows  dispatched_rows()
 Links exchanged_bytes(const MoEConfig& config, const distributed::ParallelSizes& sizes,
-                      const Links& rows, Step step, DType dtype, bool dense = true);
+                      const Links& rows, Step step, const Sending& sending);
 
 }  // namespace moe

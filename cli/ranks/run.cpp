@@ -10,6 +10,7 @@
 #include "core/moe_layer.h"
 #include "core/transfer.h"
 #include "distributed/communicators/thread_communicator.h"
+#include "distributed/peer_memory/flagged_heap.h"
 #include "distributed/process_groups.h"
 #include "distributed/sharding.h"
 
@@ -91,6 +92,7 @@ RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
         record, world.ledger(), speaks ? job.on_step : [](Step) {});
     run_layer(record, layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine),
               shape, observer);
+    record.dropped_rows = groups->flagged_heap->take_dropped_rows();
     if (job.counts_asked) record.asked = count_asked(job, tokens, groups);
     return record;
 }

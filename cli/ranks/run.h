@@ -46,6 +46,8 @@ struct RankRecord {
     std::map<Step, std::map<int, std::int64_t>> sent;
     std::int64_t host_waits = 0;  ///< of the forward, as the dispatcher names them
     gpu::ThreadCounters asked;    ///< if the job counts_asked
+    /// Of this rank's experts, over moe_expert_rank_capacity_factor.
+    std::int64_t dropped_rows = 0;
     bool dense = true;  ///< the dispatcher got maps of all experts, not K choices
 };
 

@@ -10,8 +10,8 @@ namespace moe::wire {
 namespace {
 
 constexpr std::int64_t kMostRanks = 64;
-constexpr DType kDType = DType::bf16;
-constexpr bool kDense = false;  // AllGather sends choices, as optimized_gpu's does
+// As optimized_gpu: choices, not maps, and slots for each source, not counts
+constexpr Sending kSending = {DType::bf16, false, true};
 
 double seconds_of(const Link& link, double bytes, int rounds) {
     return bytes > 0.0 ? rounds * link.alpha + bytes / link.beta : 0.0;
@@ -56,9 +56,9 @@ int rounds_of(const std::string& dispatcher, Step step) {
     const bool dispatch = step == Step::dispatch, back = step == Step::dispatch_backward;
     // Counts or maps, rows, probabilities; rows alone; rows and probabilities
     if (dispatcher != "flex") return dispatch ? 3 : back ? 2 : 1;
-    // Each push or pull lies between two barriers; notify is the first of ⑥, and ⑮ pulls
-    // rows, then probabilities
-    return back ? 4 : 3;
+    // A push and a barrier; a barrier and a pull, of rows and then of probabilities. How
+    // many tokens there are the ranks know
+    return back ? 3 : 2;
 }
 
 Estimate estimate(const MoEConfig& config, std::int64_t tokens, const Machine& machine) {
@@ -73,7 +73,7 @@ Estimate estimate(const MoEConfig& config, std::int64_t tokens, const Machine& m
     const double rows_per_link = others > 0.0 ? result.rows / others : 0.0;
     result.network_rows = rows_per_link * far;
     for (std::size_t i = 0; i < kExchangeSteps.size(); ++i) {
-        const LinkBytes each = link_bytes(config, kExchangeSteps[i], kDType, kDense);
+        const LinkBytes each = link_bytes(config, kExchangeSteps[i], kSending);
         const double bytes =
             double(tokens) * rows_per_link * double(each.row) + double(each.once);
         Sent& sent = result.steps[i];

@@ -79,9 +79,9 @@ __global__ void peer_barrier_kernel(BarrierState state, RowsMoved moved, Booked*
     if (peer >= state.flags.size) return;
 
     // TUTORIAL: the kernels before this one wrote into other GPUs' memory. They have
-    // ended, so this thread sees what they wrote; the fence makes it come before the
-    // flag for everybody in the system, not only for this GPU.
-    gpu::ptx::fence_acq_rel_sys();
+    // ended, so this thread has seen it, and a release hands on all that its thread has
+    // seen: at .sys to every GPU, at .gpu only to this one. No fence besides: ptxas makes
+    // a release of one (MEMBAR.ALL.SYS) and a store already.
     gpu::ptx::st_release_sys(flags_of(state.flags, peer) + rank, epoch);
 
     const std::uint32_t* const flag = flags_of(state.flags, rank) + peer;
@@ -208,32 +208,33 @@ __global__ void book_kernel(RowsMoved moved, Booked* booked, int rank, int size)
 class EventBarrier : public BookingBarrier {
   public:
     explicit EventBarrier(const std::shared_ptr<Communicator>& group)
-        : BookingBarrier(group) {
-        gpu::check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming),
+        : BookingBarrier(group), events_(group->size()) {
+        cudaEvent_t& mine = events_[group->rank()];
+        gpu::check(cudaEventCreateWithFlags(&mine, cudaEventDisableTiming),
                    "cudaEventCreate");
+        const Tensor part =
+            Tensor::from<std::int64_t>({1}, {reinterpret_cast<std::intptr_t>(mine)});
+        Tensor all = Tensor::empty({group->size()}, DType::i64);
+        group->all_gather(all, part);
+        for (int r = 0; r < group->size(); ++r)
+            events_[r] = reinterpret_cast<cudaEvent_t>(all.data<std::int64_t>()[r]);
     }
-    ~EventBarrier() override { cudaEventDestroy(event_); }
+    ~EventBarrier() override { cudaEventDestroy(events_[group().rank()]); }
 
     void meet(Step step, const RowsMoved& moved) override {
         if (group().size() == 1) return;
         const cudaStream_t stream = gpu::current_stream();
         gpu::launch("book_kernel", book_kernel, {1, kMaxPeers}, moved, booked(step),
                     group().rank(), group().size());
-        gpu::check(cudaEventRecord(event_, stream), "cudaEventRecord");
-        const Tensor mine =
-            Tensor::from<std::int64_t>({1}, {reinterpret_cast<std::intptr_t>(event_)});
-        Tensor all = Tensor::empty({group().size()}, DType::i64);
-        group().all_gather(all, mine);
-        for (int r = 0; r < group().size(); ++r)
-            gpu::check(cudaStreamWaitEvent(
-                           stream,
-                           reinterpret_cast<cudaEvent_t>(all.data<std::int64_t>()[r]), 0),
-                       "cudaStreamWaitEvent");
-        group().barrier();  // all have called for it: it may be recorded again
+        gpu::check(cudaEventRecord(events_[group().rank()], stream), "cudaEventRecord");
+        group().barrier();  // all are recorded
+        for (const cudaEvent_t event : events_)
+            gpu::check(cudaStreamWaitEvent(stream, event, 0), "cudaStreamWaitEvent");
+        group().barrier();  // all are waited for, and may be recorded again
     }
 
   private:
-    cudaEvent_t event_ = nullptr;
+    std::vector<cudaEvent_t> events_;  // of each rank
 };
 
 }  // namespace

@@ -1,6 +1,9 @@
 // `moe compare --ranks` and `moe trace --ranks`: who holds what, what crosses which link,
 // and what they say when something differs.
 
+#include <algorithm>
+#include <regex>
+
 #include "cli/ranks/routes.h"
 #include "cli/ranks/run.h"
 #include "tests/cli/stand_in.h"
@@ -81,7 +84,7 @@ class RoutesTest : public testing::Test {
     }
     Links bytes(const std::string& dispatcher, DType dtype) const {
         return exchanged_bytes(config_of(4, 2, sizes_, dispatcher), sizes_,
-                               rows(dispatcher), Step::dispatch, dtype);
+                               rows(dispatcher), Step::dispatch, {dtype});
     }
 };
 
@@ -118,12 +121,20 @@ TEST_F(RoutesTest, CountBytesByHand) {
     EXPECT_EQ(bytes("allgather", DType::f32)[0][1], 2 * (5 * 4 + 4 * (4 + 1)));
     const MoEConfig choices = config_of(4, 2, sizes_, "allgather");
     EXPECT_EQ(exchanged_bytes(choices, sizes_, rows("allgather"), Step::dispatch,
-                              DType::bf16, false)[0][1],
+                              {DType::bf16, false})[0][1],
               2 * (5 * 2 + 2 * (4 + 4)));
     EXPECT_EQ(bytes("alltoall", DType::f32)[0][1], 3 * (5 * 4 + 4) + 4 * 4);
     EXPECT_EQ(bytes("alltoall", DType::bf16)[1][0], 4 * (5 * 2 + 4) + 4 * 4);
     EXPECT_EQ(bytes("flex", DType::f64)[0][1], 2 * (5 * 8 + 2 * (4 + 8) + 8) + 2 * 8);
     EXPECT_EQ(bytes("alltoall", DType::f32)[0][0], 0);
+    // With slots for each source ranks tell how many tokens they have, unless they know
+    MoEConfig slots = config_of(4, 2, sizes_, "flex");
+    for (const std::int64_t once : {8, 0}) {
+        EXPECT_EQ(exchanged_bytes(slots, sizes_, rows("flex"), Step::dispatch,
+                                  {DType::bf16, false, true})[0][1],
+                  2 * (5 * 2 + 2 * (4 + 4) + 8) + once);
+        slots.moe_flex_max_tokens_per_rank = 2;
+    }
 }
 
 TEST_F(RoutesTest, ShardsOfAnExpertGetItsRowsFromTheirOwn) {
@@ -238,6 +249,25 @@ TEST_F(RanksTest, GivesFlexItsHeap) {
         IsBadInput("trace --ranks 2 --moe-flex-peer-heap-bytes 10 "
                    "--moe-token-dispatcher-type flex",
                    {"moe_flex_peer_heap_bytes = 10"}));
+}
+
+TEST_F(RanksTest, NamesRowsForWhichThereIsNoRoom) {
+    const std::string flex =
+        "compare --ranks 2 " + kTiny + write("text.txt", "abcdef") +
+        " --report none --moe-token-dispatcher-type flex --moe-flex-dispatcher-backend "
+        "hybridep --moe-expert-rank-capacity-factor ";
+    const Output roomy = moe(flex + "9");
+    EXPECT_EQ(roomy.code, kExitOk) << roomy.out << roomy.err;
+    const Output tight = moe(flex + "0.2");
+    EXPECT_EQ(tight.code, kExitDiffers) << tight.err;
+    std::string lines = tight.out;  // wrapped
+    std::replace(lines.begin(), lines.end(), '\n', ' ');
+    for (const char* tier : {"reference_cpu", "naive_gpu", "optimized_gpu"})
+        EXPECT_TRUE(std::regex_search(
+            squeezed(lines),
+            std::regex(std::string("flex ") + tier +
+                       ":[a-z0-9]+: rank [01] dropped [0-9]+ rows for which")))
+            << tight.out;
 }
 
 // As Megatron's users write them

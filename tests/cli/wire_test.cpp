@@ -146,8 +146,8 @@ void expect_bytes_as_modelled(std::int64_t E, std::int64_t K, int ranks,
     const Tensor map = run_whole(job, split).routing_map;
     const Links rows = dispatched_rows(config, sizes, split, map);
     for (const Step step : kExchangeSteps) {
-        const Links expected = exchanged_bytes(config, sizes, rows, step,
-                                               spec.dispatcher.dtype, records[0].dense);
+        const Links expected = exchanged_bytes(
+            config, sizes, rows, step, sending_of(spec.dispatcher, records[0].dense));
         for (int from = 0; from < ranks; ++from)
             for (int to = 0; to < ranks; ++to) {
                 const auto& sent = records[from].sent.at(step);
@@ -199,10 +199,15 @@ class OperationCounter : public Observer {
 };
 
 TEST(WireModel, HasTheRoundsOfRealRuns) {
+    NEEDS_DEVICE();
+    available_tiers();
     for (const std::string dispatcher : kDispatchers) {
-        const MoEConfig config = wire_config(6, 2, 2, dispatcher);
-        const RankJob job =
-            evenly_routed(config, ModuleSpec::uniform({"reference_cpu", DType::f32}), 10);
+        MoEConfig config = wire_config(6, 2, 2, dispatcher);
+        const bool flex = dispatcher == "flex";
+        if (flex) config.moe_flex_max_tokens_per_rank = 5;
+        const ComponentSpec tier = flex ? ComponentSpec{"optimized_gpu", DType::bf16}
+                                        : ComponentSpec{"reference_cpu", DType::f32};
+        const RankJob job = evenly_routed(config, ModuleSpec::uniform(tier), 10);
         distributed::run_ranks(2, [&](distributed::Communicator& world) {
             const auto groups = distributed::make_process_groups(world, config);
             MoELayer layer(config, job.spec,
@@ -217,9 +222,7 @@ TEST(WireModel, HasTheRoundsOfRealRuns) {
             layer.backward(mine, forward.saved, context);
             for (const Step step : kExchangeSteps) {
                 // Pushes and pulls are no operation of a group
-                const int one_sided = dispatcher != "flex"              ? 0
-                                      : step == Step::dispatch_backward ? 2
-                                                                        : 1;
+                const int one_sided = !flex ? 0 : step == Step::dispatch_backward ? 2 : 1;
                 EXPECT_EQ(observer.counts[step],
                           wire::rounds_of(dispatcher, step) - one_sided)
                     << dispatcher << " " << title(step);

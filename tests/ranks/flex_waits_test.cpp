@@ -178,6 +178,43 @@ TEST(FlexMaxTokens, IsWhatAGraphNeedsAndNobodyMayExceed) {
         << lines[0];
 }
 
+// Gradients of weights that are made beside the dispatch backward read rows that came
+// when the others may push again.
+TEST(FlexGradients, StayWhereTheyAreReadLater) {
+    NEEDS_DEVICE();
+    MoEConfig config = flex_config(2, true);
+    config.overlap_dispatch_backward_with_experts_wgrad = true;
+    config.moe_grouped_gemm = true;
+    config.finalize();
+    run_ranks(2, [&](Communicator& world) {
+        const auto groups = make_process_groups(world, config);
+        const auto dispatcher = find_tier("tier", kOptimized.tier)
+                                    .make_dispatcher(config, kOptimized.dtype, groups);
+        const std::int64_t T = 5 + world.rank();
+        std::vector<std::int32_t> ids;
+        for (std::int64_t t = 0; t < T; ++t)
+            for (const int e : {0, 6, 7}) ids.push_back(e);
+        const Placement at = dispatcher->placement();
+        const auto filled = [&](double value) {
+            return transfer(Tensor::from<double>({T, kHidden},
+                                                 std::vector<double>(T * kHidden, value)),
+                            at);
+        };
+        const Tensor probs = Tensor::from<float>({T, 3}, std::vector<float>(3 * T, 0.5f));
+        const auto sent = dispatcher->dispatch(
+            filled(1), transfer(probs, {at.space, DType::f32}),
+            transfer(Tensor::from({T, 3}, ids), {at.space, DType::i32}), {});
+        const Rows first = dispatcher->combine_backward(filled(2), *sent.saved, {});
+        const Tensor before = first.plain();
+        dispatcher->dispatch_backward(before, sent.row_probs, *sent.saved, {});
+        dispatcher->combine_backward(filled(3), *sent.saved, {});
+        const std::int64_t N = world.rank() == 0 ? 11 : 22;
+        EXPECT_EQ(to_doubles(before.first(N)), std::vector<double>(N * kHidden, 2.0));
+        EXPECT_EQ(to_doubles(first.plain().first(N)),
+                  std::vector<double>(N * kHidden, 2.0));
+    });
+}
+
 // --------------------------------------------------------------------------- capacity
 
 /// What the experts of each rank of two get of tokens that all choose the same.
