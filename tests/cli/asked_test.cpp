@@ -131,8 +131,8 @@ TEST_F(AskedTest, CompareShowsItForEveryDispatcherAndTier) {
           // AllGather's sums of ⑩ are cast to fp32 and back
           "naive_gpu:bf16        37 + 3        68        43      32 + 3        32        "
           "42\n"
-          "optimized_gpu:bf16    18 + 3        22        25       0 + 3         1        "
-          " 8\n"})
+          "optimized_gpu:bf16    18 + 3        22        29       0 + 3         1        "
+          " 0\n"})
         EXPECT_TRUE(has(output, words)) << words << "\n" << output.out;
     const std::string html = read(path("report/index.html"));
     EXPECT_NE(html.find("What a rank asks of its device"), std::string::npos);
