@@ -214,10 +214,12 @@ LinkBytes link_bytes(const MoEConfig& config, Step step, const Sending& sending,
         bytes.row += ETP * K * prob;
         if (forward) {
             bytes.row += (ETP * K + 2) * kInteger;
-            const std::int64_t numbers = !sending.has_slots
-                                             ? config.expert_model_parallel_size * ETP
-                                         : config.moe_flex_max_tokens_per_rank ? 0
-                                                                               : 1;
+            const bool asks_for_tokens =
+                !config.moe_flex_max_tokens_per_rank &&
+                (sending.has_slots || config.moe_expert_rank_capacity_factor);
+            const std::int64_t counts =
+                sending.has_slots ? 0 : config.expert_model_parallel_size * ETP;
+            const std::int64_t numbers = counts + (asks_for_tokens ? 1 : 0);
             bytes.once = numbers * std::int64_t(sizeof(std::int64_t));
         }
     }

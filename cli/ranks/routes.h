@@ -102,9 +102,9 @@ struct LinkBytes {
 ///   alone (K), with ids i32;
 /// * AlltoAll: its probability; in ⑥, once, counts (E) i32 unless padded to capacity;
 /// * Flex: K ETP probabilities; in ⑥ as many ids i32 and its source (2) i32, and, once,
-///   counts (EP ETP) i64; where sources have slots of their own, how many tokens there
-///   are (1) i64, unless moe_flex_max_tokens_per_rank bounds them. What kernels that wait
-///   for each other say with it, a count and a flag of 4 bytes, is not counted.
+///   counts (EP ETP) i64, where sources have no slots of their own, and how many tokens
+///   there are (1) i64, where that is needed and not bounded. What kernels that wait for
+///   each other say with it, a count and a flag of 4 bytes, is not counted.
 /// @param shards  the link joins two shards of the same experts
 LinkBytes link_bytes(const MoEConfig& config, Step step, const Sending& sending,
                      bool shards = false);
