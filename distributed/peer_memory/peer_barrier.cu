@@ -172,23 +172,23 @@ class FlagBarrier : public BookingBarrier {
             ledger.end();
             if (report_->is_written == 0) throw;
             if (report_->another_failed != 0) group().barrier();  // says who and why
-            throw CommunicatorError(story());
+            // Nothing that is torn down now may wait for who is not there.
+            group().abort(why());
+            throw CommunicatorError(story(), why());
         }
         ledger.end();
     }
 
   private:
+    std::string why() const {
+        if (report_->another_failed != 0) return "another rank has failed";
+        return fmt::format("rank {} did not come within {} ms: its flag is at {} of {}",
+                           group().world_rank(int(report_->awaited)),
+                           group().deadline().count(), report_->seen, report_->expected);
+    }
     std::string story() const {
         if (report_->is_written == 0) return "";
-        const int awaited = group().world_rank(int(report_->awaited));
-        return failure_line(
-            group().world_rank(group().rank()), operation_,
-            report_->another_failed != 0
-                ? "another rank has failed"
-                : fmt::format(
-                      "rank {} did not come within {} ms: its flag is at {} of {}",
-                      awaited, group().deadline().count(), report_->seen,
-                      report_->expected));
+        return failure_line(group().world_rank(group().rank()), operation_, why());
     }
 
     std::shared_ptr<PeerMemory> flags_;
