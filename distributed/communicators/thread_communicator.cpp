@@ -8,6 +8,8 @@
 #include <omp.h>
 #endif
 
+#include <cuda_runtime.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <map>
@@ -41,14 +43,38 @@ struct Group {
           heaps(members.size()) {}
 };
 
+/// A word that kernels can read as well; without a device there is none.
+class SharedFlag {
+  public:
+    SharedFlag() {
+        if (cudaMallocHost(&word_, sizeof *word_) != cudaSuccess) {
+            cudaGetLastError();
+            word_ = nullptr;
+        } else {
+            *word_ = 0;
+        }
+    }
+    ~SharedFlag() { cudaFreeHost(word_); }
+    SharedFlag(const SharedFlag&) = delete;
+    SharedFlag& operator=(const SharedFlag&) = delete;
+
+    void raise() {
+        if (word_ != nullptr) __atomic_store_n(word_, 1u, __ATOMIC_RELEASE);
+    }
+    const std::uint32_t* word() const { return word_; }
+
+  private:
+    std::uint32_t* word_ = nullptr;
+};
+
 /// Shared by all groups of one run_ranks(): one failure ends everything.
 struct World {
     std::chrono::milliseconds deadline;
     std::mutex mutex;
     std::condition_variable changed;
-    std::string failure;           // empty while all is well
-    std::uint32_t has_failed = 0;  // the same, for who cannot lock
-    std::vector<bool> ended;       // ranks whose program has returned
+    std::string failure;      // empty while all is well
+    SharedFlag failed;        // the same, for kernels
+    std::vector<bool> ended;  // ranks whose program has returned
 };
 
 class ThreadCommunicator : public Communicator {
@@ -62,7 +88,7 @@ class ThreadCommunicator : public Communicator {
 
     std::string backend() const override { return "threads"; }
     std::chrono::milliseconds deadline() const override { return world_->deadline; }
-    const std::uint32_t* failure_flag() const override { return &world_->has_failed; }
+    const std::uint32_t* failure_flag() const override { return world_->failed.word(); }
 
     void abort(const std::string& reason) override {
         const std::lock_guard lock(world_->mutex);
@@ -280,7 +306,7 @@ class ThreadCommunicator : public Communicator {
     /// Call with the world locked. The first failure stands.
     void fail(const std::string& what) {
         if (world_->failure.empty()) world_->failure = what;
-        __atomic_store_n(&world_->has_failed, 1u, __ATOMIC_RELEASE);
+        world_->failed.raise();
         world_->changed.notify_all();
     }
 

@@ -12,9 +12,9 @@ void FlaggedHeap::reserve(std::size_t bytes, std::size_t limit) {
         dropped_ = gpu::device_zeros<std::int64_t>({1});
     }
     if (bytes <= heap_.bytes(MemorySpace::device)) return;
-    gpu::synchronize();
-    group_->barrier();
     heap_.reserve(bytes, limit, MemorySpace::device);
+    gpu::synchronize();  // it has been zeroed, before anybody writes
+    group_->barrier();
     last_turn_.reset();
 }
 

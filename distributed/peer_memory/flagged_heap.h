@@ -28,8 +28,8 @@ class FlaggedHeap {
 
     enum class Turn { push, offer };
 
-    /// Room in every rank's heap; every rank asks for the same. Where it has to grow, all
-    /// wait until nobody uses it any more. @param limit  as SymmetricHeap::reserve()
+    /// Room in every rank's heap; every rank asks for the same. Where it has to grow, the
+    /// hosts wait for each other. @param limit  as SymmetricHeap::reserve()
     void reserve(std::size_t bytes, std::size_t limit);
     /// Everybody's addresses, since the first reserve().
     const PeerTable& table() const { return heap_.table(MemorySpace::device); }

@@ -149,6 +149,7 @@ class FlagBarrier : public BookingBarrier {
           epoch_(gpu::device_zeros<std::int32_t>({1})) {
         gpu::check(cudaMallocHost(&report_, sizeof *report_), "cudaMallocHost");
         *report_ = {};
+        gpu::synchronize();
         group->barrier();  // nobody raises a flag before all are there, and are down
         const auto deadline =
             std::chrono::duration_cast<std::chrono::nanoseconds>(group->deadline());

@@ -11,7 +11,11 @@
 #include "distributed/process_groups.h"
 #include "gpu/counters.h"
 #include "gpu/stream.h"
+#include "gpu/tensor.h"
 #include "tests/ranks/support.h"
+#ifdef MOE_EXECUTOR
+#include "tests/gpu/held_streams.h"
+#endif
 
 namespace moe::test {
 namespace {
@@ -132,6 +136,67 @@ TEST_P(FlexWithoutWaits, BecomesAGraph) {
 INSTANTIATE_TEST_SUITE_P(Rows, FlexWithoutWaits, testing::Bool(), [](const auto& info) {
     return info.param ? "gathered" : "copied";
 });
+
+#ifdef MOE_EXECUTOR
+// A wait between streams that is missing shows as a value that is not there yet.
+TEST_P(FlexWithoutWaits, MakesTheSameBitsInStreamsThatHoldBack) {
+    const MoEConfig config = flex_config(3, GetParam());
+    const auto run = [&] {
+        std::vector<RankLayer::Results> results(3);
+        run_ranks(3, [&](Communicator& world) {
+            const gpu::Stream stream;
+            const gpu::StreamGuard guard(stream.get());
+            RankLayer rank(config, make_process_groups(world, config));
+            rank.call();
+            results[world.rank()] = rank.call();
+            gpu::check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+        });
+        return results;
+    };
+    const auto expected = run();
+    for (const char* order : kStreamOrders) {
+        SCOPED_TRACE(order);
+        std::vector<RankLayer::Results> got;
+        {
+            const HeldStreams held(order);
+            got = run();
+        }
+        for (int r = 0; r < 3; ++r) expect_same(got[r], expected[r]);
+    }
+}
+#endif
+
+// One barrier for each turn, and one more where it follows on its like or elsewhere.
+TEST(FlaggedHeapTurns, TakeABarrierMoreWhereTheyDoNotAlternate) {
+    NEEDS_DEVICE();
+    using Turn = distributed::FlaggedHeap::Turn;
+    run_ranks(2, [&](Communicator& world) {
+        gpu::register_device_memory();
+        distributed::FlaggedHeap heap(world.split("some", 0, world.rank()));
+        heap.reserve(1000, 4000);
+        const auto operations = [&] {
+            const std::int64_t number = world.ledger().begin("counting", "", 0).sequence;
+            world.ledger().end();
+            return number;
+        };
+        const auto turn = [&](Turn which, std::size_t layout) {
+            const std::int64_t before = operations();
+            heap.begin(which, layout, Step::dispatch);
+            heap.meet(Step::dispatch, {});
+            return operations() - before - 1;
+        };
+        const std::int64_t one = turn(Turn::push, 7);
+        EXPECT_EQ(turn(Turn::offer, 7), one);
+        EXPECT_EQ(turn(Turn::push, 7), one);
+        EXPECT_EQ(turn(Turn::push, 7), 2 * one);
+        EXPECT_EQ(turn(Turn::offer, 8), 2 * one);
+        EXPECT_EQ(turn(Turn::push, 8), one);
+        EXPECT_EQ(turn(Turn::offer, 8), one);
+        heap.reserve(2000, 4000);  // nobody has written into this one
+        EXPECT_EQ(turn(Turn::offer, 9), one);
+        world.barrier();
+    });
+}
 
 TEST(FlexMaxTokens, IsWhatAGraphNeedsAndNobodyMayExceed) {
     NEEDS_DEVICE();

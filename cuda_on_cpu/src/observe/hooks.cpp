@@ -144,8 +144,10 @@ void __tsan_write_range(void* p, std::size_t bytes) {
 #define ATOMICS(bits, Word)                                                          \
     Word __tsan_atomic##bits##_load(const volatile Word* p, int order) {             \
         note_load(const_cast<const Word*>(p), bits / 8, order, PC);                  \
+        /* First: another rank may release while this one looks */                   \
+        const Word value = __atomic_load_n(p, __ATOMIC_SEQ_CST);                     \
         order_others(const_cast<const Word*>(p), order, true, false);                \
-        return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                 \
+        return value;                                                                \
     }                                                                                \
     void __tsan_atomic##bits##_store(volatile Word* p, Word v, int order) {          \
         note(const_cast<Word*>(p), bits / 8, Kind::atomic_write, PC);                \

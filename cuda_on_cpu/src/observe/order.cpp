@@ -57,6 +57,14 @@ void StreamOrder::host_waits_for_device() {
     for (const auto& [key, stream] : streams_) host_.join(stream.clock);
 }
 
+void StreamOrder::hand_over(Operation from, Operation to) {
+    StreamClock before = operations_[from].clock;
+    before.set(operations_[from].stream, operations_[from].number - 1);
+    operations_[to].clock.join(before);
+    for (auto& [key, stream] : streams_)
+        if (stream.number == operations_[to].stream) stream.clock.join(before);
+}
+
 std::string StreamOrder::stream_of(Operation operation) const {
     const Entry& entry = operations_[operation];
     return entry.is_default ? "the default stream"

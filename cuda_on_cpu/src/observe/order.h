@@ -52,6 +52,10 @@ class StreamOrder {
         host_.join(operations_[operation].clock);
     }
 
+    /// What `from` has released, `to` has seen while both ran, as kernels of two ranks do:
+    /// all that was before the first is before what comes after the second.
+    void hand_over(Operation from, Operation to);
+
     /// True when the later one starts after the earlier one is done.
     bool is_before(Operation earlier, Operation later) const {
         const Entry &first = operations_[earlier], &second = operations_[later];

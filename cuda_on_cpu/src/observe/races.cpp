@@ -105,6 +105,11 @@ void RaceFinder::acquire(int thread, std::uint64_t object) {
     if (found == memory_.objects.end()) return;
     Clock clock = threads_[thread].known ? *threads_[thread].known : Clock{};
     join(clock, found->second);
+    for (const auto& [actor, known] : found->second) {
+        const Operation from = memory_.actors[actor].operation;
+        if (from != operation_ && !memory_.order.is_before(from, operation_))
+            memory_.order.hand_over(from, operation_);
+    }
     set_known(threads_[thread], std::move(clock));
 }
 
