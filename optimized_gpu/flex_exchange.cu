@@ -88,12 +88,12 @@ distributed::FlexExchange::Received FlexExchange::receive() {
 
 void FlexExchange::offer(const Tensor& rows, const RowOrder&) {
     heap_->begin(Turn::offer, slots_.layout(), Step::combine);
-    combine_into(own(slots_.sums), rows, local_, {});
-    heap_->meet(Step::combine, moved(counts_, slots_.sums.row_bytes()));
+    combine_into(own(slots_.tokens), rows, local_, {});
+    heap_->meet(Step::combine, moved(counts_, slots_.tokens.row_bytes()));
 }
 
 Tensor FlexExchange::pull(const Tensor& addend) {
-    return pull_rows(peers<std::byte>(slots_.sums), dtype_, sent_, addend);
+    return pull_rows(peers<std::byte>(slots_.tokens), dtype_, sent_, addend);
 }
 //! [FlexExchange]
 
@@ -106,8 +106,8 @@ void FlexExchange::push_gradients(const Tensor& doutput) {
 }
 
 Tensor FlexExchange::receive_gradients() {
-    // Nobody pushes again before he has met this rank at the next offer, to which it comes
-    // when the experts' backward is done. Where some of that runs beside, a copy is due.
+    // Good until this rank offers in the same places, which it does when the experts'
+    // backward is done. Where some of that runs beside, a copy is due.
     if (config_.overlap_dispatch_backward_with_experts_wgrad)
         return take_rows(slots_, heap_->table(), counts_);
     return Tensor::borrow(own(slots_.tokens));
@@ -116,16 +116,17 @@ Tensor FlexExchange::receive_gradients() {
 void FlexExchange::offer_gradients(const Tensor& drows, const Tensor& drow_probs,
                                    const RowOrder&) {
     heap_->begin(Turn::offer, slots_.layout(), Step::dispatch_backward);
-    combine_into(own(slots_.sums), drows, local_, {});
-    permute_probs_backward_into(own(slots_.dprobs), drow_probs, local_);
-    heap_->meet(Step::dispatch_backward,
-                moved(counts_, slots_.sums.row_bytes() + slots_.dprobs.row_bytes()));
+    combine_into(own(slots_.tokens), drows, local_, {});
+    permute_probs_backward_into(own(slots_.topk_probs), drow_probs, local_);
+    heap_->meet(
+        Step::dispatch_backward,
+        moved(counts_, slots_.tokens.row_bytes() + slots_.topk_probs.row_bytes()));
 }
 
 TokenDispatcher::Gradients FlexExchange::pull_gradients() {
-    const Tensor dprobs = pull_prob_gradients(peers<float>(slots_.dprobs), topk_ids_,
+    const Tensor dprobs = pull_prob_gradients(peers<float>(slots_.topk_probs), topk_ids_,
                                               sent_, distributed::expert_grid(config_));
-    return {pull_rows(peers<std::byte>(slots_.sums), dtype_, sent_, {}),
+    return {pull_rows(peers<std::byte>(slots_.tokens), dtype_, sent_, {}),
             is_dense_
                 ? indices_to_multihot(topk_ids_, dprobs, int(config_.num_experts())).probs
                 : dprobs};

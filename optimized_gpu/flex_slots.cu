@@ -28,20 +28,18 @@ FlexSlots make_flex_slots(int num_ranks, std::int64_t max_tokens, const MoEConfi
     const std::int64_t choices =
         *config.expert_tensor_parallel_size * config.moe_router_topk;
     slots.tokens = append(slots, dtype, rows, H);
-    slots.topk_ids = append(slots, DType::i32, rows, choices);
     slots.topk_probs = append(slots, DType::f32, rows, choices);
+    slots.topk_ids = append(slots, DType::i32, rows, choices);
     slots.sources = append(slots, DType::i32, rows, 2);
     slots.counts = append(slots, DType::i32, num_ranks, 1);
-    slots.sums = append(slots, dtype, rows, H);
-    slots.dprobs = append(slots, DType::f32, rows, choices);
     return slots;
 }
 
 std::size_t FlexSlots::layout() const {
     std::size_t hash = 0;
     for (const std::size_t number :
-         {std::size_t(per_source), topk_ids.offset, topk_probs.offset, sources.offset,
-          counts.offset, sums.offset, dprobs.offset, bytes})
+         {std::size_t(per_source), topk_probs.offset, topk_ids.offset, sources.offset,
+          counts.offset, bytes})
         hash = hash * 0x9e3779b97f4a7c15u + number;
     return hash;
 }

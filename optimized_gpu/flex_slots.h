@@ -24,16 +24,14 @@ struct FlexSlots {
     std::int64_t per_source = 0;  ///< T', the most tokens of a rank
     std::size_t bytes = 0;        ///< of all sections
 
-    // Pushed: by the source, for the rank itself
-    HeapSection tokens;      ///< (W' T', H), and gradients of the outputs
-    HeapSection topk_ids;    ///< (W' T', K') i32 local experts, -1: not here
-    HeapSection topk_probs;  ///< (W' T', K') f32
-    HeapSection sources;     ///< (W' T', 2) i32 rank of tp_ep and token
-    HeapSection counts;      ///< (W') i32 rows of each source
-
-    // Offered: by the rank itself, for the source
-    HeapSection sums;    ///< (W' T', H) sums of experts, and gradients of the tokens
-    HeapSection dprobs;  ///< (W' T', K') f32
+    // The source pushes, and the rank itself offers in the same places what it made of
+    // that: nobody else comes to these slots
+    HeapSection tokens;      ///< (W' T', H) and experts' sums; gradients of both
+    HeapSection topk_probs;  ///< (W' T', K') f32, and their gradients
+    // The source alone
+    HeapSection topk_ids;  ///< (W' T', K') i32 local experts, -1: not here
+    HeapSection sources;   ///< (W' T', 2) i32 rank of tp_ep and token
+    HeapSection counts;    ///< (W') i32 rows of each source
 
     std::int64_t num_slots() const { return num_ranks * per_source; }
     /// The same number where all sections lie at the same places.

@@ -13,14 +13,14 @@ namespace moe::distributed {
 
 /// One for all layers of a rank that exchange by it. A turn is either a push, in which
 /// ranks write into the others' heaps and then read their own, or an offer, in which they
-/// write into their own and then read the others'. Each has a half of the heap, and a
-/// barrier between its writing and its reading.
+/// write into their own and then read the others'. Between its writing and its reading
+/// lies a barrier, and a place in a heap is one other rank's alone.
 ///
 /// TUTORIAL: that is all that is needed while pushes and offers alternate, as dispatch
 /// and combine do. Whoever pushes again has met the others at the offer between, to which
-/// each came after it had read what was pushed before; likewise for offers. Where one
-/// follows on its like, or the halves lie elsewhere than before, a barrier more sees to
-/// it that all have read.
+/// each came after it had read what was pushed before, and has itself read what they
+/// offered in its places; likewise for offers. Where one follows on its like, or the
+/// places lie elsewhere than before, a barrier more sees to it that all have read.
 class FlaggedHeap {
   public:
     explicit FlaggedHeap(std::shared_ptr<Communicator> group)
@@ -37,7 +37,7 @@ class FlaggedHeap {
     /// 0 before the first reserve().
     std::size_t bytes() const { return heap_.bytes(MemorySpace::device); }
 
-    /// Before writing. @param layout  a number for where the halves lie
+    /// Before writing. @param layout  a number for where the places lie
     void begin(Turn turn, std::size_t layout, Step step);
     /// After writing: what follows in the stream reads. @param moved  what was written
     void meet(Step step, const RowsMoved& moved) { barrier_->meet(step, moved); }
