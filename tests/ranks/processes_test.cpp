@@ -124,7 +124,8 @@ TEST(MpiKernelFault, EndsAllRanks) {
         EXPECT_NE(outcome.code, 0) << outcome.output;
         for (const int rank : {0, 2}) {
             const std::string line = outcome.line_of(rank);
-            EXPECT_NE(line.find("barrier in a kernel of ⑩ #"), std::string::npos)
+            // Who is slow to leave the first one ends in that
+            EXPECT_NE(line.find("barrier in a kernel of "), std::string::npos)
                 << outcome.output;
             EXPECT_NE(line.find("on group some"), std::string::npos) << outcome.output;
         }
