@@ -14,7 +14,7 @@
 #include "distributed/launch/launch.h"
 #include "distributed/launch/rendezvous.h"
 #include "distributed/peer_memory/peer_barrier.h"
-#include "gpu/launch.h"
+#include "gpu/check.h"
 #include "gpu/tensor.h"
 #include "tests/ranks/rank_scenarios.h"
 
@@ -50,7 +50,7 @@ void meet_in_kernels(Communicator& world, const std::function<void()>& fault) {
     barrier->meet(Step::dispatch, {});
     if (world.rank() == 1) fault();
     barrier->meet(Step::combine, {});
-    gpu::synchronize();
+    gpu::check(cudaDeviceSynchronize(), "kernels");
 }
 
 /// Everybody sleeps: only the launcher's end can end them.
