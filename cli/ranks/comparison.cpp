@@ -296,4 +296,17 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     return result;
 }
 
+std::vector<std::string> DispatcherOutcome::dropped_in_words() const {
+    std::vector<std::string> lines;
+    for (const RankColumn& column : columns)
+        for (std::size_t rank = 0; rank < column.dropped_rows.size(); ++rank)
+            if (const std::int64_t rows = column.dropped_rows[rank]; rows > 0)
+                lines.push_back(fmt::format(
+                    "{} {}: rank {} dropped {} rows for which its experts had no room, "
+                    "moe_expert_rank_capacity_factor = {}",
+                    name(), column.label, rank, rows,
+                    *config.moe_expert_rank_capacity_factor));
+    return lines;
+}
+
 }  // namespace moe

@@ -74,6 +74,8 @@ struct DispatcherOutcome {
     std::int64_t megatron_host_waits = 0;
     bool ok = true;
     const std::string& name() const { return config.moe_token_dispatcher_type; }
+    /// A line for each rank that dropped rows; with them nothing is what one rank gives.
+    std::vector<std::string> dropped_in_words() const;
 };
 
 /// Everything that the terminal and the report show.

@@ -179,18 +179,6 @@ void print_equality(const RankComparison& c, const std::string& report) {
 }
 
 // ----------------------------------------------------------------------------- verdict
-/// Where experts had no room, nothing can be what one rank gives.
-void print_dropped(const DispatcherOutcome& outcome, const RankColumn& column) {
-    for (std::size_t rank = 0; rank < column.dropped_rows.size(); ++rank)
-        if (const std::int64_t rows = column.dropped_rows[rank]; rows > 0)
-            print_wrapped(
-                fmt::format("✗ {} {}: rank {} dropped {} rows for which its experts had "
-                            "no room, moe_expert_rank_capacity_factor = {}",
-                            outcome.name(), column.label, rank, rows,
-                            *outcome.config.moe_expert_rank_capacity_factor),
-                4);
-}
-
 void print_verdict(const RankComparison& c) {
     fmt::print("\n");
     if (c.ok && c.num_tokens() == 0) {
@@ -198,9 +186,10 @@ void print_verdict(const RankComparison& c) {
         return;
     }
     for (const DispatcherOutcome& outcome : c.dispatchers) {
+        for (const std::string& line : outcome.dropped_in_words())
+            print_wrapped("✗ " + line, 4);
         bool values = true, bytes = true;
         for (const RankColumn& column : outcome.columns) {
-            print_dropped(outcome, column);
             for (const RankValue& value : column.values) {
                 values = values && value.ok();
                 if (!value.ok())

@@ -62,12 +62,15 @@ std::string differences(const RankComparison& c) {
         items += fmt::format("<li>{}, {}: {}</li>\n", outcome.name(),
                              escape(column.label), escape(what));
     };
-    for (const DispatcherOutcome& outcome : c.dispatchers)
+    for (const DispatcherOutcome& outcome : c.dispatchers) {
+        for (const std::string& line : outcome.dropped_in_words())
+            items += "<li>" + escape(line) + "</li>\n";
         for (const RankColumn& column : outcome.columns) {
             for (const RankValue& value : column.values)
                 if (!value.ok()) add(outcome, column, value.name + ": " + value.detail);
             if (!column.bytes_detail.empty()) add(outcome, column, column.bytes_detail);
         }
+    }
     return items.empty() ? "" : "<ul>\n" + items + "</ul>\n";
 }
 

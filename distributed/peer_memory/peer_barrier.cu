@@ -41,7 +41,7 @@ namespace {
 
 /// What a kernel tells the host before it stops, in the host's memory.
 struct WaitReport {
-    std::uint32_t is_written, another_failed, awaited, expected, seen;
+    std::uint32_t is_claimed, is_written, another_failed, awaited, expected, seen;
 };
 
 struct BarrierState {
@@ -56,16 +56,16 @@ __device__ std::uint32_t* flags_of(const PeerTable& table, int rank) {
     return reinterpret_cast<std::uint32_t*>(table.base[rank]);
 }
 
-/// Stops the kernel. Only the first of a block's threads that has something to tell does.
+/// Stops the kernel by the first of a block's threads that has something to tell, when it
+/// has been told; the others end, since a trap of theirs might come before.
 __device__ void give_up(const BarrierState& state, const WaitReport& told) {
-    if (atomicExch(&state.report->is_written, 1u) == 0u) {
-        WaitReport& report = *state.report;
-        report.another_failed = told.another_failed;
-        report.awaited = told.awaited;
-        report.expected = told.expected;
-        report.seen = told.seen;
-        gpu::ptx::fence_acq_rel_sys();
-    }
+    WaitReport& report = *state.report;
+    if (atomicExch(&report.is_claimed, 1u) != 0u) return;
+    report.another_failed = told.another_failed;
+    report.awaited = told.awaited;
+    report.expected = told.expected;
+    report.seen = told.seen;
+    gpu::ptx::st_release_sys(&report.is_written, 1);
     __trap();
 }
 
@@ -93,7 +93,7 @@ __global__ void peer_barrier_kernel(BarrierState state, RowsMoved moved, Booked*
         const bool failed =
             state.failed != nullptr && gpu::ptx::ld_acquire_sys(state.failed) != 0;
         if (failed || gpu::ptx::globaltimer() - start > state.deadline)
-            give_up(state, {1, failed, std::uint32_t(peer), epoch, seen});
+            return give_up(state, {1, 1, failed, std::uint32_t(peer), epoch, seen});
         __nanosleep(100);
     }
 }

@@ -1,50 +1,13 @@
 // The config's rules, each both ways: accepted on the edge, rejected past it. Then what
 // follows from a config: derived fields, warnings, capacity.
 
-#include "core/config.h"
-
 #include <cmath>
 #include <limits>
-#include <nlohmann/json.hpp>
 
-#include "tests/support.h"
+#include "tests/core/config_support.h"
 
 namespace moe::test {
 namespace {
-
-using nlohmann::json;
-
-/// A config that is fine, with the fields of a JSON text in place of its own; finalized.
-MoEConfig changed(const std::string& changes) {
-    json fields = json::parse(R"({"hidden_size": 16, "num_moe_experts": 8,
-        "moe_ffn_hidden_size": 12, "gated_linear_unit": true, "activation_func": "silu",
-        "add_bias_linear": false, "moe_token_dispatcher_type": "alltoall"})");
-    fields.update(json::parse(changes));
-    MoEConfig config = config_from_json(fields, "");
-    config.finalize();
-    return config;
-}
-
-/// What must be rejected, how the message begins, and what else it must say.
-struct Rejection {
-    std::string changes, beginning, allowed;
-};
-
-void expect_rejected(const std::vector<Rejection>& table) {
-    for (const Rejection& row : table) {
-        EXPECT_TRUE(Rejects([&] { changed(row.changes); }, {row.allowed})) << row.changes;
-        try {
-            changed(row.changes);
-        } catch (const InputError& error) {
-            EXPECT_TRUE(std::string(error.what()).starts_with(row.beginning))
-                << error.what();
-        }
-    }
-}
-
-void expect_accepted(const std::vector<std::string>& table) {
-    for (const std::string& changes : table) EXPECT_NO_THROW(changed(changes)) << changes;
-}
 
 TEST(ConfigRules, SizesArePositive) {
     expect_accepted({R"({})", R"({"hidden_size": 1})", R"({"moe_ffn_hidden_size": 1})",
@@ -378,69 +341,6 @@ TEST(Config, IsTheSameWhenFinalizedTwice) {
 }
 
 // Source: transformer_config.py, __post_init__; token_dispatcher.py, _NCCLEPManager.
-TEST(ConfigRules, BackEndsOfFlexAreMegatrons) {
-    const std::string flex =
-        R"({"num_moe_experts": 6, "expert_model_parallel_size": 3,
-            "moe_token_dispatcher_type": "flex", )";
-    expect_accepted({flex + R"("moe_enable_deepep": true})",
-                     flex + R"("moe_flex_dispatcher_backend": "hybridep",
-                               "moe_expert_capacity_factor": 1.0})",
-                     flex + R"("moe_flex_dispatcher_backend": "ncclep"})",
-                     R"({"moe_flex_dispatcher_backend": "hybridep"})"});
-    expect_rejected({
-        {flex + R"("moe_flex_dispatcher_backend": "nvep"})",
-         "moe_flex_dispatcher_backend = nvep: ", "deepep, hybridep, ncclep"},
-        {R"({"moe_enable_deepep": true})",
-         "moe_enable_deepep = true: ", "needs moe_token_dispatcher_type flex"},
-        {R"({"moe_flex_dispatcher_backend": "ncclep"})",
-         "moe_flex_dispatcher_backend = ncclep: ", "moe_token_dispatcher_type flex"},
-        {flex +
-             R"("moe_enable_deepep": true, "moe_flex_dispatcher_backend": "hybridep"})",
-         "moe_enable_deepep = true: ",
-         "must be false with moe_flex_dispatcher_backend hybridep"},
-        {flex + R"("moe_flex_dispatcher_backend": "ncclep",
-                   "moe_expert_capacity_factor": 1.5})",
-         "moe_expert_capacity_factor = 1.5: ",
-         "must be left out with moe_flex_dispatcher_backend ncclep"},
-        {flex + R"("moe_flex_dispatcher_backend": "hybridep",
-                   "moe_expert_capacity_factor": 1.5,
-                   "moe_pad_expert_input_to_capacity": true})",
-         "moe_pad_expert_input_to_capacity = true: ", "HybridEP"},
-    });
-}
-
-TEST(Config, SaysWhatABackEndMeansHere) {
-    const auto warnings = [](const std::string& fields) {
-        return changed(R"({"num_moe_experts": 6, "expert_model_parallel_size": 3,
-                           "moe_token_dispatcher_type": "flex")" +
-                       fields + "}")
-            .warnings();
-    };
-    EXPECT_TRUE(warnings("").empty());
-    const auto deprecated = warnings(R"(, "moe_enable_deepep": true)");
-    ASSERT_EQ(deprecated.size(), 1u);
-    EXPECT_NE(deprecated[0].find("use moe_flex_dispatcher_backend deepep"),
-              std::string::npos);
-    const auto rules = warnings(R"(, "moe_flex_dispatcher_backend": "ncclep")");
-    ASSERT_EQ(rules.size(), 1u);
-    EXPECT_NE(rules[0].find("own kernels"), std::string::npos);
-}
-
-TEST(Config, TakesAnotherDispatcherWithoutWhatIsFlexs) {
-    MoEConfig config = changed(R"({"num_moe_experts": 6, "expert_model_parallel_size": 3,
-        "moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "ncclep",
-        "moe_flex_peer_heap_bytes": 5})");
-    EXPECT_EQ(config_to_json(config.with_dispatcher("flex")), config_to_json(config));
-    MoEConfig other = config.with_dispatcher("allgather");
-    other.finalize();
-    config = changed(R"({"num_moe_experts": 6, "expert_model_parallel_size": 3,
-        "moe_token_dispatcher_type": "allgather"})");
-    EXPECT_EQ(config_to_json(other), config_to_json(config));
-    config = changed(R"({"num_moe_experts": 6, "expert_model_parallel_size": 3,
-        "moe_token_dispatcher_type": "flex", "moe_enable_deepep": true})");
-    EXPECT_NO_THROW(config.with_dispatcher("alltoall").finalize());
-}
-
 TEST(Config, WarnsOfManyExpertsInLowPrecision) {
     EXPECT_TRUE(changed(R"({"num_moe_experts": 31})").warnings().empty());
     const auto warnings = changed(R"({"num_moe_experts": 32})").warnings();
