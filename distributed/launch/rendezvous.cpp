@@ -254,6 +254,7 @@ Frame ControlConnection::expect_frame(const char* kinds, const std::string& what
         while (const auto frame = reader_.next()) {
             if (std::string(kinds).find(frame->kind) != std::string::npos) return *frame;
             if (frame->kind == 'P') fail(frame->text.substr(frame->text.find(' ') + 1));
+            news_.push_back(*frame);  // for wait(): a rank may leave meanwhile
         }
         if (Clock::now() - start > deadline_)
             fail(fmt::format("no answer from rank 0 within {} ms", deadline_.count()));
@@ -263,7 +264,13 @@ Frame ControlConnection::expect_frame(const char* kinds, const std::string& what
 }
 
 ControlConnection::News ControlConnection::wait(milliseconds at_most) {
-    auto frame = reader_.next();
+    std::optional<Frame> frame;
+    if (news_.empty()) {
+        frame = reader_.next();
+    } else {
+        frame = std::move(news_.front());
+        news_.pop_front();
+    }
     if (!frame) {
         wait_readable(socket_, at_most);
         const bool alive = reader_.take(socket_);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <chrono>
+#include <deque>
 #include <memory>
 #include <string>
 
@@ -71,6 +72,7 @@ class ControlConnection {
     std::chrono::milliseconds deadline_;
     Socket socket_;
     FrameReader reader_;
+    std::deque<Frame> news_;  // that came while a value was waited for
 };
 
 }  // namespace moe::distributed

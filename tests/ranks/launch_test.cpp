@@ -163,6 +163,32 @@ TEST(Rendezvous, IgnoresStrangers) {
               ControlConnection::News::Kind::none);
 }
 
+/// A rank that leaves while another waits for a value is not forgotten.
+TEST(Rendezvous, KeepsTheNewsThatComesBeforeAValue) {
+    using News = ControlConnection::News;
+    const auto deadline = std::chrono::seconds(5);
+    const RendezvousServer server(0, 3, deadline);
+    std::thread leaving([&] {
+        ControlConnection rank("127.0.0.1", server.port(), 1, 3, "", deadline);
+        rank.leave();
+        rank.wait(deadline);  // its own good-bye
+    });
+    std::thread answering([&] {
+        ControlConnection rank("127.0.0.1", server.port(), 0, 3, "", deadline);
+        EXPECT_EQ(rank.wait(deadline).kind, News::Kind::left);
+        rank.set("key", "value");
+        rank.wait(deadline);  // rank 2's good-bye
+    });
+    ControlConnection rank("127.0.0.1", server.port(), 2, 3, "", deadline);
+    EXPECT_EQ(rank.get("key"), "value");
+    const News news = rank.wait(deadline);
+    EXPECT_EQ(news.kind, News::Kind::left);
+    EXPECT_EQ(news.rank, 1);
+    rank.leave();
+    leaving.join();
+    answering.join();
+}
+
 TEST(MpirunFlags, AreThoseOfTheMpiThatIsThere) {
     using Words = std::vector<std::string>;
     const std::string ending =
