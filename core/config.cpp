@@ -201,6 +201,8 @@ void check_router(const MoEConfig& c) {
         reject("moe_router_enable_expert_bias", true,
                "needs moe_router_score_function sigmoid or sqrtsoftplus");
     require_finite("moe_router_bias_update_rate", c.moe_router_bias_update_rate);
+    if (c.moe_router_force_biased)
+        require_finite("moe_router_force_biased", *c.moe_router_force_biased);
     if (c.moe_router_topk_scaling_factor)
         require_finite("moe_router_topk_scaling_factor",
                        *c.moe_router_topk_scaling_factor);

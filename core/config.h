@@ -48,6 +48,8 @@ struct MoEConfig {
     bool moe_router_enable_expert_bias = false;
     double moe_router_bias_update_rate = 1e-3;
     bool moe_router_fusion = false;
+    bool moe_router_force_load_balancing = false;
+    std::optional<double> moe_router_force_biased;
 
     // ------------------------------------------------------------------ auxiliary losses
     std::vector<std::string> moe_router_load_balancing_type = {"aux_loss"};
@@ -128,6 +130,10 @@ struct MoEConfig {
     /// finalized again.
     MoEConfig with_dispatcher(const std::string& type) const;
     bool is_sinkhorn() const;
+    /// Random logits take the place of the gating's: see distributed/random_logits.h.
+    bool has_random_logits() const {
+        return moe_router_force_load_balancing || moe_router_force_biased;
+    }
 };
 
 /// C, rows an expert accepts from one rank: ceil(T * K / E * factor), in double and in

@@ -5,6 +5,7 @@
 #include "core/components.h"
 #include "core/config.h"
 #include "core/tier.h"
+#include "distributed/random_logits.h"
 #include "naive_gpu/load_balancing.h"
 
 namespace moe::naive {
@@ -34,6 +35,7 @@ class TopKRouter : public Router {
                                       // moe_router_enable_expert_bias
     Tensor local_tokens_per_expert_;  // (E) i64 since the last update
     GlobalTokenCounts global_counts_;
+    distributed::RandomLogits random_logits_;
 };
 
 }  // namespace moe::naive

@@ -89,7 +89,8 @@ TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& pa
       groups_(groups),
       rule_(make_routing_rule(config)),
       local_tokens_per_expert_(gpu::device_zeros<std::int64_t>({config.num_experts()})),
-      global_counts_(gpu::device_zeros<double>({config.num_experts() + 1})) {
+      global_counts_(gpu::device_zeros<double>({config.num_experts() + 1})),
+      random_logits_(config, groups, {MemorySpace::device, DType::f32}) {
     const std::int64_t E = config.num_experts();
     const Tensor& weight = parameters.at("router.weight");
     weight_ = transfer(weight, placement());
@@ -120,7 +121,7 @@ Tensor TopKRouter::gate(const Tensor& hidden) {
 //! [router_forward]
 Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_mask,
                                    const RunContext& context) {
-    const std::int64_t B = hidden.dim(1), T = hidden.dim(0) * B;
+    const std::int64_t S = hidden.dim(0), B = hidden.dim(1), T = S * B;
     auto saved = std::make_unique<RouterSaved>();
     saved->hidden = hidden.reshaped({T, hidden.dim(2)});
     saved->padding_mask = padding_mask;
@@ -134,6 +135,10 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
         synchronize_if_watched(context);
     }
     context.value(Step::gating, "logits", saved->gate_logits);
+    if (config_.has_random_logits()) {
+        saved->logits = random_logits_.of(S, B);
+        context.value(Step::gating, "random_logits", saved->logits);
+    }
 
     // ③ K experts per token, and their weights; ⑤ what the losses sum up
     const std::int64_t populations = context.training ? count_populations(config_, B) : 0;

@@ -5,6 +5,7 @@
 #include "core/components.h"
 #include "core/config.h"
 #include "core/tier.h"
+#include "distributed/random_logits.h"
 #include "optimized_gpu/grouped_gemm/all_tokens.h"
 #include "optimized_gpu/load_balancing.h"
 #include "optimized_gpu/routing.h"
@@ -50,6 +51,7 @@ class TopKRouter : public Router {
                                       // moe_router_enable_expert_bias
     Tensor local_tokens_per_expert_;  // (E) i64 since the last update
     Tensor global_counts_;            // (E + 1) f64, see auxiliary_losses()
+    distributed::RandomLogits random_logits_;
 };
 
 }  // namespace moe::optimized

@@ -53,7 +53,8 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
     : Router({MemorySpace::host, dtype_of<Scalar>}),
       config_(config),
       groups_(groups),
-      local_tokens_per_expert_(Tensor::zeros({config.num_experts()}, DType::i64)) {
+      local_tokens_per_expert_(Tensor::zeros({config.num_experts()}, DType::i64)),
+      random_logits_(config, groups, placement()) {
     const std::int64_t E = config.num_experts();
     weight_ = transfer(parameters.at("router.weight"), placement())
                   .reshaped({1, E, config.hidden_size});
@@ -86,9 +87,13 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
         StepTimer timer(context, Step::gating);
         saved->logits = linear_forward<Scalar>(saved->hidden, weight_, bias_, {},
                                                make_row_groups({S * B}));
-        require_finite(saved->logits);
+        if (!config_.has_random_logits()) require_finite(saved->logits);
     }
     context.value(Step::gating, "logits", saved->logits);
+    if (config_.has_random_logits()) {
+        saved->logits = random_logits_.of(S, B);
+        context.value(Step::gating, "random_logits", saved->logits);
+    }
 
     // ③ K experts per token, and their weights
     {

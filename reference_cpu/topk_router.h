@@ -5,6 +5,7 @@
 #include "core/components.h"
 #include "core/config.h"
 #include "core/tier.h"
+#include "distributed/random_logits.h"
 #include "reference_cpu/load_balancing.h"
 
 namespace moe::cpu {
@@ -33,6 +34,7 @@ class TopKRouter : public Router {
     Tensor expert_bias_;  // (E) f32, undefined without moe_router_enable_expert_bias
     Tensor local_tokens_per_expert_;  // (E) i64 since the last update
     GlobalTokenCounts global_counts_;
+    distributed::RandomLogits random_logits_;
 };
 
 }  // namespace moe::cpu

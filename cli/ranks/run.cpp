@@ -7,6 +7,7 @@
 
 #include "cli/ranks/asked.h"
 #include "cli/ranks/processes.h"
+#include "core/error.h"
 #include "core/moe_layer.h"
 #include "core/transfer.h"
 #include "distributed/communicators/thread_communicator.h"
@@ -190,9 +191,16 @@ WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
     const MoEConfig config = distributed::single_rank_config(job.config);
     MoELayer layer(config, job.spec, job.parameters);
     RankTokens runs = tokens;
+    if (config.has_random_logits() && depends_on_other_tokens(config))
+        reject("moe_router_force_load_balancing, moe_router_force_biased",
+               "random logits",
+               "must be left out over ranks with a capacity or sinkhorn");
     if (!depends_on_other_tokens(config)) {
+        // S and B of all ranks: random logits know their tokens by them
         const std::int64_t all = job.hidden.dim(0);
-        runs = {all, 1, {std::vector<std::int64_t>(all)}};
+        const std::int64_t S = tokens.seq_len * job.config.tensor_model_parallel_size *
+                               job.config.context_parallel_size;
+        runs = {S, S == 0 ? 1 : all / S, {std::vector<std::int64_t>(all)}};
         std::iota(runs.of_rank[0].begin(), runs.of_rank[0].end(), 0);
     }
     const Shape shape = {runs.seq_len, runs.micro_batch, config.hidden_size};

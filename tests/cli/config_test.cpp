@@ -145,6 +145,7 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_router_topk_scaling_factor", {"2.5", 2.5}},
         {"moe_router_dtype", {"fp64", "fp64"}},
         {"moe_router_bias_update_rate", {"1e-4", 1e-4}},
+        {"moe_router_force_biased", {"-0.5", -0.5}},
         {"moe_router_load_balancing_type", {"none", {"none"}}},
         {"moe_aux_loss_coeff", {"0.125", {0.125}}},
         {"moe_z_loss_coeff", {"0.5", 0.5}},

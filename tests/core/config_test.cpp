@@ -283,6 +283,8 @@ TEST(ConfigRules, NumbersAreFinite) {
          [](auto& c, double x) { c.activation_func_clamp_value = x; }},
         {"moe_router_bias_update_rate",
          [](auto& c, double x) { c.moe_router_bias_update_rate = x; }},
+        {"moe_router_force_biased",
+         [](auto& c, double x) { c.moe_router_force_biased = x; }},
         {"moe_router_topk_scaling_factor",
          [](auto& c, double x) { c.moe_router_topk_scaling_factor = x; }},
         {"moe_aux_loss_coeff", [](auto& c, double x) { c.moe_aux_loss_coeff = {x}; }},
