@@ -110,6 +110,7 @@ Closeness measure_closeness(const TensorView& got, const TensorView& expected) {
         result.worst_got = block.closeness.worst_got;
         result.worst_expected = block.closeness.worst_expected;
     }
+    result.distance = scale * std::sqrt(difference);
     if (difference > 0.0)
         result.error = norm > 0.0 ? std::sqrt(difference / norm)
                                   : std::numeric_limits<double>::infinity();

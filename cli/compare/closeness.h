@@ -15,6 +15,7 @@ struct Closeness {
     bool finite = true;  ///< no NaN or infinity in either
     double error =
         0.0;  ///< ‖got - expected‖ / ‖expected‖; infinite when that is 0/0-like
+    double distance = 0.0;    ///< ‖got - expected‖
     std::int64_t worst = -1;  ///< flat index of the largest difference, -1 if equal
     double worst_got = 0.0, worst_expected = 0.0;
 

@@ -59,13 +59,23 @@ struct DispatcherCase {
 /// allow it.
 DispatcherCase through_dispatcher(const GoldenCase& golden, const std::string& type);
 
+/// What a bound on an error follows from.
+enum class BoundFrom {
+    agreement,     ///< how equality is judged everywhere (README.md)
+    source_error,  ///< 1.25 times the error of the source's own layer in that dtype
+    rounding,      ///< what rounding alone does to this tensor (rounding.h)
+};
+
 /// One expected tensor against what the layer made of it.
 struct TensorCheck {
     std::string name;  ///< "expect.output", or "rank 2 expect.output" with many ranks
     bool ok = false;
-    double error = 0.0, bound = 0.0;  ///< bound 0: integers, exactly equal
-    std::string detail;               ///< where it differs most; empty when ok
-    Step step = Step::gating;         ///< that makes it
+    /// Relative; bound 0: integers, exactly equal. Where zero is expected, and rounding
+    /// leaves something else, both are ‖got‖, not relative.
+    double error = 0.0, bound = 0.0;
+    BoundFrom bound_from = BoundFrom::agreement;
+    std::string detail;        ///< where it differs most; empty when ok
+    Step step = Step::gating;  ///< that makes it
 };
 
 /// All checks of one case in one supplier, or mix of suppliers.

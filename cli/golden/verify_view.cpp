@@ -12,6 +12,14 @@
 namespace moe {
 namespace {
 
+std::string in_words(BoundFrom origin) {
+    switch (origin) {
+        case BoundFrom::source_error: return "1.25 x the source's own error";
+        case BoundFrom::rounding: return "what rounding does here";
+        default: return "as agreed";
+    }
+}
+
 /// Where the line has no room for the bound, its share alone.
 void print_check(const TensorCheck& check) {
     const bool narrow = terminal_width() < 92;
@@ -24,6 +32,8 @@ void print_check(const TensorCheck& check) {
         line += narrow ? fmt::format("{:.1e} {:5.1f} % of bound  ", check.error, share)
                        : fmt::format("error {:<9.2e} bound {:<9.2e} {:5.1f} %  ",
                                      check.error, check.bound, share);
+        if (check.bound_from != BoundFrom::agreement)
+            line += fmt::format("bound: {}  ", in_words(check.bound_from));
         line += check.detail;
     }
     line.erase(line.find_last_not_of(' ') + 1);
@@ -50,6 +60,7 @@ void print_json(const CaseResult& result, const DispatcherCase& subject,
                                         {"ok", check.ok},
                                         {"error", check.error},
                                         {"bound", check.bound}};
+        if (check.bound > 0.0) entry["bound_from"] = in_words(check.bound_from);
         if (!check.ok) entry["detail"] = check.detail;
         tensors.push_back(entry);
     }
