@@ -124,13 +124,36 @@ bool verify_case(const DispatcherCase& subject, const Verification& run) {
 
 enum class Outcome { matches, differs, skipped };
 
+/// The setting without which the layer has no such tensor; "" for a name that it never
+/// has. @param name  of a parameter, or of what is expected of one
+std::string missing_setting(std::string name, const MoEConfig& config) {
+    if (name.starts_with("rank."))
+        name.erase(0, std::min(name.size(), name.find('.', 5)) + 1);
+    const std::string gradient = "expect.grad.";
+    if (name.starts_with(gradient)) name.erase(0, gradient.size());
+    if (name == "router.expert_bias") return "moe_router_enable_expert_bias is false";
+    if (name == "router.bias" || name == "experts.linear_fc1.bias" ||
+        name == "experts.linear_fc2.bias")
+        return "add_bias_linear is false";
+    if (name != "shared_experts.gate_weight" &&
+        name != "shared_experts.linear_fc1.weight" &&
+        name != "shared_experts.linear_fc2.weight")
+        return "";
+    return config.moe_shared_expert_intermediate_size.value_or(0) > 0
+               ? "moe_shared_expert_gate is false"
+               : "moe_shared_expert_intermediate_size is not set";
+}
+
 /// Verifies one file through every chosen dispatcher.
 Outcome verify_file(const GoldenCase& golden, const Verification& run) {
     for (const std::string& name : golden.unknown_tensors)
-        if (run.speaks())
-            fmt::print(stderr,
-                       "moe: {}: {} is not a tensor name known here; not checked\n",
-                       one_line(golden.path), one_line(name));
+        if (run.speaks()) {
+            const std::string setting = missing_setting(name, golden.config);
+            fmt::print(stderr, "moe: {}: {} is {}\n", one_line(golden.path),
+                       one_line(name),
+                       setting.empty() ? "not a tensor name known here; not checked"
+                                       : "not used: " + setting);
+        }
     Outcome outcome = Outcome::skipped;
     for (const std::string& type : choose_dispatchers(golden, run.options))
         if (const auto subject = choose_case(golden, type, run.options)) {

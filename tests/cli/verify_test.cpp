@@ -157,6 +157,36 @@ TEST_F(VerifyTest, NoticesTensorsItDoesNotKnowAndGoesOn) {
     EXPECT_NE(output.out.find("1 of 1 files match"), std::string::npos);
 }
 
+TEST_F(VerifyTest, SaysWhichSettingLeavesATensorUnused) {
+    const auto told = [&](const std::string& name, const std::string& source) {
+        const std::string file = changed(
+            "unused",
+            [&](TensorMap& t, auto&) { t[name] = Tensor::zeros({3}, DType::f32); },
+            source);
+        const Output output = moe({"verify", "--dtype", "fp64", file});
+        EXPECT_EQ(output.code, kExitOk) << name;
+        return output.err.substr(std::min(output.err.size(), file.size() + 7));
+    };
+    const std::string one = "one_token", none = " is not used: ";
+    for (const auto& [name, setting] : std::map<std::string, std::string>{
+             {"router.expert_bias", "moe_router_enable_expert_bias is false"},
+             {"router.bias", "add_bias_linear is false"},
+             {"experts.linear_fc1.bias", "add_bias_linear is false"},
+             {"expect.grad.experts.linear_fc2.bias", "add_bias_linear is false"},
+             {"shared_experts.linear_fc1.weight",
+              "moe_shared_expert_intermediate_size is not set"},
+             {"shared_experts.gate_weight",
+              "moe_shared_expert_intermediate_size is not set"}})
+        EXPECT_EQ(told(name, one), name + none + setting + "\n");
+    EXPECT_EQ(told("rank.1.expect.grad.router.bias", "ranks/tp2_shared_alltoall"),
+              "rank.1.expect.grad.router.bias is not used: add_bias_linear is false\n");
+    EXPECT_EQ(
+        told("shared_experts.gate_weight", "ranks/tp2_shared_alltoall"),
+        "shared_experts.gate_weight is not used: moe_shared_expert_gate is false\n");
+    EXPECT_EQ(told("rank.1", one),
+              "rank.1 is not a tensor name known here; not checked\n");
+}
+
 // Names that somebody else chose may hold a line break.
 TEST_F(VerifyTest, KeepsToOneLineWhateverANameHolds) {
     EXPECT_TRUE(RejectsConfig(R"("moe\nmagic": 1)", {"magic = 1: no such"}));
