@@ -355,6 +355,20 @@ TEST_P(LossesAlone, NeedNoRouter) {
         }
 }
 
+// docs/definitions.md: N is this micro-batch's alone, so that even scores give N̄ / N.
+TEST_P(LossesTest, OfUnevenMicroBatchesTheGlobalLossIsNotOne) {
+    MoEConfig c = all_losses();
+    c.moe_router_load_balancing_type = {"global_aux_loss"};
+    c.moe_aux_loss_coeff = {1.0};
+    make(c);
+    const auto loss = [&](std::int64_t S) {
+        return forward(Tensor::zeros({S, kBatch, kHidden}, DType::f32))
+            .at("global_load_balancing_loss");
+    };
+    EXPECT_NEAR(loss(5 * kSeq), 1.0, 1e-6);
+    EXPECT_NEAR(loss(kSeq), 3.0, 1e-6);
+}
+
 INSTANTIATE_TEST_SUITE_P(Tiers, LossesTest, testing::ValuesIn(router_suppliers()),
                          instance_name);
 INSTANTIATE_TEST_SUITE_P(Tiers, LossesAlone,
