@@ -120,9 +120,8 @@ double sum_of_squares(Tensor& log_sum_exp, const Tensor& logits, const TokenGrid
 /// The factor by which an attached loss grows when losses are summed over tokens instead
 /// of averaged over micro-batches. Source: router.py,
 /// TopKRouter.attach_and_log_load_balancing_loss.
-double attach_factor(const MoEConfig& config, const TokenGrid& grid,
-                     const Communicator& tp_cp) {
-    return config.calculate_per_token_loss ? double(grid.num_valid) * tp_cp.size() : 1.0;
+double attach_factor(const MoEConfig& config, double tokens, const Communicator& tp_cp) {
+    return config.calculate_per_token_loss ? tokens * tp_cp.size() : 1.0;
 }
 
 }  // namespace
@@ -148,14 +147,14 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
     const std::int64_t B = grid.micro_batch, E = config.num_experts();
     const double K = config.moe_router_topk;
     const double valid = grid.num_valid;
-    const double attach = attach_factor(config, grid, *groups.tp_cp);
 
     // ⑤ z-loss: keeps the logits small
     if (config.moe_z_loss_coeff) {
         const double count = std::max(1.0, valid);
         losses["z_loss"] =
             sum_of_squares<Scalar>(saved.log_sum_exp, logits, grid) / count;
-        saved.z_scale = *config.moe_z_loss_coeff / groups.tp_cp->size() * attach / count;
+        saved.z_scale = *config.moe_z_loss_coeff / groups.tp_cp->size() *
+                        attach_factor(config, valid, *groups.tp_cp) / count;
     }
 
     // ⑤ load-balancing losses: only where a coefficient asks for them
@@ -175,8 +174,14 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
     // token of a sequence. Counts n have no gradient; (E) are those of every sequence,
     // (B, E) each sequence's own.
     Values dscores(B * E);
+    // TUTORIAL: Megatron multiplies by the rank's own tokens. With a padding mask it
+    // takes them from counts over which the group's sum was written, so they are the
+    // group's. Source: moe_utils.py, get_tokens_per_expert_and_token_count; mappings.py,
+    // _reduce.
     const auto attach_loss = [&](const std::string& name, double coeff, double scale,
-                                 const Values& n) {
+                                 const Values& n, double group_count) {
+        const double tokens = grid.padding_mask ? group_count / K : valid;
+        const double attach = attach_factor(config, tokens, *groups.tp_cp);
         losses[name] = 0.0;
         for (std::int64_t i = 0; i < B * E; ++i) {
             const double factor = scale * n[i % n.size()];
@@ -193,13 +198,13 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
 
     if (aux > 0.0) {
         const Values n = reduce_counts(*groups.tp_cp, batch_counts);
-        attach_loss("load_balancing_loss", aux, per_square(sum(n)), n);
+        attach_loss("load_balancing_loss", aux, per_square(sum(n)), n, sum(n));
     }
     if (seq_aux > 0.0) {
         const Values n = reduce_counts(*groups.tp_cp, counts);
         const double num_sequences = std::max<double>(B, 1);
         attach_loss("seq_load_balancing_loss", seq_aux,
-                    per_square(sum(n) / num_sequences) / num_sequences, n);
+                    per_square(sum(n) / num_sequences) / num_sequences, n, sum(n));
     }
     if (global_aux > 0.0) {
         const Values n = reduce_counts(*groups.tp_dp_cp, batch_counts);
@@ -207,7 +212,8 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
         for (std::int64_t e = 0; e < E; ++e) global.tokens_per_expert[e] += n[e];
         ++global.num_steps;
         attach_loss("global_load_balancing_loss", global_aux,
-                    per_square(sum(n)) / global.num_steps, global.tokens_per_expert);
+                    per_square(sum(n)) / global.num_steps, global.tokens_per_expert,
+                    sum(n));
     }
     saved.dscores = gpu::to_device(std::vector<float>(dscores.begin(), dscores.end()))
                         .reshaped({B, E});

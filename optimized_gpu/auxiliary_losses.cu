@@ -9,8 +9,8 @@
 
 namespace moe::optimized {
 
-LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch,
-                        int tp_cp_size) {
+LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch, int tp_cp_size,
+                        bool has_mask) {
     LossRule rule;
     rule.num_experts = int(config.num_experts());
     rule.topk = int(config.moe_router_topk);
@@ -22,6 +22,7 @@ LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch,
     rule.z_loss_coeff = config.moe_z_loss_coeff.value_or(0.0);
     rule.per_token = config.calculate_per_token_loss;
     rule.num_ranks = tp_cp_size;
+    rule.has_mask = has_mask;
     return rule;
 }
 
@@ -105,17 +106,20 @@ __device__ LossSums losses_of_expert(const LossPointers& of, const LossRule& rul
                                      int expert, double count, double all_count,
                                      double score_sum) {
     const int E = rule.num_experts, B = rule.num_sequences;
-    const double tokens = *of.num_tokens, attach = rule.attach(*of.num_valid);
+    const double tokens = *of.num_tokens, valid = *of.num_valid;
     const std::int64_t i = std::int64_t(blockIdx.y) * E + expert;
     const double aux = per_square(rule, tokens) * count;
     const double seq_aux = per_square(rule, tokens / B) / B * of.assignments[i];
-    double global_aux = 0.0;
-    if (of.global_counts != nullptr)  // to which finish() adds this micro-batch
+    double global_aux = 0.0, attach_global = 0.0;
+    if (of.global_counts != nullptr) {  // to which finish() adds this micro-batch
         global_aux = per_square(rule, *of.all_tokens) / (of.global_counts[E] + 1.0) *
                      (of.global_counts[expert] + all_count);
-    of.dscores[i] = float(attach * (rule.aux_loss_coeff * aux +
-                                    rule.global_aux_loss_coeff * global_aux +
-                                    rule.seq_aux_loss_coeff * seq_aux));
+        attach_global = rule.attach_balancing(valid, *of.all_tokens);
+    }
+    of.dscores[i] =
+        float(rule.attach_balancing(valid, tokens) *
+                  (rule.aux_loss_coeff * aux + rule.seq_aux_loss_coeff * seq_aux) +
+              attach_global * rule.global_aux_loss_coeff * global_aux);
     return {0.0, aux * score_sum, seq_aux * score_sum, global_aux * score_sum};
 }
 

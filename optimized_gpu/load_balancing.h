@@ -29,11 +29,19 @@ struct LossRule {
     bool has_z_loss = false;
     double z_loss_coeff = 0.0;  ///< 0 is shown, and has no gradient
     bool per_token = false;     ///< calculate_per_token_loss
+    bool has_mask = false;      ///< there is a padding mask, if it pads nothing too
     int num_ranks = 1;          ///< of tp_cp, which share a sequence
 
     /// The factor by which an attached loss grows when losses are summed over tokens.
     __device__ double attach(double num_valid) const {
         return per_token ? num_valid * num_ranks : 1.0;
+    }
+    /// The same of a load-balancing loss. TUTORIAL: Megatron multiplies by the rank's own
+    /// tokens. With a padding mask it takes them from counts over which the group's sum
+    /// was written, so they are the group's. Source: moe_utils.py,
+    /// get_tokens_per_expert_and_token_count; mappings.py, _reduce.
+    __device__ double attach_balancing(double num_valid, double group_tokens) const {
+        return attach(has_mask ? group_tokens : num_valid);
     }
 
     bool has_balancing() const {
@@ -44,7 +52,7 @@ struct LossRule {
 
 /// The losses of a finalized config. @param micro_batch  B, sequences
 LossRule make_loss_rule(const MoEConfig& config, std::int64_t micro_batch,
-                        int tp_cp_size = 1);
+                        int tp_cp_size = 1, bool has_mask = false);
 
 /// The losses of one micro-batch.
 struct AuxiliaryLosses {

@@ -192,7 +192,8 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
         if (groups_ != nullptr) reduce_loss_counts(saved->routed, config_, *groups_);
         saved->losses = auxiliary_losses(
             saved->routed.losses, global_counts_,
-            make_loss_rule(config_, B, groups_ != nullptr ? groups_->tp_cp->size() : 1));
+            make_loss_rule(config_, B, groups_ != nullptr ? groups_->tp_cp->size() : 1,
+                           padding_mask.defined()));
         if (expert_bias_.defined() && !counts_choices)
             count_for_expert_bias(result, padding_mask);
         synchronize_if_watched(context);

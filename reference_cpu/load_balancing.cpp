@@ -67,10 +67,8 @@ void compute_aux_scores(AuxiliaryLossesSaved& saved, const Tensor& logits,
 /// The factor by which an attached loss grows when losses are summed over tokens instead
 /// of averaged over micro-batches. Source: router.py,
 /// TopKRouter.attach_and_log_load_balancing_loss.
-double attach_factor(const MoEConfig& config, const TokenGrid& grid,
-                     const Communicator& tp_cp) {
-    return config.calculate_per_token_loss ? double(grid.num_valid()) * tp_cp.size()
-                                           : 1.0;
+double attach_factor(const MoEConfig& config, double tokens, const Communicator& tp_cp) {
+    return config.calculate_per_token_loss ? tokens * tp_cp.size() : 1.0;
 }
 
 }  // namespace
@@ -92,7 +90,6 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
     const std::int64_t T = grid.num_tokens(), B = grid.micro_batch;
     const double E = config.num_experts(), K = config.moe_router_topk;
     const double valid = grid.num_valid();
-    const double attach = attach_factor(config, grid, *groups.tp_cp);
 
     // ⑤ z-loss: keeps the logits small
     if (config.moe_z_loss_coeff) {
@@ -107,7 +104,8 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
         }
         const double count = std::max(1.0, valid);
         losses["z_loss"] = sum_of_squares / count;
-        saved.z_scale = *config.moe_z_loss_coeff / groups.tp_cp->size() * attach / count;
+        saved.z_scale = *config.moe_z_loss_coeff / groups.tp_cp->size() *
+                        attach_factor(config, valid, *groups.tp_cp) / count;
     }
 
     // ⑤ load-balancing losses: only where a coefficient asks for them
@@ -125,10 +123,15 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
 
     // The loss is linear in the scores, so its gradient is its factor: the same for every
     // token of a sequence. Counts have no gradient.
+    // TUTORIAL: Megatron multiplies by the rank's own tokens. With a padding mask it
+    // takes them from counts over which the group's sum was written, so they are the
+    // group's. Source: moe_utils.py, get_tokens_per_expert_and_token_count; mappings.py,
+    // _reduce.
     const auto attach_loss = [&](const std::string& name, double coeff,
-                                 const Matrix<double>& factor) {
+                                 const Matrix<double>& factor, double group_count) {
+        const double tokens = grid.padding_mask ? group_count / K : double(T);
         losses[name] = factor.cwiseProduct(sums).sum();
-        dscores += coeff * attach * factor;
+        dscores += coeff * attach_factor(config, tokens, *groups.tp_cp) * factor;
     };
     const auto all_sequences = [&](const Matrix<double>& factor) {
         return Matrix<double>(factor.replicate(B, 1));
@@ -143,13 +146,14 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
     const Matrix<double> batch_counts = counts.colwise().sum();  // (1, E)
     if (aux > 0.0) {
         const Matrix<double> n = reduce_counts(*groups.tp_cp, batch_counts);
-        attach_loss("load_balancing_loss", aux, all_sequences(per_square(n.sum()) * n));
+        attach_loss("load_balancing_loss", aux, all_sequences(per_square(n.sum()) * n),
+                    n.sum());
     }
     if (seq_aux > 0.0) {
         const Matrix<double> n = reduce_counts(*groups.tp_cp, counts);
         const double num_sequences = std::max<double>(B, 1);
         attach_loss("seq_load_balancing_loss", seq_aux,
-                    per_square(n.sum() / num_sequences) / num_sequences * n);
+                    per_square(n.sum() / num_sequences) / num_sequences * n, n.sum());
     }
     if (global_aux > 0.0) {
         const Matrix<double> n = reduce_counts(*groups.tp_dp_cp, batch_counts);
@@ -159,7 +163,8 @@ AuxiliaryLossesSaved auxiliary_losses_forward(Losses& losses, GlobalTokenCounts&
         total += n;
         ++global.num_steps;
         attach_loss("global_load_balancing_loss", global_aux,
-                    all_sequences(per_square(n.sum()) / global.num_steps * total));
+                    all_sequences(per_square(n.sum()) / global.num_steps * total),
+                    n.sum());
     }
     saved.dscores = Tensor::empty({B, config.num_experts()}, DType::f32);
     as_matrix<float>(saved.dscores) = dscores.template cast<float>();

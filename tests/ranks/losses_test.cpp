@@ -245,28 +245,52 @@ TEST_P(RanksLossesTest, MaskedZLossIsTheMeanOfTheRanksMeans) {
     }
 }
 
-TEST_P(RanksLossesTest, ScaleByTheTokensOfTheSequences) {
-    MoEConfig c =
-        config({"aux_loss", "seq_aux_loss", "global_aux_loss"}, {0.5, 0.25, 0.125});
-    c.moe_z_loss_coeff = 0.5;
-    MoEConfig per_token = c;
-    per_token.calculate_per_token_loss = true;
-    for (const Grid& grid : {Grid{1, 1, 2}, Grid{2, 1, 1}, Grid{1, 2, 2}}) {
-        const MicroBatch batch{random_batch(grid).hidden, some_padding(grid)};
-        const auto ranks = over_ranks(c, grid, {batch});
-        const auto scaled = over_ranks(per_token, grid, {batch});
-        for (int r = 0; r < grid.world(); ++r) {
-            const std::vector<double> padded =
-                to_doubles(part_of(batch.padding, grid, r));
-            const double valid =
-                double(padded.size()) - std::accumulate(padded.begin(), padded.end(), 0);
-            std::vector<double> expected = to_doubles(ranks[r].dlogits);
-            for (double& value : expected) value *= valid * grid.pieces();
-            EXPECT_TRUE(Close(scaled[r].dlogits,
-                              Tensor::from(ranks[r].dlogits.shape(), expected), bound()));
-            EXPECT_EQ(scaled[r].losses, ranks[r].losses);
+// With a mask a load-balancing loss is multiplied by the tokens of its group, the z-loss
+// by the rank's own; without one, both by the rank's own.
+TEST_P(RanksLossesTest, ScaleByTokens) {
+    MoEConfig z = config({"none"}, {0.0});
+    z.moe_z_loss_coeff = 0.5;
+    const MoEConfig of_sequences = config({"aux_loss", "seq_aux_loss"}, {0.5, 0.25});
+    const MoEConfig global = config({"global_aux_loss"}, {0.125});
+    // Scores' gradients are fp32 and nearly cancel; scaled, they are rounded elsewhere.
+    const double bound = 4.0 * this->bound();
+    for (const Grid& grid : {Grid{1, 1, 2}, Grid{2, 1, 1}, Grid{1, 2, 2}})
+        for (const bool masked : {false, true}) {
+            const MicroBatch batch{random_batch(grid).hidden,
+                                   masked ? some_padding(grid) : Tensor()};
+            std::vector<double> own;  // valid tokens by rank
+            double all = 0.0;
+            for (int r = 0; r < grid.world(); ++r) {
+                double& valid =
+                    own.emplace_back(double(grid.length(r % grid.pieces())) * kBatch);
+                if (masked)
+                    for (double padding : to_doubles(part_of(batch.padding, grid, r)))
+                        valid -= padding;
+                all += valid;
+            }
+            const auto of_replica = [&](int rank) {
+                const auto first = own.begin() + rank / grid.pieces() * grid.pieces();
+                return std::accumulate(first, first + grid.pieces(), 0.0);
+            };
+            for (const MoEConfig& c : {std::as_const(z), of_sequences, global}) {
+                MoEConfig per_token = c;
+                per_token.calculate_per_token_loss = true;
+                const auto ranks = over_ranks(c, grid, {batch});
+                const auto scaled = over_ranks(per_token, grid, {batch});
+                for (int r = 0; r < grid.world(); ++r) {
+                    const double tokens = !masked || c.moe_z_loss_coeff ? own[r]
+                                          : c.aux_loss_coeff("aux_loss") > 0.0
+                                              ? of_replica(r)
+                                              : all;
+                    std::vector<double> expected = to_doubles(ranks[r].dlogits);
+                    for (double& value : expected) value *= tokens * grid.pieces();
+                    EXPECT_TRUE(Close(scaled[r].dlogits,
+                                      Tensor::from(ranks[r].dlogits.shape(), expected),
+                                      bound));
+                    EXPECT_EQ(scaled[r].losses, ranks[r].losses);
+                }
+            }
         }
-    }
 }
 
 TEST_P(RanksLossesTest, RanksWithoutTokensTakePart) {
