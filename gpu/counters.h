@@ -23,9 +23,11 @@ Counters counters();
 /// The peak starts again from what is held now.
 void reset_peak();
 
-/// For whoever launches, waits, allocates.
-void count_launch();
+/// For whoever launches, waits, allocates. Streams are cudaStream_t.
+void count_launch(const char* kernel, const void* stream);
+/// For all streams.
 void count_host_wait();
+void count_host_wait(const void* stream);
 void count_bytes(std::int64_t change);
 
 }  // namespace moe::gpu

@@ -65,7 +65,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig&
     cluster.val.clusterDim = {config.cluster.x, config.cluster.y, config.cluster.z};
     launch_config.attrs = &cluster;
     launch_config.numAttrs = blocks == 1 ? 0 : 1;
-    count_launch();
+    count_launch(name, config.stream);
     check(
         cudaLaunchKernelEx(&launch_config, kernel, std::forward<Arguments>(arguments)...),
         name);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "gpu/check.h"
+#include "gpu/device_log.h"
 
 namespace moe::gpu {
 
@@ -58,6 +59,7 @@ class Stream {
 /// host does not wait. Source: torch.cuda.Stream.wait_stream.
 inline void wait_for(cudaStream_t later, cudaStream_t earlier) {
     if (later == earlier) return;
+    log_wait_for_stream(later, earlier);
     cudaEvent_t event = nullptr;
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
     check(cudaEventRecord(event, earlier), "cudaEventRecord");

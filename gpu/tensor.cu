@@ -69,7 +69,7 @@ void copy(void* target, const void* source, std::size_t bytes) {
     check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, current_stream()),
           "cudaMemcpyAsync");
     if (allocations().contains(target) && allocations().contains(source)) return;
-    count_host_wait();
+    count_host_wait(current_stream());
     check(cudaStreamSynchronize(current_stream()), "cudaMemcpyAsync");
 }
 

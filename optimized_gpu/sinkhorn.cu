@@ -120,7 +120,7 @@ bool is_settled(const Tensor& moved, cudaStream_t stream) {
     gpu::check(cudaMemcpyAsync(moves.data(), gpu::device_data<float>(moved),
                                moved.size_bytes(), cudaMemcpyDeviceToHost, stream),
                "cudaMemcpyAsync");
-    gpu::count_host_wait();
+    gpu::count_host_wait(stream);
     gpu::check(cudaStreamSynchronize(stream), "sinkhorn");
     const float too_large = moves.back();
     if (too_large != 0.0f)

@@ -40,8 +40,7 @@ MoEConfig narrowed(const MoEConfig& config) {
     return result;
 }
 
-gpu::ThreadCounters count_asked(const RankJob& job, const RankTokens& tokens,
-                                const GroupsPtr& groups) {
+Asked count_asked(const RankJob& job, const RankTokens& tokens, const GroupsPtr& groups) {
     const MoEConfig config = narrowed(job.config);
     MoELayer layer(
         config, job.spec,
@@ -56,13 +55,13 @@ gpu::ThreadCounters count_asked(const RankJob& job, const RankTokens& tokens,
         return transfer(take_rows(whole, mine).reshaped(shape), placement);
     };
     const Tensor hidden = place(job.hidden), doutput = place(job.doutput);
-    gpu::ThreadCounters before;
-    for (int run = 0; run < 2; ++run) {
-        before = gpu::thread_counters();
-        const auto forward = layer.forward(hidden, {}, {});
-        layer.backward(doutput, forward.saved, {});
-    }
-    return gpu::thread_counters() - before;
+    layer.backward(doutput, layer.forward(hidden, {}, {}).saved, {});
+    gpu::DeviceLog log;
+    const gpu::ThreadCounters before = gpu::thread_counters();
+    const auto forward = layer.forward(hidden, {}, {});
+    log.begin_backward();
+    layer.backward(doutput, forward.saved, {});
+    return {gpu::thread_counters() - before, log.entries()};
 }
 
 }  // namespace moe

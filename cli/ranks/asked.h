@@ -23,10 +23,9 @@ inline constexpr std::array kCountsAsked = {
 /// executor takes its time for every column.
 MoEConfig narrowed(const MoEConfig& config);
 
-/// Counts of the calling rank in one forward and backward of the narrowed layer on its
-/// tokens, once another has made what the layer keeps. What goes in lies in the
-/// dispatcher's memory. All ranks of the groups call it.
-gpu::ThreadCounters count_asked(const RankJob& job, const RankTokens& tokens,
-                                const GroupsPtr& groups);
+/// Of the calling rank in one forward and backward of the narrowed layer on its tokens,
+/// once another has made what the layer keeps. What goes in lies in the dispatcher's
+/// memory. All ranks of the groups call it.
+Asked count_asked(const RankJob& job, const RankTokens& tokens, const GroupsPtr& groups);
 
 }  // namespace moe

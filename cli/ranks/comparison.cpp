@@ -137,13 +137,19 @@ void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
         column.dropped_rows.push_back(records[from].dropped_rows);
         for (const auto count : kCountsAsked)
             column.asked.*count =
-                std::max(column.asked.*count, records[from].asked.*count);
+                std::max(column.asked.*count, records[from].asked.counts.*count);
         for (const auto& [step, bytes_by_peer] : records[from].sent) {
             Links& links = column.sent[step];
             links.resize(W, std::vector<std::int64_t>(W, 0));
             for (const auto& [to, bytes] : bytes_by_peer) links[from][to] += bytes;
         }
     }
+}
+
+std::vector<std::vector<gpu::LogEntry>> logs_of(const std::vector<RankRecord>& records) {
+    std::vector<std::vector<gpu::LogEntry>> logs;
+    for (const RankRecord& record : records) logs.push_back(record.asked.log);
+    return logs;
 }
 
 /// The bytes of ⑥ must be those of the rows that the routing map asks for.
@@ -203,6 +209,7 @@ DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob j
         const std::vector<RankRecord> records = run_on_ranks(job, tokens);
         Judge(column, request, tokens, whole).judge(job.config, records);
         count_traffic(column, records);
+        column.schedule = schedule(logs_of(records));
         judge_bytes(column, outcome, request.sizes, records[0].dense);
         outcome.ok = outcome.ok && column.ok;
         outcome.columns.push_back(column);

@@ -15,6 +15,7 @@
 #include "cli/compare/comparison.h"
 #include "cli/ranks/routes.h"
 #include "cli/ranks/run.h"
+#include "cli/ranks/schedule.h"
 
 namespace moe {
 
@@ -39,6 +40,7 @@ struct RankColumn {
     /// What count_asked() counts; each of the rank that has most. Zeros where all is the
     /// host's work.
     gpu::ThreadCounters asked;
+    Schedule schedule;  ///< of what the ranks ask of their devices
     /// Over moe_expert_rank_capacity_factor, by rank.
     std::vector<std::int64_t> dropped_rows;
     std::string bytes_detail;  ///< a link of ⑥ whose bytes the routing map belies
@@ -120,6 +122,10 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request);
 /// As wide as the terminal allows.
 /// @param report  the folder of the report, which has the rest, or "none"
 void print_rank_comparison(const RankComparison& comparison, const std::string& report);
+
+/// Part of the ranks' page: a row for each rank's host and for each of its streams, with
+/// what may run beside what. "" where no column asks a device.
+std::string timeline_section(const RankComparison& comparison);
 
 /// Like write_report(): the ranks' own page.
 std::string write_rank_report(const RankComparison& comparison,

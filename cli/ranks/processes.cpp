@@ -88,6 +88,28 @@ class Reader {
     const std::uint8_t* at_;
 };
 
+void write(Writer& out, const gpu::LogEntry& entry) {
+    out.number(std::int64_t(entry.kind));
+    out.text(entry.name);
+    for (const int value : {entry.stream, entry.other, int(entry.on_host),
+                            int(entry.backward), int(entry.members.size())})
+        out.number(value);
+    for (const int member : entry.members) out.number(member);
+}
+
+gpu::LogEntry read_entry(Reader& in) {
+    gpu::LogEntry entry;
+    entry.kind = static_cast<gpu::LogEntry::Kind>(in.number());
+    entry.name = in.text();
+    entry.stream = int(in.number());
+    entry.other = int(in.number());
+    entry.on_host = in.number() != 0;
+    entry.backward = in.number() != 0;
+    entry.members.resize(in.number());
+    for (int& member : entry.members) member = int(in.number());
+    return entry;
+}
+
 std::vector<std::uint8_t> write(const RankRecord& record) {
     Writer out;
     out.number(std::int64_t(record.values.size()));
@@ -108,7 +130,9 @@ std::vector<std::uint8_t> write(const RankRecord& record) {
         }
     }
     out.number(record.host_waits);
-    for (const auto count : kCountsAsked) out.number(record.asked.*count);
+    for (const auto count : kCountsAsked) out.number(record.asked.counts.*count);
+    out.number(std::int64_t(record.asked.log.size()));
+    for (const gpu::LogEntry& entry : record.asked.log) write(out, entry);
     out.number(record.dropped_rows);
     out.number(record.dense);
     return out.bytes;
@@ -132,7 +156,9 @@ RankRecord read(const TensorView& bytes) {
         }
     }
     record.host_waits = in.number();
-    for (const auto count : kCountsAsked) record.asked.*count = in.number();
+    for (const auto count : kCountsAsked) record.asked.counts.*count = in.number();
+    record.asked.log.resize(in.number());
+    for (gpu::LogEntry& entry : record.asked.log) entry = read_entry(in);
     record.dropped_rows = in.number();
     record.dense = in.number() != 0;
     return record;

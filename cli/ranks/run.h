@@ -15,6 +15,7 @@
 #include "core/tensor.h"
 #include "distributed/communicators/communicator.h"
 #include "distributed/rank_generator.h"
+#include "gpu/device_log.h"
 #include "gpu/thread_counters.h"
 
 namespace moe {
@@ -36,6 +37,12 @@ Tensor take_rows(const Tensor& whole, const std::vector<std::int64_t>& tokens);
 /// The inverse over all ranks: (T, …) from every rank's rows.
 Tensor join_rows(const std::vector<Tensor>& parts, const RankTokens& tokens);
 
+/// What a rank asks of its device in one forward and backward.
+struct Asked {
+    gpu::ThreadCounters counts;
+    std::vector<gpu::LogEntry> log;
+};
+
 /// What one rank did.
 struct RankRecord {
     std::map<Step, TensorMap> values;  ///< on the host
@@ -45,7 +52,7 @@ struct RankRecord {
     /// Bytes sent to each other rank during each step.
     std::map<Step, std::map<int, std::int64_t>> sent;
     std::int64_t host_waits = 0;  ///< of the forward, as the dispatcher names them
-    gpu::ThreadCounters asked;    ///< if the job counts_asked
+    Asked asked;                  ///< if the job counts_asked
     /// Of this rank's experts, over moe_expert_rank_capacity_factor.
     std::int64_t dropped_rows = 0;
     bool dense = true;  ///< the dispatcher got maps of all experts, not K choices

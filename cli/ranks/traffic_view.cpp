@@ -161,6 +161,23 @@ void print_asked(const RankComparison& c) {
                   });
 }
 
+void print_beside(const RankComparison& c) {
+    std::string lines;
+    for (const DispatcherOutcome& outcome : c.dispatchers)
+        for (const RankColumn& column : outcome.columns)
+            if (const Schedule& s = column.schedule; s.beside() > 0)
+                lines += fmt::format(
+                    "  {}, {}: {} of a second stream beside {} of the "
+                    "first\n",
+                    column.short_label(), outcome.name(), s.beside(), s.with());
+    if (lines.empty()) return;
+    fmt::print("\n{}\n{}",
+               wrapped("Kernels and exchanges that may run at once, by streams and "
+                       "events; whether they do, a device says",
+                       2),
+               lines);
+}
+
 void print_matrices(const RankComparison& c, const std::string& report) {
     if (c.sizes.world > kMostInMatrix) {
         fmt::print("\nWho sends to whom: the report draws it for {} ranks\n",

@@ -15,6 +15,9 @@ void print_traffic(const RankComparison& comparison);
 /// device.
 void print_asked(const RankComparison& comparison);
 
+/// What may run beside what on a rank's device, if anything may.
+void print_beside(const RankComparison& comparison);
+
 /// Every link of ⑥, where the ranks are few enough for a table.
 /// @param report  the folder of the report, which has the rest, or ""
 void print_matrices(const RankComparison& comparison, const std::string& report);

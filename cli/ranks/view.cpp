@@ -230,6 +230,7 @@ void print_rank_comparison(const RankComparison& comparison, const std::string& 
     print_equality(comparison, elsewhere);
     print_traffic(comparison);
     print_asked(comparison);
+    print_beside(comparison);
     print_matrices(comparison, elsewhere);
     print_verdict(comparison);
 }

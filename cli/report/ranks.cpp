@@ -329,9 +329,9 @@ errors are relative (Frobenius norm).</p>
 
 std::string write_rank_report(const RankComparison& c, const std::string& folder) {
     return write_page(
-        make_page("One MoE layer on ranks", introduction(c) + notes(c) +
-                                                links_section(c) + theory_section(c) +
-                                                asked_section(c) + equality_section(c)),
+        make_page("One MoE layer on ranks",
+                  introduction(c) + notes(c) + links_section(c) + theory_section(c) +
+                      asked_section(c) + timeline_section(c) + equality_section(c)),
         folder);
 }
 

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/transfer.h"
+#include "gpu/device_log.h"
 #include "gpu/thread_counters.h"
 
 namespace moe::distributed {
@@ -13,9 +14,12 @@ namespace {
 /// One operation in the ledger and in the counters, from construction to destruction.
 class Entry {
   public:
-    Entry(const Communicator& group, const char* name, std::int64_t bytes)
+    /// @param space  of what is exchanged
+    Entry(const Communicator& group, const char* name, std::int64_t bytes,
+          MemorySpace space = MemorySpace::host)
         : ledger_(group.ledger()) {
         ledger_.begin(name, group.name(), bytes, group.members());
+        gpu::log_exchange(name, group.members(), space == MemorySpace::host);
     }
     ~Entry() { ledger_.end(); }
     Entry(const Entry&) = delete;
@@ -97,7 +101,7 @@ void Communicator::barrier() {
 void Communicator::broadcast(const TensorView& data, int root) {
     MOE_CHECK(root >= 0 && root < size());
     if (size() == 1) return;
-    const Entry entry(*this, "broadcast", std::int64_t(data.size_bytes()));
+    const Entry entry(*this, "broadcast", std::int64_t(data.size_bytes()), data.space);
     if (rank_ == root)
         for (int r = 0; r < size(); ++r)
             if (r != rank_)
@@ -115,7 +119,7 @@ void Communicator::all_gather(const TensorView& whole, const TensorView& part,
     MOE_CHECK_EQ(total(rows), whole.dim(0));
     if (size() == 1) return copy_rows(whole, part);
     const auto bytes = std::int64_t(part.size_bytes());
-    const Entry entry(*this, "all_gather", bytes);
+    const Entry entry(*this, "all_gather", bytes, part.space);
     for (int r = 0; r < size(); ++r)
         if (r != rank_) ledger_->count_sent("all_gather", members_[r], bytes);
     do_all_gather(whole, part, rows);
@@ -129,7 +133,8 @@ void Communicator::reduce_scatter(const TensorView& part, const TensorView& whol
     MOE_CHECK_EQ(rows[rank_], part.dim(0));
     MOE_CHECK_EQ(total(rows), whole.dim(0));
     if (size() == 1) return copy_rows(part, whole);
-    const Entry entry(*this, "reduce_scatter", std::int64_t(whole.size_bytes()));
+    const Entry entry(*this, "reduce_scatter", std::int64_t(whole.size_bytes()),
+                      part.space);
     for (int r = 0; r < size(); ++r)
         if (r != rank_)
             ledger_->count_sent("reduce_scatter", members_[r],
@@ -140,7 +145,7 @@ void Communicator::reduce_scatter(const TensorView& part, const TensorView& whol
 void Communicator::all_reduce(const TensorView& data) {
     if (size() == 1) return;
     const auto bytes = std::int64_t(data.size_bytes());
-    const Entry entry(*this, "all_reduce", bytes);
+    const Entry entry(*this, "all_reduce", bytes, data.space);
     for (int r = 0; r < size(); ++r)
         if (r != rank_) ledger_->count_sent("all_reduce", members_[r], bytes);
     do_all_reduce(data);
@@ -154,7 +159,7 @@ void Communicator::all_to_all(const TensorView& received, const TensorView& sent
     MOE_CHECK_EQ(total(received_rows), received.dim(0));
     MOE_CHECK_EQ(total(sent_rows), sent.dim(0));
     if (size() == 1) return copy_rows(received, sent);
-    const Entry entry(*this, "all_to_all", std::int64_t(sent.size_bytes()));
+    const Entry entry(*this, "all_to_all", std::int64_t(sent.size_bytes()), sent.space);
     for (int r = 0; r < size(); ++r)
         if (r != rank_ && sent_rows[r] > 0)
             ledger_->count_sent("all_to_all", members_[r],

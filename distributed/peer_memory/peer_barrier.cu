@@ -164,6 +164,7 @@ class FlagBarrier : public BookingBarrier {
         if (group().size() == 1) return;
         // On the executor the kernel runs here, and the watchdog shall know in what.
         OpLedger& ledger = group().ledger();
+        const gpu::MeetingScope meeting(group().members());
         operation_ = ledger.begin("barrier in a kernel of " + circled(step),
                                   group().name(), 0, group().members());
         try {
@@ -225,6 +226,7 @@ class EventBarrier : public BookingBarrier {
     void meet(Step step, const RowsMoved& moved) override {
         if (group().size() == 1) return;
         const cudaStream_t stream = gpu::current_stream();
+        const gpu::MeetingScope meeting(group().members());
         gpu::launch("book_kernel", book_kernel, {1, kMaxPeers}, moved, booked(step),
                     group().rank(), group().size());
         gpu::check(cudaEventRecord(events_[group().rank()], stream), "cudaEventRecord");

@@ -23,19 +23,19 @@ using gpu::ThreadCounters;
 TEST(ThreadCounters, AreOfOneThreadAndTellExchangesApart) {
     const ThreadCounters before = gpu::thread_counters();
     const gpu::Counters all = gpu::counters();
-    gpu::count_launch();
+    gpu::count_launch("", nullptr);
     {
         const gpu::ExchangeScope outer;
         {
             const gpu::ExchangeScope inner;
             gpu::count_host_wait();
         }
-        gpu::count_launch();
-        gpu::count_launch();
+        gpu::count_launch("", nullptr);
+        gpu::count_launch("", nullptr);
     }
     gpu::count_host_wait();
     const auto theirs = std::async(std::launch::async, [] {
-        gpu::count_launch();
+        gpu::count_launch("", nullptr);
         return gpu::thread_counters();
     });
     theirs.wait();
@@ -97,7 +97,7 @@ TEST(AskedOfTheDevice, IsTheSameInANarrowLayer) {
         const auto groups = distributed::make_process_groups(world, job.config);
         const int rank = world.rank();
         whole[rank] = asked_by_the_whole(job, tokens.of_rank[rank], groups);
-        narrow[rank] = count_asked(job, tokens, groups);
+        narrow[rank] = count_asked(job, tokens, groups).counts;
     });
     for (int rank = 0; rank < kRanks; ++rank)
         for (const auto count : kCountsAsked)
