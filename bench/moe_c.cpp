@@ -14,6 +14,7 @@
 #include "bench/moe_c_setup.h"
 #include "bench/routed_experts.h"
 #include "cli/commands.h"
+#include "core/buffer_pool.h"
 #include "core/error.h"
 #include "core/moe_layer.h"
 #include "core/parameters.h"
@@ -33,11 +34,14 @@ struct moe_layer {
     // Made at the first forward that wants them; a forward's backward shares them.
     std::shared_ptr<MoELayer> whole;
     std::shared_ptr<RoutedExperts> routed;
+    // What the calls before gave back.
+    std::shared_ptr<moe::BufferPool> pool = std::make_shared<moe::BufferPool>();
 };
 
 struct moe_saved {
     bool on_device = false;
     moe::RunContext context;
+    std::shared_ptr<moe::BufferPool> pool;
     // One of the two pairs
     std::shared_ptr<MoELayer> whole;
     MoELayer::SavedForward whole_forward;
@@ -204,6 +208,8 @@ int32_t moe_forward(moe_layer* layer, const moe_array* hidden, int32_t training,
                 std::make_shared<MoELayer>(layer->config, layer->spec, layer->parameters);
         auto made = std::make_unique<moe_saved>();
         made->on_device = layer->on_device;
+        made->pool = layer->pool;
+        const BufferPool::Scope scope(*made->pool);
         made->context.training = training != 0;
         made->whole = layer->whole;
         auto forward = made->whole->forward(input, {}, made->context);
@@ -241,6 +247,8 @@ int32_t moe_experts_forward(moe_layer* layer, const moe_array* hidden,
                                                             layer->parameters);
         auto made = std::make_unique<moe_saved>();
         made->on_device = layer->on_device;
+        made->pool = layer->pool;
+        const BufferPool::Scope scope(*made->pool);
         made->routed = layer->routed;
         made->routed_forward = made->routed->forward(input, weights, map, made->context);
         made->output = made->routed_forward.output;
@@ -256,6 +264,7 @@ int32_t moe_backward(moe_saved* saved, const moe_array* grad_output, void* strea
         const Tensor doutput = borrow_array("grad_output", grad_output);
         check_floating("grad_output", doutput, saved->output.shape());
         const InStream order(saved->on_device, stream);
+        const BufferPool::Scope scope(*saved->pool);
         TensorMap gradients;
         if (saved->whole != nullptr) {
             auto made =

@@ -23,6 +23,10 @@
  * Streams: work on the device is ordered after what `stream` (a cudaStream_t) has got
  * before the call, and what it gets afterwards is ordered after the work; NULL is the
  * default stream, where the kernels run. Layers that work on the host alone ignore it.
+ *
+ * Memory: a layer keeps what its calls used and gives it to the next ones, until it and
+ * what its forwards saved are gone. So before moe_release() all that reads an output or
+ * a gradient is done, or lies in the stream that the layer's next call is given.
  */
 #ifndef MOE_C_H
 #define MOE_C_H

@@ -9,6 +9,7 @@
 #include "bench/result_words.h"
 #include "bench/roofline.h"
 #include "bench/timing.h"
+#include "core/buffer_pool.h"
 #include "core/kept_bytes.h"
 #include "gpu/counters.h"
 
@@ -230,6 +231,10 @@ class Bench {
         plan.seconds = request_.seconds;
         plan.seed = request_.seed;
         plan.progress = request_.progress;
+        // A training step finds its memory where the step before left it; else fresh pages
+        // and cudaMalloc() would be timed as well.
+        BufferPool pool;
+        const BufferPool::Scope scope(pool);
         const std::vector<Timing> timings = time_interleaved(works, plan);
         request_.progress("calibrating again");
         run.after = calibrator->measure();

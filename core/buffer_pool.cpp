@@ -16,15 +16,24 @@ std::atomic<std::int64_t> bytes_in_use = 0;
 /// Counts a tensor's bytes as long as it lives.
 class InUse {
   public:
-    explicit InUse(std::size_t bytes) : bytes_(std::int64_t(bytes)) {
-        bytes_in_use += bytes_;
+    InUse(std::size_t bytes, const MemoryFunctions& memory)
+        : bytes_(std::int64_t(bytes)), count_of_space_(memory.count) {
+        count(bytes_);
     }
-    InUse(const InUse& other) : InUse(std::size_t(other.bytes_)) {}
-    InUse& operator=(const InUse&) = delete;
-    ~InUse() { bytes_in_use -= bytes_; }
+    /// Takes it over: counted twice, be it for a moment, it would be in the peak.
+    InUse(InUse&& other) noexcept
+        : bytes_(std::exchange(other.bytes_, 0)),
+          count_of_space_(other.count_of_space_) {}
+    InUse& operator=(InUse&&) = delete;
+    ~InUse() { count(-bytes_); }
 
   private:
+    void count(std::int64_t change) const {
+        bytes_in_use += change;
+        if (count_of_space_ != nullptr) count_of_space_(change);
+    }
     std::int64_t bytes_;
+    void (*count_of_space_)(std::int64_t change);
 };
 
 }  // namespace
@@ -98,9 +107,8 @@ std::shared_ptr<void> BufferPool::allocate(std::size_t bytes, MemorySpace space)
     const MemoryFunctions& memory = memory_functions(space);
     if (current_ == nullptr)
         return {memory.allocate(bytes),
-                [counted = InUse(bytes), release = memory.release](void* pointer) {
-                    release(pointer);
-                }};
+                [counted = InUse(bytes, memory),
+                 release = memory.release](void* pointer) { release(pointer); }};
     const std::shared_ptr<Blocks> blocks = current_->blocks_;
     auto [block, size] = blocks->take({space, lane_, bytes});
     if (block == nullptr) {
@@ -110,9 +118,10 @@ std::shared_ptr<void> BufferPool::allocate(std::size_t bytes, MemorySpace space)
         ++blocks->allocations;
         blocks->bytes += bytes;
     }
-    return {block,
-            [counted = InUse(bytes), blocks, key = Blocks::Key{space, lane_, size}](
-                void* pointer) { blocks->give_back(pointer, key); }};
+    return {block, [counted = InUse(bytes, memory), blocks,
+                    key = Blocks::Key{space, lane_, size}](void* pointer) {
+                blocks->give_back(pointer, key);
+            }};
 }
 
 std::int64_t tensor_bytes() {

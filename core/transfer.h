@@ -21,6 +21,8 @@ struct MemoryFunctions {
     /// (rows, columns) of bytes into (columns, rows), both in this space.
     void (*transpose)(void* target, const void* source, std::int64_t rows,
                       std::int64_t columns) = nullptr;
+    /// Told by how many bytes what tensors of this space use changes; null: nobody is.
+    void (*count)(std::int64_t change) = nullptr;
 };
 
 /// Makes a space known; the host is known from the start.

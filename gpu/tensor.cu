@@ -19,14 +19,10 @@ class Allocations {
     void add(void* pointer, std::size_t bytes) {
         const std::lock_guard lock(mutex_);
         sizes_[static_cast<std::byte*>(pointer)] = bytes;
-        count_bytes(std::int64_t(bytes));
     }
     void remove(void* pointer) {
         const std::lock_guard lock(mutex_);
-        const auto found = sizes_.find(static_cast<std::byte*>(pointer));
-        if (found == sizes_.end()) return;
-        count_bytes(-std::int64_t(found->second));
-        sizes_.erase(found);
+        sizes_.erase(static_cast<std::byte*>(pointer));
     }
     /// True for an address inside any of them.
     bool contains(const void* address) {
@@ -91,7 +87,7 @@ void transpose(void* target, const void* source, std::int64_t rows,
 
 void register_device_memory() {
     register_memory_space(MemorySpace::device,
-                          {allocate, release, fill, copy, transpose});
+                          {allocate, release, fill, copy, transpose, count_bytes});
 }
 
 bool is_emulated() {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "core/buffer_pool.h"
 #include "core/transfer.h"
 #include "gpu/cast.h"
 #include "gpu/counters.h"
@@ -33,6 +34,23 @@ TEST(Counters, SeeMemoryComeAndGo) {
     kept = {};
     EXPECT_EQ(gpu::counters().bytes, before.bytes);
     EXPECT_EQ(gpu::counters().peak_bytes - before.bytes, 400) << "it was so high";
+}
+
+TEST(Counters, SeeWhatTensorsUseOfAPool) {
+    NEEDS_DEVICE();
+    BufferPool pool;
+    const BufferPool::Scope scope(pool);
+    const gpu::Counters before = gpu::counters();
+    for (int again = 0; again < 2; ++again) {
+        gpu::reset_peak();
+        {
+            const Tensor brief = gpu::device_empty<double>({1000});
+            EXPECT_EQ(gpu::counters().bytes - before.bytes, 8000);
+        }
+        EXPECT_EQ(gpu::counters().bytes, before.bytes) << "kept, but by no tensor";
+        EXPECT_EQ(gpu::counters().peak_bytes - before.bytes, 8000);
+    }
+    EXPECT_EQ(pool.allocations(), 1);
 }
 
 TEST(Counters, SeeTheHostWaitForCopies) {
