@@ -176,7 +176,9 @@ void Command::check(const Texts& words) const {
             continue;
         }
         const auto is_value = [&](std::size_t at) {
-            return at < words.size() && words[at] != "--help" &&
+            if (at >= words.size() || words[at] == "--help") return false;
+            // Several words in quotes are no flag
+            return words[at].find(' ') != std::string::npos ||
                    !(words[at].starts_with("-") && find(name_in(words[at])));
         };
         if (equals ? after.empty() : !is_value(i + 1))

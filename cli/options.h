@@ -25,8 +25,8 @@ class LayerOptions {
         std::int64_t scale, seq_length, micro_batch_size;
         std::optional<MoEConfig> config = {};  ///< instead of a preset
     };
-    /// Adds --preset, --scale, --config, every config field, --seq-length,
-    /// --micro-batch-size and --seed to `command`.
+    /// Adds --preset, --scale, --config, --megatron-args, every config field,
+    /// --seq-length, --micro-batch-size and --seed to `command`.
     LayerOptions(Command& command, Defaults defaults);
 
     /// Where to start instead, for a command that knows better only when it runs.
@@ -36,7 +36,9 @@ class LayerOptions {
         MoEConfig config;             ///< not finalized
         std::set<std::string> given;  ///< fields that the user named, in a file or a flag
     };
-    /// The preset, or the file of --config, with the flags on top. Reads the file.
+    /// The preset, the file of --config or the arguments of --megatron-args, with the
+    /// flags on top. Reads the file. The first time that arguments are read it says on
+    /// stderr what of them is not taken.
     Chosen choose() const;
     /// The same, finalized.
     MoEConfig config() const;
@@ -44,25 +46,35 @@ class LayerOptions {
     /// share it is no change of the layer. Reads the file of --config if flags change it.
     std::string model() const;
     std::int64_t seq_length() const;
+    /// Ranks will share the layer: what pasted arguments say of that is taken as well.
+    void share_among_ranks() { ranks_ = true; }
     bool seq_length_given() const { return seq_length_.has_value(); }
     std::int64_t micro_batch_size() const;
     bool micro_batch_size_given() const { return micro_batch_size_.has_value(); }
     std::uint64_t seed() const { return seed_; }
 
   private:
+    /// Config fields as flags give them.
+    struct FieldFlags {
+        std::map<std::string, std::vector<std::string>> texts;  // by field name
+        std::map<std::string, bool> booleans;                   // those given
+        bool swiglu = false, squared_relu = false, quick_geglu = false;
+        bool any() const;
+        void apply(Chosen& chosen) const;
+    };
     void add_field_flags(Command& command);
     /// Where the flags start from.
     Chosen start() const;
-    bool any_field_flag() const;
+    Chosen start_from_script() const;
     std::string changes() const;
 
     Defaults defaults_;
-    std::optional<std::string> preset_, config_path_;
+    std::optional<std::string> preset_, config_path_, megatron_args_;
     std::optional<std::int64_t> scale_, seq_length_, micro_batch_size_;
     std::uint64_t seed_ = 1234;
-    std::map<std::string, std::vector<std::string>> texts_;  // by field name
-    std::map<std::string, bool> booleans_;                   // those given, by field name
-    bool swiglu_ = false, squared_relu_ = false, quick_geglu_ = false;
+    FieldFlags flags_;
+    bool ranks_ = false;
+    mutable bool told_ = false;  // what is not taken of megatron_args_
 };
 
 /// Megatron's flag for a config field: "moe_router_topk" gives "--moe-router-topk".

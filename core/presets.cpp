@@ -101,16 +101,23 @@ const std::vector<std::string>& preset_names() {
     return names;
 }
 
-MoEConfig preset(const std::string& name, std::int64_t scale) {
+void scale_widths(MoEConfig& config, std::int64_t scale) {
     if (scale < 1) reject("scale", scale, "must be at least 1");
+    config.hidden_size = shrink("hidden_size", config.hidden_size, scale);
+    const auto shrink_given = [&](const char* name, std::optional<std::int64_t>& width) {
+        if (width.value_or(0) > 0) width = shrink(name, *width, scale);
+    };
+    shrink_given("ffn_hidden_size", config.ffn_hidden_size);
+    shrink_given("moe_ffn_hidden_size", config.moe_ffn_hidden_size);
+    shrink_given("moe_shared_expert_intermediate_size",
+                 config.moe_shared_expert_intermediate_size);
+}
+
+MoEConfig preset(const std::string& name, std::int64_t scale) {
     for (const Preset& candidate : kPresets) {
         if (candidate.name != name) continue;
         MoEConfig config = candidate.make();
-        config.hidden_size = shrink("hidden_size", config.hidden_size, scale);
-        config.moe_ffn_hidden_size = shrink("moe_ffn_hidden_size", config.ffn(), scale);
-        if (config.shared_ffn() > 0)
-            config.moe_shared_expert_intermediate_size =
-                shrink("moe_shared_expert_intermediate_size", config.shared_ffn(), scale);
+        scale_widths(config, scale);
         return config;
     }
     reject_unknown("preset", name, preset_names(), "known are");

@@ -238,6 +238,7 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
         reject(
             "--golden", *options.golden,
             "must be left out with --ranks: moe verify runs the golden cases of ranks");
+    options.layer->share_among_ranks();
     const LayerOptions& layer = *options.layer;
     RankConfigs chosen = choose_rank_configs(layer, options.ranks->ranks());
     leave_out_refused(chosen, options);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "cli/compare/closeness.h"
 #include "cli/ranks/asked.h"
@@ -257,6 +258,21 @@ Links RankColumn::sent_in(const std::vector<Step>& steps) const {
                 for (std::size_t to = 0; to < W; ++to)
                     sum[from][to] += found->second[from][to];
     return sum;
+}
+
+std::int64_t RankComparison::rows_of(int rank) const {
+    const std::int64_t L = rows_per_expert.dim(1);
+    const auto* first = rows_per_expert.data<std::int64_t>() + rank * L;
+    return std::accumulate(first, first + L, std::int64_t{0});
+}
+
+double RankComparison::overload_factor() const {
+    std::int64_t most = 0, all = 0;
+    for (int rank = 0; rank < sizes.world; ++rank) {
+        most = std::max(most, rows_of(rank));
+        all += rows_of(rank);
+    }
+    return all == 0 ? 0.0 : double(most) * sizes.world / double(all);
 }
 
 std::string RankComparison::ranks_in_words() const {

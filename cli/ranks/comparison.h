@@ -102,6 +102,11 @@ struct RankComparison {
     std::string ranks_in_words() const;
     /// Whether any column does.
     bool uses_device() const;
+    /// That a rank's experts get.
+    std::int64_t rows_of(int rank) const;
+    /// Rows of the rank that gets most over the mean of all ranks: 1 when routing is
+    /// balanced, 0 where there are no rows. The step lasts as long as the fullest rank.
+    double overload_factor() const;
 };
 
 struct RankComparisonRequest {

@@ -76,7 +76,6 @@ void print_ranks(const RankComparison& c) {
     const MoEConfig& config = c.config();
     const std::int64_t L = config.num_local_experts();
     const RankGenerator experts = RankGenerator::experts(c.sizes);
-    const auto& counts = c.rows_per_expert;
     fmt::print("\nrank  {:<24}{:<16}rows for them\n", "tokens (t = s B + b)", "experts");
     for (int rank = 0; rank < c.sizes.world; ++rank) {
         const std::int64_t first = experts.key(rank, "ep") * L;
@@ -86,12 +85,12 @@ void print_ranks(const RankComparison& c) {
             c.sizes.expert_tensor == 1
                 ? ""
                 : fmt::format(", shard {}", experts.key(rank, "tp"));
-        std::int64_t rows = 0;
-        for (std::int64_t l = 0; l < L; ++l)
-            rows += counts.data<std::int64_t>()[rank * L + l];
         fmt::print("{:>4}  {:<24}{:<16}{:>13}\n", rank, token_range(c, rank),
-                   held + shard, rows);
+                   held + shard, c.rows_of(rank));
     }
+    if (c.sizes.world > 1)
+        fmt::print("Overload factor {:.2f}: rows of the fullest rank over the mean\n",
+                   c.overload_factor());
 }
 
 /// "{0 1} {2 3}", or "each alone"; cut where a line would become long.

@@ -81,9 +81,6 @@ std::string rank_table(const RankComparison& c) {
     std::string rows;
     for (int rank = 0; rank < c.sizes.world; ++rank) {
         const std::int64_t first = experts.key(rank, "ep") * L;
-        std::int64_t arriving = 0;
-        for (std::int64_t l = 0; l < L; ++l)
-            arriving += c.rows_per_expert.data<std::int64_t>()[rank * L + l];
         rows +=
             fmt::format("<tr><td>rank {}</td><td>{}</td><td>{}{}</td><td>{}</td></tr>\n",
                         rank, grouped(c.tokens.per_rank()),
@@ -92,12 +89,14 @@ std::string rank_table(const RankComparison& c) {
                         c.sizes.expert_tensor == 1
                             ? ""
                             : fmt::format(", shard {}", experts.key(rank, "tp")),
-                        grouped(arriving));
+                        grouped(c.rows_of(rank)));
     }
     return fmt::format(
         "<div class='wide'><table><tr><th>rank</th><th>tokens</th><th>experts</th>"
-        "<th>rows that its experts get</th></tr>\n{}</table></div>\n",
-        rows);
+        "<th>rows that its experts get</th></tr>\n{}</table></div>\n"
+        "<p>Overload factor {:.2f}: rows of the fullest rank over the mean. All wait for "
+        "that rank.</p>\n",
+        rows, c.overload_factor());
 }
 
 // -------------------------------------------------------------------------------- links

@@ -128,6 +128,7 @@ std::string describe_difference(const MoEConfig& alone, const MoEConfig& here) {
 int run_rank_trace(const TraceOptions& options) {
     if (options.text) reject("--text", *options.text, "must be left out with --ranks");
     if (options.token) reject("--token", *options.token, "must be left out with --ranks");
+    options.layer->share_among_ranks();
     const LayerOptions& layer = *options.layer;
     const RankConfigs chosen =
         choose_rank_configs(layer, options.ranks->ranks(), show_dispatch);

@@ -1,0 +1,326 @@
+// layer_options.cpp: a layer from a preset, a file, a launch script and flags.
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "cli/files.h"
+#include "cli/megatron_args.h"
+#include "cli/options.h"
+#include "core/error.h"
+#include "core/known_names.h"
+
+namespace moe {
+namespace {
+
+using nlohmann::json;
+
+/// Calls `act`, whose errors name a value of the core: here they name its flag.
+template <typename Act>
+void naming_flags(Act act) {
+    try {
+        act();
+    } catch (const InputError& error) {
+        throw InputError(std::string("--") + error.what());
+    }
+}
+
+/// A flag's text as the JSON value that a config file would hold.
+json parse_value(const std::string& flag, const std::string& text,
+                 const FieldInfo& field) {
+    if (text == "none" && field.optional) return nullptr;
+    const FieldKind kind = field.kind;
+    if (kind == FieldKind::integer) return parse_integer(flag, text);
+    const char* begin = text.data();
+    const char* end = begin + text.size();
+    if (kind == FieldKind::number || kind == FieldKind::list) {
+        double value = 0.0;
+        const auto [stop, error] = std::from_chars(begin, end, value);
+        if (error == std::errc() && stop == end) return value;
+        if (kind == FieldKind::number) reject(flag, text, "must be a number");
+    }
+    return text;
+}
+
+/// How ranks share a layer, which is no part of it.
+bool is_of_ranks(const std::string& field) {
+    return field.ends_with("_parallel_size") || field == "sequence_parallel" ||
+           field == "moe_token_dispatcher_type" || field == "moe_enable_deepep" ||
+           field.starts_with("moe_flex_");
+}
+
+/// The flag that turns a boolean off.
+std::string opposite_name(const std::string& field) {
+    return field == "add_bias_linear" ? "--disable-bias-linear"
+                                      : "--no-" + flag_name(field).substr(2);
+}
+
+/// The field that a flag gives, or null.
+const FieldInfo* field_of(const std::string& flag) {
+    for (const FieldInfo& field : config_fields())
+        if (flag == flag_name(field.name) ||
+            (field.kind == FieldKind::boolean && flag == opposite_name(field.name)))
+            return &field;
+    return nullptr;
+}
+
+/// What a script gives a field.
+std::vector<std::string> script_values(const std::string& name, const ScriptFlag& flag,
+                                       const FieldInfo& field) {
+    const std::string where = name + ": " + flag.name;
+    if (flag.values.empty()) reject(where, "missing", "needs a value");
+    std::vector<std::string> values = flag.values;
+    if (field.kind != FieldKind::list) values.resize(1);  // the rest is the program's
+    for (const std::string& value : values)
+        if (value.find('$') != std::string::npos)
+            reject(where, value, "a variable that the text does not set");
+    return values;
+}
+
+void tell_left_out(const std::string& why, const std::vector<std::string>& flags) {
+    if (flags.empty()) return;
+    constexpr std::size_t kMost = 12;
+    const std::size_t shown = std::min(flags.size(), kMost);
+    fmt::print(
+        stderr, "moe: note: --megatron-args: {}: {}{}\n", why,
+        fmt::join(flags.begin(), flags.begin() + std::ptrdiff_t(shown), ", "),
+        flags.size() > kMost ? fmt::format(" and {} more", flags.size() - kMost) : "");
+}
+
+/// A seed of 64 bits; CLI11 would wrap -1 around.
+std::uint64_t parse_seed(const std::string& text) {
+    std::uint64_t seed = 0;
+    const auto [stop, error] =
+        std::from_chars(text.data(), text.data() + text.size(), seed);
+    if (error != std::errc() || stop != text.data() + text.size())
+        reject("--seed", text, "must be an integer from 0 to 2^64 - 1");
+    return seed;
+}
+
+}  // namespace
+
+std::string flag_name(const std::string& field) {
+    if (field == "num_moe_experts") return "--num-experts";  // as Megatron has it
+    std::string flag = "--" + field;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    return flag;
+}
+
+LayerOptions::LayerOptions(Command& command, Defaults defaults) : defaults_(defaults) {
+    command
+        .option("--preset", preset_,
+                fmt::format("Layer of a known model: {} (default {})",
+                            fmt::join(preset_names(), ", "), defaults.preset))
+        .values(preset_names());
+    command.option(
+        "--scale", scale_,
+        fmt::format("Divide the preset's widths by this (default {})", defaults.scale));
+    command.option("--config", config_path_,
+                   "JSON file of config fields, instead of a preset");
+    command.option("--megatron-args", megatron_args_,
+                   "Arguments of a Megatron launch script, or a file that has them, "
+                   "instead of a preset: what is the layer's is taken");
+    command.option(
+        "--seq-length", seq_length_,
+        fmt::format("S, tokens per sequence (default {})", defaults.seq_length));
+    command.option("--micro-batch-size", micro_batch_size_,
+                   fmt::format("B, sequences (default {})", defaults.micro_batch_size));
+    command.option(
+        "--seed", [this](const std::string& text) { seed_ = parse_seed(text); },
+        "Seed of weights and gradients (default 1234)");
+    add_field_flags(command);
+}
+
+void LayerOptions::add_field_flags(Command& command) {
+    const std::string group = "Config (Megatron's names)";
+    for (const FieldInfo& field : config_fields()) {
+        const std::string flag = flag_name(field.name);
+        if (field.kind == FieldKind::boolean) {
+            command
+                .flag(
+                    flag, opposite_name(field.name),
+                    [this, name = field.name](bool on) { flags_.booleans[name] = on; },
+                    field.help)
+                .group(group);
+        } else if (field.kind == FieldKind::list) {
+            command.option(flag, flags_.texts[field.name], field.help)
+                .list(8)
+                .group(group)
+                .values(allowed_values(field.name));
+        } else {
+            command
+                .option(
+                    flag,
+                    [this, name = field.name](const std::string& text) {
+                        flags_.texts[name] = {text};
+                    },
+                    field.help)
+                .group(group)
+                .values(allowed_values(field.name));
+        }
+    }
+    const auto add_shorthand = [&](const char* flag, bool& chosen, const char* help) {
+        command.flag(flag, chosen, help).group(group);
+    };
+    add_shorthand("--swiglu", flags_.swiglu, "activation_func silu, gated");
+    add_shorthand("--squared-relu", flags_.squared_relu, "activation_func squared_relu");
+    add_shorthand("--quick-geglu", flags_.quick_geglu,
+                  "activation_func quick_gelu, gated");
+}
+
+LayerOptions::Chosen LayerOptions::start() const {
+    if (megatron_args_) {
+        if (preset_)
+            reject("--preset", *preset_, "must be left out with --megatron-args");
+        if (config_path_)
+            reject("--config", *config_path_, "must be left out with --megatron-args");
+        return start_from_script();
+    }
+    Chosen chosen;
+    MoEConfig& config = chosen.config;
+    if (config_path_) {
+        if (preset_) reject("--preset", *preset_, "must be left out with --config");
+        if (scale_) reject("--scale", *scale_, "must be left out with --config");
+        const json fields =
+            parse_json(*config_path_, read_file("--config", *config_path_));
+        config = config_from_json(fields, *config_path_);
+        for (const auto& field : fields.items()) chosen.given.insert(field.key());
+    } else if (defaults_.config && !preset_) {
+        if (scale_) reject("--scale", *scale_, "needs --preset");
+        config = *defaults_.config;
+    } else {
+        naming_flags([&] {
+            config = preset(preset_.value_or(defaults_.preset),
+                            scale_.value_or(defaults_.scale));
+        });
+    }
+    return chosen;
+}
+
+bool LayerOptions::FieldFlags::any() const {
+    return swiglu || squared_relu || quick_geglu || !booleans.empty() ||
+           std::any_of(texts.begin(), texts.end(),
+                       [](const auto& text) { return !text.second.empty(); });
+}
+
+void LayerOptions::FieldFlags::apply(Chosen& chosen) const {
+    MoEConfig& config = chosen.config;
+    if (swiglu + squared_relu + quick_geglu > 1)
+        reject("--swiglu, --squared-relu, --quick-geglu", "several", "choose one");
+    if (swiglu || squared_relu || quick_geglu) {
+        config.gated_linear_unit = !squared_relu;
+        config.activation_func = swiglu         ? "silu"
+                                 : squared_relu ? "squared_relu"
+                                                : "quick_gelu";
+    }
+    for (const FieldInfo& field : config_fields()) {
+        if (const auto found = booleans.find(field.name); found != booleans.end()) {
+            set_field(config, field.name, found->second, "");
+            chosen.given.insert(field.name);
+        }
+        const auto found = texts.find(field.name);
+        if (found == texts.end() || found->second.empty()) continue;
+        const std::string flag = flag_name(field.name);
+        json value = json::array();
+        for (const std::string& text : found->second)
+            value.push_back(parse_value(flag, text, field));
+        set_field(config, field.name, field.kind == FieldKind::list ? value : value[0],
+                  "");
+        chosen.given.insert(field.name);
+    }
+}
+
+LayerOptions::Chosen LayerOptions::start_from_script() const {
+    const std::string name = "--megatron-args";
+    // Arguments, or the file that has them
+    const std::string& given = *megatron_args_;
+    const std::string text =
+        given.find("--") == std::string::npos ? read_file(name, given) : given;
+    FieldFlags flags;
+    std::vector<std::string> elsewhere, of_ranks;
+    for (const ScriptFlag& flag : read_script_flags(name, text)) {
+        if (flag.name == "--swiglu")
+            flags.swiglu = true;
+        else if (flag.name == "--squared-relu")
+            flags.squared_relu = true;
+        else if (flag.name == "--quick-geglu")
+            flags.quick_geglu = true;
+        else if (const FieldInfo* field = field_of(flag.name); field == nullptr)
+            elsewhere.push_back(flag.name);
+        else if (is_of_ranks(field->name) && !ranks_)
+            of_ranks.push_back(flag.name);
+        else if (field->kind == FieldKind::boolean)
+            flags.booleans[field->name] = flag.name == flag_name(field->name);
+        else
+            flags.texts[field->name] = script_values(name, flag, *field);
+    }
+    if (!flags.any()) reject(name, given, "has no flag of the MoE layer");
+    if (!std::exchange(told_, true)) {
+        tell_left_out("not the layer's", elsewhere);
+        tell_left_out("left out without --ranks", of_ranks);
+    }
+    Chosen chosen;
+    flags.apply(chosen);
+    naming_flags([&] { scale_widths(chosen.config, scale_.value_or(1)); });
+    return chosen;
+}
+
+LayerOptions::Chosen LayerOptions::choose() const {
+    Chosen chosen = start();
+    flags_.apply(chosen);
+    return chosen;
+}
+
+MoEConfig LayerOptions::config() const {
+    MoEConfig config = choose().config;
+    config.finalize();
+    return config;
+}
+
+std::string LayerOptions::changes() const {
+    if (!flags_.any()) return "";
+    const auto before = config_to_json(start().config);
+    const auto after = config_to_json(choose().config);
+    const auto shown = [](const auto& value) {
+        return value.is_null()     ? "none"
+               : value.is_string() ? value.template get<std::string>()
+                                   : value.dump();
+    };
+    std::string text;
+    for (const FieldInfo& field : config_fields()) {
+        const std::string& name = field.name;
+        if (before[name] == after[name] || is_of_ranks(name)) continue;
+        text += fmt::format("{} {} {} → {}", text.empty() ? ", changed:" : ",", name,
+                            shown(before[name]), shown(after[name]));
+    }
+    return text;
+}
+
+std::string LayerOptions::model() const {
+    const std::string name = megatron_args_ ? "pasted arguments"
+                             : config_path_ ? *config_path_
+                                            : preset_.value_or(defaults_.preset);
+    const std::int64_t scale = megatron_args_ ? scale_.value_or(1)
+                               : !config_path_ && (preset_ || !defaults_.config)
+                                   ? scale_.value_or(defaults_.scale)
+                                   : 1;
+    return name + (scale != 1 ? fmt::format(", widths / {}", scale) : "") + changes();
+}
+
+std::int64_t LayerOptions::seq_length() const {
+    const std::int64_t length = seq_length_.value_or(defaults_.seq_length);
+    if (length < 0 || length > 1'000'000)
+        reject("--seq-length", length, "must be from 0 to 1000000");
+    return length;
+}
+
+std::int64_t LayerOptions::micro_batch_size() const {
+    const std::int64_t size = micro_batch_size_.value_or(defaults_.micro_batch_size);
+    if (size < 1 || size > 100'000)
+        reject("--micro-batch-size", size, "must be from 1 to 100000");
+    return size;
+}
+
+}  // namespace moe
