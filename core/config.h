@@ -179,8 +179,8 @@ struct FieldInfo {
 /// Every field of MoEConfig, in declaration order.
 const std::vector<FieldInfo>& config_fields();
 
-/// A model whose MoE layer people know: mixtral_8x7b, qwen3_30b_a3b, deepseek_v3, olmoe
-/// or gpt_oss_20b. InputError for another name. finalize() is still to be called.
+/// A model whose MoE layer people know, one of preset_names(); core/presets.h says where
+/// it was read. InputError for another name. finalize() is still to be called.
 /// @param scale  widths (hidden, FFN, shared) are divided by it; >= 1, must leave >= 1
 MoEConfig preset(const std::string& name, std::int64_t scale);
 

@@ -1,4 +1,6 @@
-// MoE layers of well-known models, as their published configurations give them.
+// MoE layers of well-known models, as the public files named beside them give them.
+
+#include "core/presets.h"
 
 #include <fmt/ranges.h>
 
@@ -26,14 +28,48 @@ MoEConfig swiglu_layer(std::int64_t hidden, std::int64_t experts, std::int64_t t
     return config;
 }
 
+/// Hugging Face divides the experts' counts by the T tokens, Megatron by their T K
+/// choices: the same coefficient weighs K times more there. (It also takes one loss over
+/// the tokens of all layers; Megatron adds up a loss of each.) Source:
+/// modeling_mixtral.py, load_balancing_loss_func.
+std::vector<double> hugging_face_coeff(const MoEConfig& config, double coeff) {
+    return {double(config.moe_router_topk) * coeff};
+}
+
 MoEConfig mixtral_8x7b() {
     MoEConfig config = swiglu_layer(4096, 8, 2, 14336);
-    config.moe_aux_loss_coeff = {0.02};
+    config.moe_aux_loss_coeff = hugging_face_coeff(config, 0.02);
+    return config;
+}
+
+MoEConfig mixtral_8x22b() {
+    MoEConfig config = swiglu_layer(6144, 8, 2, 16384);
+    config.moe_aux_loss_coeff = hugging_face_coeff(config, 0.001);
+    return config;
+}
+
+/// The coefficient is Megatron's own.
+MoEConfig qwen3(std::int64_t hidden, std::int64_t ffn) {
+    MoEConfig config = swiglu_layer(hidden, 128, 8, ffn);
+    config.moe_aux_loss_coeff = {0.001};
+    config.moe_router_dtype = "fp32";
     return config;
 }
 
 MoEConfig qwen3_30b_a3b() {
-    MoEConfig config = swiglu_layer(2048, 128, 8, 768);
+    return qwen3(2048, 768);
+}
+
+MoEConfig qwen3_235b_a22b() {
+    return qwen3(4096, 1536);
+}
+
+/// The coefficient is Megatron's own.
+MoEConfig qwen3_next_80b() {
+    MoEConfig config = swiglu_layer(2048, 512, 10, 512);
+    config.moe_shared_expert_intermediate_size = 512;
+    config.moe_shared_expert_gate = true;
+    config.moe_router_load_balancing_type = {"global_aux_loss"};
     config.moe_aux_loss_coeff = {0.001};
     config.moe_router_dtype = "fp32";
     return config;
@@ -53,6 +89,47 @@ MoEConfig deepseek_v3() {
     return config;
 }
 
+/// Layers 3 to 42, counted from 0. Those before choose by a hash of the token's id, which
+/// is not built here.
+MoEConfig deepseek_v4_flash() {
+    MoEConfig config = swiglu_layer(4096, 256, 6, 2048);
+    config.moe_shared_expert_intermediate_size = 2048;
+    config.activation_func_clamp_value = 10.0;
+    config.moe_router_score_function = "sqrtsoftplus";
+    config.moe_router_topk_scaling_factor = 1.5;
+    config.moe_router_enable_expert_bias = true;
+    config.moe_router_load_balancing_type = {"none"};
+    config.moe_router_dtype = "fp32";
+    return config;
+}
+
+/// The coefficient is Megatron's own.
+MoEConfig glm_4_5() {
+    MoEConfig config = swiglu_layer(5120, 160, 8, 1536);
+    config.moe_shared_expert_intermediate_size = 1536;
+    config.moe_router_score_function = "sigmoid";
+    config.moe_router_topk_scaling_factor = 2.5;
+    config.moe_router_enable_expert_bias = true;
+    config.moe_router_load_balancing_type = {"seq_aux_loss"};
+    config.moe_aux_loss_coeff = {0.001};
+    config.moe_router_dtype = "fp32";
+    return config;
+}
+
+/// Hugging Face's loss has a softmax of the logits where Megatron's has the normalised
+/// sigmoids that route: only the factor K between the coefficients is accounted for. No
+/// source names the router's dtype; fp32 is what Megatron advises from 32 experts on.
+MoEConfig minimax_m2() {
+    MoEConfig config = swiglu_layer(3072, 256, 8, 1536);
+    config.moe_router_score_function = "sigmoid";
+    config.moe_router_enable_expert_bias = true;
+    config.moe_aux_loss_coeff = hugging_face_coeff(config, 0.001);
+    config.moe_router_dtype = "fp32";
+    return config;
+}
+
+/// It was trained with megablocks, whose loss is over T K choices as Megatron's is, and
+/// over the layers: no factor K.
 MoEConfig olmoe() {
     MoEConfig config = swiglu_layer(2048, 64, 8, 1024);
     config.moe_router_pre_softmax = true;
@@ -62,8 +139,8 @@ MoEConfig olmoe() {
     return config;
 }
 
-MoEConfig gpt_oss_20b() {
-    MoEConfig config = swiglu_layer(2880, 32, 4, 2880);
+MoEConfig gpt_oss(std::int64_t experts) {
+    MoEConfig config = swiglu_layer(2880, experts, 4, 2880);
     config.activation_func = "quick_gelu";
     config.glu_linear_offset = 1.0;
     config.activation_func_clamp_value = 7.0;
@@ -73,16 +150,82 @@ MoEConfig gpt_oss_20b() {
     return config;
 }
 
+MoEConfig gpt_oss_20b() {
+    return gpt_oss(32);
+}
+
+MoEConfig gpt_oss_120b() {
+    return gpt_oss(128);
+}
+
+/// No source gives it a loss.
+MoEConfig llama4_scout() {
+    MoEConfig config = swiglu_layer(5120, 16, 1, 8192);
+    config.moe_shared_expert_intermediate_size = 8192;
+    config.moe_router_score_function = "sigmoid";
+    config.moe_apply_probs_on_input = true;
+    config.moe_router_load_balancing_type = {"none"};
+    return config;
+}
+
 struct Preset {
     std::string name;
+    std::string source;
     MoEConfig (*make)();
 };
 
-const std::vector<Preset> kPresets = {{"mixtral_8x7b", mixtral_8x7b},
-                                      {"qwen3_30b_a3b", qwen3_30b_a3b},
-                                      {"deepseek_v3", deepseek_v3},
-                                      {"olmoe", olmoe},
-                                      {"gpt_oss_20b", gpt_oss_20b}};
+const std::vector<Preset> kPresets = {
+    {"mixtral_8x7b", "mlcommons/training: mixture_of_experts_pretraining/mixtral80.json",
+     mixtral_8x7b},
+    {"mixtral_8x22b",
+     "scaleapi/llm-engine: model-engine/tests/unit/domain/test_llm_use_cases.py",
+     mixtral_8x22b},
+    {"qwen3_30b_a3b",
+     "NVIDIA/NeMo: nemo/collections/llm/gpt/model/qwen3.py; NVIDIA-NeMo/Megatron-Bridge: "
+     "src/megatron/bridge/perf_recipes/qwen/h100/qwen3_moe.py (router dtype)",
+     qwen3_30b_a3b},
+    {"qwen3_235b_a22b",
+     "NVIDIA/NeMo: nemo/collections/llm/gpt/model/qwen3.py; NVIDIA-NeMo/Megatron-Bridge: "
+     "src/megatron/bridge/perf_recipes/qwen/h100/qwen3_moe.py (router dtype)",
+     qwen3_235b_a22b},
+    {"qwen3_next_80b",
+     "transformers: configuration_qwen3_next.py; NVIDIA-NeMo/Megatron-Bridge: "
+     "src/megatron/bridge/models/qwen/qwen3_next_bridge.py (loss, router dtype)",
+     qwen3_next_80b},
+    {"deepseek_v3",
+     "transformers: configuration_deepseek_v3.py; NVIDIA-NeMo/Megatron-Bridge: "
+     "src/megatron/bridge/models/deepseek/deepseek_v3_bridge.py (loss, router dtype)",
+     deepseek_v3},
+    {"deepseek_v4_flash",
+     "transformers: configuration_deepseek_v4.py; NVIDIA-NeMo/Megatron-Bridge: "
+     "src/megatron/bridge/models/deepseek/deepseek_v4_bridge.py (loss, router dtype)",
+     deepseek_v4_flash},
+    {"glm_4_5",
+     "NVIDIA-NeMo/Megatron-Bridge: tests/unit_tests/models/glm/test_glm45_bridge.py, "
+     "src/megatron/bridge/models/glm/glm45_bridge.py (loss, router dtype)",
+     glm_4_5},
+    {"minimax_m2", "transformers: configuration_minimax_m2.py", minimax_m2},
+    {"olmoe",
+     "allenai/OLMoE: configs/olmoe-8x1b-newhp-newds-cx5-fine1-normreorder.yml; "
+     "NVIDIA-NeMo/Megatron-Bridge: src/megatron/bridge/models/olmoe/olmoe_bridge.py "
+     "(router dtype)",
+     olmoe},
+    {"gpt_oss_20b", "NVIDIA/NeMo: nemo/collections/llm/gpt/model/gpt_oss.py",
+     gpt_oss_20b},
+    {"gpt_oss_120b",
+     "transformers: configuration_gpt_oss.py; NVIDIA/NeMo: "
+     "nemo/collections/llm/gpt/model/gpt_oss.py",
+     gpt_oss_120b},
+    {"llama4_scout",
+     "transformers: configuration_llama4.py; NVIDIA/NeMo: "
+     "nemo/collections/llm/gpt/model/llama.py",
+     llama4_scout}};
+
+const Preset& find_preset(const std::string& name) {
+    for (const Preset& candidate : kPresets)
+        if (candidate.name == name) return candidate;
+    reject_unknown("preset", name, preset_names(), "known are");
+}
 
 std::int64_t shrink(const std::string& width, std::int64_t size, std::int64_t scale) {
     if (size / scale < 1)
@@ -113,14 +256,14 @@ void scale_widths(MoEConfig& config, std::int64_t scale) {
                  config.moe_shared_expert_intermediate_size);
 }
 
+const std::string& preset_source(const std::string& name) {
+    return find_preset(name).source;
+}
+
 MoEConfig preset(const std::string& name, std::int64_t scale) {
-    for (const Preset& candidate : kPresets) {
-        if (candidate.name != name) continue;
-        MoEConfig config = candidate.make();
-        scale_widths(config, scale);
-        return config;
-    }
-    reject_unknown("preset", name, preset_names(), "known are");
+    MoEConfig config = find_preset(name).make();
+    scale_widths(config, scale);
+    return config;
 }
 
 }  // namespace moe

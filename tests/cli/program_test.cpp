@@ -227,7 +227,7 @@ TEST_F(CliTest, CompletesCommandsFlagsAndValues) {
     EXPECT_EQ(offers("moe verify comp"), Words{"complete.sh"});
     // After a flag, its values: those that the code knows.
     EXPECT_EQ(offers("moe compare --preset ''"), preset_names());
-    EXPECT_EQ(offers("moe trace --preset qw"), Words{"qwen3_30b_a3b"});
+    EXPECT_EQ(offers("moe trace --preset qwen3_30"), Words{"qwen3_30b_a3b"});
     EXPECT_EQ(offers("moe bench --tier ref"), Words{"reference_cpu"});
     EXPECT_EQ(offers("moe verify --dtype ''"), (Words{"fp64", "fp32", "bf16"}));
     EXPECT_EQ(offers("moe bench --component exp"), Words{"experts"});

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "core/config.h"
+#include "core/presets.h"
 #include "tests/support.h"
 
 namespace moe::test {
@@ -210,9 +211,19 @@ TEST(Presets, AreThePublishedLayers) {
     // What each sets; the rest are Megatron's defaults.
     const std::map<std::string, std::string> published = {
         {"mixtral_8x7b", R"({"hidden_size": 4096, "num_moe_experts": 8,
-            "moe_ffn_hidden_size": 14336, "moe_aux_loss_coeff": [0.02]})"},
+            "moe_ffn_hidden_size": 14336, "moe_aux_loss_coeff": [0.04]})"},
+        {"mixtral_8x22b", R"({"hidden_size": 6144, "num_moe_experts": 8,
+            "moe_ffn_hidden_size": 16384, "moe_aux_loss_coeff": [0.002]})"},
         {"qwen3_30b_a3b", R"({"hidden_size": 2048, "num_moe_experts": 128,
             "moe_router_topk": 8, "moe_ffn_hidden_size": 768, "moe_router_dtype": "fp32",
+            "moe_aux_loss_coeff": [0.001]})"},
+        {"qwen3_235b_a22b", R"({"hidden_size": 4096, "num_moe_experts": 128,
+            "moe_router_topk": 8, "moe_ffn_hidden_size": 1536, "moe_router_dtype": "fp32",
+            "moe_aux_loss_coeff": [0.001]})"},
+        {"qwen3_next_80b", R"({"hidden_size": 2048, "num_moe_experts": 512,
+            "moe_router_topk": 10, "moe_ffn_hidden_size": 512, "moe_router_dtype": "fp32",
+            "moe_shared_expert_intermediate_size": 512, "moe_shared_expert_gate": true,
+            "moe_router_load_balancing_type": ["global_aux_loss"],
             "moe_aux_loss_coeff": [0.001]})"},
         {"deepseek_v3", R"({"hidden_size": 7168, "num_moe_experts": 256,
             "moe_router_topk": 8, "moe_ffn_hidden_size": 2048, "moe_router_dtype": "fp32",
@@ -222,6 +233,24 @@ TEST(Presets, AreThePublishedLayers) {
             "moe_router_enable_expert_bias": true,
             "moe_router_load_balancing_type": ["seq_aux_loss"],
             "moe_aux_loss_coeff": [0.0001]})"},
+        {"deepseek_v4_flash", R"({"hidden_size": 4096, "num_moe_experts": 256,
+            "moe_router_topk": 6, "moe_ffn_hidden_size": 2048, "moe_router_dtype": "fp32",
+            "moe_shared_expert_intermediate_size": 2048,
+            "activation_func_clamp_value": 10.0,
+            "moe_router_score_function": "sqrtsoftplus",
+            "moe_router_topk_scaling_factor": 1.5, "moe_router_enable_expert_bias": true,
+            "moe_router_load_balancing_type": ["none"]})"},
+        {"glm_4_5", R"({"hidden_size": 5120, "num_moe_experts": 160,
+            "moe_router_topk": 8, "moe_ffn_hidden_size": 1536, "moe_router_dtype": "fp32",
+            "moe_shared_expert_intermediate_size": 1536,
+            "moe_router_score_function": "sigmoid",
+            "moe_router_topk_scaling_factor": 2.5, "moe_router_enable_expert_bias": true,
+            "moe_router_load_balancing_type": ["seq_aux_loss"],
+            "moe_aux_loss_coeff": [0.001]})"},
+        {"minimax_m2", R"({"hidden_size": 3072, "num_moe_experts": 256,
+            "moe_router_topk": 8, "moe_ffn_hidden_size": 1536, "moe_router_dtype": "fp32",
+            "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": true,
+            "moe_aux_loss_coeff": [0.008]})"},
         {"olmoe", R"({"hidden_size": 2048, "num_moe_experts": 64, "moe_router_topk": 8,
             "moe_ffn_hidden_size": 1024, "moe_router_dtype": "fp32",
             "moe_router_pre_softmax": true, "moe_aux_loss_coeff": [0.01],
@@ -230,6 +259,16 @@ TEST(Presets, AreThePublishedLayers) {
             "moe_router_topk": 4, "moe_ffn_hidden_size": 2880, "moe_router_dtype": "fp32",
             "activation_func": "quick_gelu", "glu_linear_offset": 1.0,
             "activation_func_clamp_value": 7.0, "add_bias_linear": true,
+            "moe_router_load_balancing_type": ["none"]})"},
+        {"gpt_oss_120b", R"({"hidden_size": 2880, "num_moe_experts": 128,
+            "moe_router_topk": 4, "moe_ffn_hidden_size": 2880, "moe_router_dtype": "fp32",
+            "activation_func": "quick_gelu", "glu_linear_offset": 1.0,
+            "activation_func_clamp_value": 7.0, "add_bias_linear": true,
+            "moe_router_load_balancing_type": ["none"]})"},
+        {"llama4_scout", R"({"hidden_size": 5120, "num_moe_experts": 16,
+            "moe_router_topk": 1, "moe_ffn_hidden_size": 8192,
+            "moe_shared_expert_intermediate_size": 8192,
+            "moe_router_score_function": "sigmoid", "moe_apply_probs_on_input": true,
             "moe_router_load_balancing_type": ["none"]})"}};
     EXPECT_EQ(preset_names().size(), published.size());
     for (const std::string& name : preset_names()) {
@@ -242,6 +281,7 @@ TEST(Presets, AreThePublishedLayers) {
         expected.update(json::parse(published.at(name)));
         MoEConfig config = preset(name, 1);
         EXPECT_EQ(json(config_to_json(config)), expected) << name;
+        EXPECT_NE(preset_source(name).find(": "), std::string::npos) << name;
         config.finalize();
         EXPECT_TRUE(config.warnings().empty()) << name;
         const auto written = config_to_json(config);
@@ -269,8 +309,10 @@ TEST(Presets, ShrinkInWidthOnly) {
                         {"scale = 4097: ", "hidden_size = 4096"}));
     EXPECT_TRUE(Rejects([] { preset("olmoe", 0); }, {"scale = 0: must be at least 1"}));
     EXPECT_TRUE(Rejects([] { preset("olmoe", -2); }, {"scale = -2: "}));
-    EXPECT_TRUE(Rejects([] { preset("gpt5", 1); },
-                        {"preset = gpt5: ", "mixtral_8x7b, qwen3_30b_a3b, deepseek_v3"}));
+    EXPECT_TRUE(
+        Rejects([] { preset("gpt5", 1); },
+                {"preset = gpt5: ", "mixtral_8x7b, mixtral_8x22b, qwen3_30b_a3b"}));
+    EXPECT_TRUE(Rejects([] { preset_source("gpt5"); }, {"preset = gpt5: "}));
     EXPECT_TRUE(Rejects([] { preset("", 1); }, {"preset = : "}));
 }
 
