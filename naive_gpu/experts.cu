@@ -93,7 +93,7 @@ void add_bias_dots(Tensor& dp, const Tensor& bias, const Tensor& dy,
 }  // namespace
 
 template <typename T>
-GroupedMLP<T>::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
+ExpertMLPs<T>::ExpertMLPs(const MoEConfig& config, const TensorMap& parameters)
     : Experts({MemorySpace::device, gpu::device_dtype<T>}),
       config_(config),
       fc1_weight_(find(parameters, "experts.linear_fc1.weight", gpu::device_dtype<T>)),
@@ -105,7 +105,7 @@ GroupedMLP<T>::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
 
 //! [experts_forward]
 template <typename T>
-Experts::Output GroupedMLP<T>::forward(const Rows& given, const Tensor& tokens_per_expert,
+Experts::Output ExpertMLPs<T>::forward(const Rows& given, const Tensor& tokens_per_expert,
                                        const Tensor& row_probs,
                                        const RunContext& context) {
     const Tensor on_host = transfer(tokens_per_expert, {MemorySpace::host, DType::i32});
@@ -154,7 +154,7 @@ Experts::Output GroupedMLP<T>::forward(const Rows& given, const Tensor& tokens_p
 
 //! [experts_backward]
 template <typename T>
-Experts::Gradients GroupedMLP<T>::backward(TensorMap& gradients, const Rows& given,
+Experts::Gradients ExpertMLPs<T>::backward(TensorMap& gradients, const Rows& given,
                                            const Saved& saved_base,
                                            const RunContext& context) {
     const auto& saved = saved_as<ExpertsSaved>(saved_base);
@@ -212,7 +212,7 @@ Experts::Gradients GroupedMLP<T>::backward(TensorMap& gradients, const Rows& giv
 }
 //! [experts_backward]
 
-template class GroupedMLP<float>;
-template class GroupedMLP<__nv_bfloat16>;
+template class ExpertMLPs<float>;
+template class ExpertMLPs<__nv_bfloat16>;
 
 }  // namespace moe::naive

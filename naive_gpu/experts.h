@@ -12,9 +12,9 @@ namespace moe::naive {
 /// expert. T is float or __nv_bfloat16; probabilities are fp32. Source: experts.py,
 /// SequentialMLP and TEGroupedMLP (the same function).
 template <typename T>
-class GroupedMLP : public Experts {
+class ExpertMLPs : public Experts {
   public:
-    GroupedMLP(const MoEConfig& config, const TensorMap& parameters);
+    ExpertMLPs(const MoEConfig& config, const TensorMap& parameters);
 
     Output forward(const Rows& rows, const Tensor& tokens_per_expert,
                    const Tensor& row_probs, const RunContext& context) override;

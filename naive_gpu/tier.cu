@@ -77,7 +77,7 @@ class NaiveGpu : public Tier {
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                           const TensorMap& parameters) const override {
-        return make<Experts, GroupedMLP>(dtype, config, parameters);
+        return make<Experts, ExpertMLPs>(dtype, config, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,

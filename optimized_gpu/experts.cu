@@ -50,7 +50,7 @@ class Shown {
 
 }  // namespace
 
-GroupedMLP::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
+ExpertMLPs::ExpertMLPs(const MoEConfig& config, const TensorMap& parameters)
     : Experts({MemorySpace::device, DType::bf16}),
       config_(config),
       products_(config.moe_grouped_gemm),
@@ -65,7 +65,7 @@ GroupedMLP::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
 }
 
 //! [experts_forward]
-Experts::Output GroupedMLP::forward(const Rows& rows, const Tensor& tokens_per_expert,
+Experts::Output ExpertMLPs::forward(const Rows& rows, const Tensor& tokens_per_expert,
                                     const Tensor& row_probs, const RunContext& context) {
     auto saved = std::make_unique<ExpertsSaved>();
     saved->groups = rows.offsets.defined() ? RowGroups{rows.offsets}
@@ -110,7 +110,7 @@ Experts::Output GroupedMLP::forward(const Rows& rows, const Tensor& tokens_per_e
 //! [experts_forward]
 
 //! [experts_backward]
-Experts::Gradients GroupedMLP::backward(TensorMap& gradients, const Rows& doutput,
+Experts::Gradients ExpertMLPs::backward(TensorMap& gradients, const Rows& doutput,
                                         const Saved& saved_base,
                                         const RunContext& context) {
     const auto& saved = saved_as<ExpertsSaved>(saved_base);
@@ -184,7 +184,7 @@ Experts::Gradients GroupedMLP::backward(TensorMap& gradients, const Rows& doutpu
     return {dx, dp};
 }
 
-void GroupedMLP::finish_wgrad(const RunContext&) {
+void ExpertMLPs::finish_wgrad(const RunContext&) {
     if (!wgrad_stream_) return;
     gpu::wait_for(gpu::current_stream(), wgrad_stream_->get());
     under_way_ = {};  // to kernels of the current stream, which run later

@@ -20,9 +20,9 @@ namespace moe::optimized {
 /// The backward keeps x (or what it was gathered from), h and the probabilities; act(h)
 /// is taken once more. With overlap_dispatch_backward_with_experts_wgrad the gradients of
 /// the parameters, which nobody waits for, are made in a stream of their own.
-class GroupedMLP : public Experts {
+class ExpertMLPs : public Experts {
   public:
-    GroupedMLP(const MoEConfig& config, const TensorMap& parameters);
+    ExpertMLPs(const MoEConfig& config, const TensorMap& parameters);
 
     bool takes_row_ids() const override { return true; }
     Output forward(const Rows& rows, const Tensor& tokens_per_expert,

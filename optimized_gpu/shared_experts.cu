@@ -74,7 +74,7 @@ void SharedExpertMLP::linear_fc1_forward_and_act(const RunContext& context) {
     gpu::wait_for(stream(), gpu::current_stream());
     const BufferPool::Lane own = lane();
 
-    // ① a = act(W1 x); see GroupedMLP::forward() for the dtype of h
+    // ① a = act(W1 x); see ExpertMLPs::forward() for the dtype of h
     const DType kept = config_.activation_func_clamp_value ? DType::f32 : DType::bf16;
     const UpProjection up =
         linear_forward_activation(saved.gathered, fc1_weight_, {}, {}, {},

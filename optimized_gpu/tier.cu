@@ -104,7 +104,7 @@ class OptimizedGpu : public Tier {
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                           const TensorMap& parameters) const override {
         MOE_CHECK(dtype == DType::bf16);
-        return std::make_unique<GroupedMLP>(config, parameters);
+        return std::make_unique<ExpertMLPs>(config, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,

@@ -56,7 +56,7 @@ Tensor ones(std::int64_t count) {
 }  // namespace
 
 template <typename Scalar>
-GroupedMLP<Scalar>::GroupedMLP(const MoEConfig& config, const TensorMap& parameters)
+ExpertMLPs<Scalar>::ExpertMLPs(const MoEConfig& config, const TensorMap& parameters)
     : Experts({MemorySpace::host, dtype_of<Scalar>}),
       config_(config),
       fc1_weight_(find(parameters, "experts.linear_fc1.weight", dtype_of<Scalar>)),
@@ -68,7 +68,7 @@ GroupedMLP<Scalar>::GroupedMLP(const MoEConfig& config, const TensorMap& paramet
 
 //! [experts_forward]
 template <typename Scalar>
-Experts::Output GroupedMLP<Scalar>::forward(const Rows& given,
+Experts::Output ExpertMLPs<Scalar>::forward(const Rows& given,
                                             const Tensor& tokens_per_expert,
                                             const Tensor& row_probs,
                                             const RunContext& context) {
@@ -122,7 +122,7 @@ Experts::Output GroupedMLP<Scalar>::forward(const Rows& given,
 
 //! [experts_backward]
 template <typename Scalar>
-Experts::Gradients GroupedMLP<Scalar>::backward(TensorMap& gradients, const Rows& given,
+Experts::Gradients ExpertMLPs<Scalar>::backward(TensorMap& gradients, const Rows& given,
                                                 const Saved& saved_base,
                                                 const RunContext& context) {
     const auto& saved = saved_as<ExpertsSaved>(saved_base);
@@ -186,7 +186,7 @@ Experts::Gradients GroupedMLP<Scalar>::backward(TensorMap& gradients, const Rows
 }
 //! [experts_backward]
 
-template class GroupedMLP<float>;
-template class GroupedMLP<double>;
+template class ExpertMLPs<float>;
+template class ExpertMLPs<double>;
 
 }  // namespace moe::cpu

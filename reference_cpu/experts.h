@@ -10,9 +10,9 @@ namespace moe::cpu {
 /// All local experts' MLPs, y_r = W2 (act(W1 x_r + b1) p_r) + p_r b2, over rows sorted by
 /// expert. Source: experts.py, SequentialMLP and TEGroupedMLP (the same function).
 template <typename Scalar>
-class GroupedMLP : public Experts {
+class ExpertMLPs : public Experts {
   public:
-    GroupedMLP(const MoEConfig& config, const TensorMap& parameters);
+    ExpertMLPs(const MoEConfig& config, const TensorMap& parameters);
 
     Output forward(const Rows& rows, const Tensor& tokens_per_expert,
                    const Tensor& row_probs, const RunContext& context) override;

@@ -81,7 +81,7 @@ class ReferenceCpu : public Tier {
     }
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                           const TensorMap& parameters) const override {
-        return make<Experts, GroupedMLP>(dtype, config, parameters);
+        return make<Experts, ExpertMLPs>(dtype, config, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,
