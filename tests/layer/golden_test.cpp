@@ -18,11 +18,13 @@ std::string golden_file(const std::string& name) {
     return golden_folder() + "/" + name + ".safetensors";
 }
 
-std::vector<std::string> golden_names() {
+/// Of the folder, or of one in it ("models/").
+std::vector<std::string> golden_names(const std::string& within = "") {
     std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(golden_folder()))
+    for (const auto& entry :
+         std::filesystem::directory_iterator(golden_folder() + "/" + within))
         if (entry.path().extension() == ".safetensors")
-            names.push_back(entry.path().stem());
+            names.push_back(within + entry.path().stem().string());
     std::sort(names.begin(), names.end());
     return names;
 }
@@ -51,7 +53,8 @@ void expect_match(const GoldenCase& golden, const ModuleSpec& spec) {
 using NameAndSupplier = std::tuple<std::string, ComponentSpec>;
 std::string name_and_supplier(const testing::TestParamInfo<NameAndSupplier>& info) {
     const auto& [name, supplier] = info.param;
-    return name + "_" + supplier.tier + "_" + to_string(supplier.dtype);
+    return name.substr(name.find('/') + 1) + "_" + supplier.tier + "_" +
+           to_string(supplier.dtype);
 }
 
 class Golden : public testing::TestWithParam<NameAndSupplier> {};
@@ -65,6 +68,11 @@ TEST_P(Golden, Matches) {
 
 INSTANTIATE_TEST_SUITE_P(Files, Golden,
                          testing::Combine(testing::ValuesIn(golden_names()),
+                                          testing::ValuesIn(available_suppliers())),
+                         name_and_supplier);
+
+INSTANTIATE_TEST_SUITE_P(Models, Golden,
+                         testing::Combine(testing::ValuesIn(golden_names("models/")),
                                           testing::ValuesIn(available_suppliers())),
                          name_and_supplier);
 
@@ -87,6 +95,11 @@ std::vector<ComponentSpec> suppliers_with_fusions() {
 
 INSTANTIATE_TEST_SUITE_P(Files, GoldenFused,
                          testing::Combine(testing::ValuesIn(golden_names()),
+                                          testing::ValuesIn(suppliers_with_fusions())),
+                         name_and_supplier);
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenFused,
+                         testing::Combine(testing::ValuesIn(golden_names("models/")),
                                           testing::ValuesIn(suppliers_with_fusions())),
                          name_and_supplier);
 
@@ -133,6 +146,7 @@ INSTANTIATE_TEST_SUITE_P(Files, GoldenRouter,
 
 TEST(GoldenCases, AreAllHere) {
     EXPECT_EQ(golden_names().size(), 39u);
+    EXPECT_EQ(golden_names("models/").size(), 27u);
 }
 
 // ------------------------------------------------------- what a check must not let
