@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/files.h"
 #include "cli/info/machine.h"
+#include "cli/info/models.h"
 #include "cli/info/version.h"
 #include "cli/options.h"
 #include "cli/terminal.h"
@@ -117,17 +119,33 @@ void print_json() {
 
 void add_info(CommandLine& line) {
     struct InfoOptions {
-        bool fields = false, json = false;
+        bool fields = false, models = false, json = false;
+        std::optional<std::string> page;
     };
     auto options = std::make_shared<InfoOptions>();
     Command& command = line.add(
         "info", "Show the build, its tiers and devices, and what is missing and why.");
     const Flag& fields = command.flag("--fields", options->fields,
                                       "List every config field, its flag and default");
+    const Flag& models =
+        command.flag("--models", options->models, "Which models' MoE block the layer is");
+    const Flag& page = command.option(
+        "--page", options->page,
+        "Write the tables of the models into this page, between its markers "
+        "<!-- moe info: … -->");
     command.flag("--json", options->json, "The machine and its device as JSON")
-        .excludes(fields);
+        .excludes(fields)
+        .excludes(models)
+        .excludes(page);
     command.runs([options] {
-        if (options->json) {
+        if (options->page)
+            write_file("--page",
+                       {*options->page,
+                        with_regions(*options->page, read_file("--page", *options->page),
+                                     model_regions(), "info")});
+        if (options->models || options->page) {
+            print_models();
+        } else if (options->json) {
             print_json();
         } else if (options->fields) {
             print_fields();
