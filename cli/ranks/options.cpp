@@ -37,6 +37,28 @@ void fill_in(LayerOptions::Chosen& chosen, int ranks) {
         config.sequence_parallel = true;
 }
 
+/// What the user chose, with the grid over W ranks.
+LayerOptions::Chosen choose_over_ranks(
+    const LayerOptions& layer, int ranks,
+    const std::function<void(LayerOptions::Chosen&)>& adjust) {
+    LayerOptions::Chosen chosen = layer.choose();
+    if (adjust) adjust(chosen);
+    fill_in(chosen, ranks);
+    return chosen;
+}
+
+/// What is wrong with the layer itself is wrong with every dispatcher; AlltoAll has every
+/// feature.
+distributed::ParallelSizes require_grid(const MoEConfig& config, int ranks) {
+    MoEConfig plain = config.with_dispatcher("alltoall");
+    plain.finalize();
+    const std::string& backend = config.moe_flex_dispatcher_backend;
+    const auto& backends = allowed_values("moe_flex_dispatcher_backend");
+    if (std::find(backends.begin(), backends.end(), backend) == backends.end())
+        reject_unknown("moe_flex_dispatcher_backend", backend, backends);
+    return distributed::parallel_sizes(plain, ranks);
+}
+
 int in_range(const char* flag, std::int64_t value, int least, int most) {
     if (value < least || value > most)
         reject(flag, value, fmt::format("must be from {} to {}", least, most));
@@ -102,28 +124,15 @@ void require_no_rank_flags(const LayerOptions& layer) {
             reject("moe_token_dispatcher_type", type, "needs --ranks");
 }
 
-RankConfigs choose_rank_configs(
-    const LayerOptions& layer, int ranks,
-    const std::function<void(LayerOptions::Chosen&)>& adjust) {
-    LayerOptions::Chosen chosen = layer.choose();
-    if (adjust) adjust(chosen);
-    fill_in(chosen, ranks);
-    const std::string type = chosen.config.moe_token_dispatcher_type;
-    const bool all = type == "all" || !chosen.given.contains("moe_token_dispatcher_type");
-
-    // What is wrong with the layer itself is wrong with every dispatcher; AlltoAll has
-    // every feature
-    MoEConfig plain = chosen.config.with_dispatcher("alltoall");
-    plain.finalize();
-    const std::string& backend = chosen.config.moe_flex_dispatcher_backend;
-    const auto& backends = allowed_values("moe_flex_dispatcher_backend");
-    if (std::find(backends.begin(), backends.end(), backend) == backends.end())
-        reject_unknown("moe_flex_dispatcher_backend", backend, backends);
+RankConfigs choose_rank_configs(const LayerOptions& layer, int ranks) {
+    const LayerOptions::Chosen chosen = choose_over_ranks(layer, ranks, {});
     RankConfigs result;
-    result.sizes = distributed::parallel_sizes(plain, ranks);
+    result.sizes = require_grid(chosen.config, ranks);
+    const bool all = chosen.config.moe_token_dispatcher_type == "all" ||
+                     !chosen.given.contains("moe_token_dispatcher_type");
     if (!all) {
-        chosen.config.finalize();
         result.configs = {chosen.config};
+        result.configs[0].finalize();
         return result;
     }
     for (const char* name : {"allgather", "alltoall", "flex"}) {
@@ -136,6 +145,29 @@ RankConfigs choose_rank_configs(
         }
     }
     return result;
+}
+
+RankConfigs choose_rank_config(const LayerOptions& layer, int ranks,
+                               const std::function<void(LayerOptions::Chosen&)>& adjust) {
+    const LayerOptions::Chosen chosen = choose_over_ranks(layer, ranks, adjust);
+    RankConfigs result;
+    result.sizes = require_grid(chosen.config, ranks);
+    std::vector<std::string> types = {chosen.config.moe_token_dispatcher_type};
+    if (!chosen.given.contains("moe_token_dispatcher_type"))
+        types.insert(types.end(), {"alltoall", "flex", "allgather"});
+    for (const std::string& type : types) {
+        // All that was asked for stays: flex is for whoever sizes its heap
+        MoEConfig config = chosen.config;
+        config.moe_token_dispatcher_type = type;
+        try {
+            config.finalize();
+            result.configs = {config};
+            return result;
+        } catch (const InputError& error) {
+            result.left_out.push_back(error.what());
+        }
+    }
+    throw InputError(result.left_out[0]);
 }
 
 RankSizes choose_rank_sizes(const LayerOptions& layer,

@@ -52,10 +52,13 @@ struct RankConfigs {
 /// Configs of every dispatcher, or of the one that the user named. Without any parallel
 /// size EP = W; with TP > 1 the sequence is sharded unless the user says otherwise.
 /// InputError when the grid does not fit W ranks, or no dispatcher can run.
+RankConfigs choose_rank_configs(const LayerOptions& layer, int ranks);
+
+/// The same for one dispatcher: the one that the user named, else the first that can do
+/// all that was asked for, beginning with the default.
 /// @param adjust  changes what the user did not name, before anything is checked
-RankConfigs choose_rank_configs(
-    const LayerOptions& layer, int ranks,
-    const std::function<void(LayerOptions::Chosen&)>& adjust = {});
+RankConfigs choose_rank_config(const LayerOptions& layer, int ranks,
+                               const std::function<void(LayerOptions::Chosen&)>& adjust);
 
 /// S and B of all ranks together: what the user gave, else about as many tokens as
 /// without ranks, in sequences that all replicas and shards can have a part of.

@@ -92,7 +92,6 @@ void show_dispatch(LayerOptions::Chosen& chosen) {
     if (config.moe_token_dispatcher_type == "all")
         reject("--moe-token-dispatcher-type", "all",
                "trace shows one: allgather, alltoall or flex");
-    chosen.given.insert("moe_token_dispatcher_type");
     const auto turn_off = [&](const char* field, auto& value) {
         if (!chosen.given.contains(field)) value = {};
     };
@@ -131,7 +130,7 @@ int run_rank_trace(const TraceOptions& options) {
     options.layer->share_among_ranks();
     const LayerOptions& layer = *options.layer;
     const RankConfigs chosen =
-        choose_rank_configs(layer, options.ranks->ranks(), show_dispatch);
+        choose_rank_config(layer, options.ranks->ranks(), show_dispatch);
     const RankSizes sizes = choose_rank_sizes(layer, chosen.sizes);
     const std::int64_t T = sizes.seq_len * sizes.micro_batch;
     RankTraceRequest request;

@@ -110,6 +110,36 @@ TEST_F(RanksTest, GivesFlexItsHeap) {
                    {"moe_flex_peer_heap_bytes = 10"}));
 }
 
+TEST_F(RanksTest, TraceTakesADispatcherThatCanDoWhatIsAsked) {
+    const std::string layer =
+        R"({"hidden_size":5,"num_moe_experts":4,"moe_ffn_hidden_size":3,
+            "moe_shared_expert_intermediate_size":3,"add_bias_linear":false,
+            "moe_shared_expert_overlap":true)";
+    const std::string trace = "trace --ranks 2 --config " + write("c.json", layer + "}");
+    // Without a word in the file it would be AllGather, which cannot overlap
+    const Output overlapped = moe(trace);
+    EXPECT_EQ(overlapped.code, kExitOk) << overlapped.err;
+    EXPECT_TRUE(has(overlapped, "top-2, alltoall;")) << overlapped.out;
+    const Output with_heap = moe(trace + " --moe-flex-peer-heap-bytes 100000");
+    EXPECT_EQ(with_heap.code, kExitOk) << with_heap.err;
+    EXPECT_TRUE(has(with_heap, "top-2, flex;")) << with_heap.out;
+    EXPECT_TRUE(
+        IsBadInput(trace + " --moe-token-dispatcher-type allgather",
+                   {"moe_shared_expert_overlap = true: needs", "alltoall or flex"}));
+    EXPECT_TRUE(IsBadInput(trace + " --moe-flex-peer-heap-bytes 100000 "
+                                   "--moe-token-dispatcher-type alltoall",
+                           {"moe_flex_peer_heap_bytes = 100000: needs", "flex"}));
+    const Output all =
+        moe("compare --report none --ranks 2 --seq-length 3 "
+            "--tier reference_cpu --moe-flex-peer-heap-bytes 100000 "
+            "--config " +
+            write("d.json", layer + "}"));
+    EXPECT_EQ(all.code, kExitOk) << all.err;
+    EXPECT_TRUE(has(all, "Without allgather: moe_shared_expert_overlap")) << all.out;
+    EXPECT_TRUE(has(all, "✓ alltoall: 2 ranks give")) << all.out;
+    EXPECT_TRUE(has(all, "✓ flex: 2 ranks give")) << all.out;
+}
+
 TEST_F(RanksTest, NamesRowsForWhichThereIsNoRoom) {
     const std::string flex =
         "compare --ranks 2 " + kTiny + write("text.txt", "abcdef") + " --report " +
