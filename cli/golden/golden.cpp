@@ -14,6 +14,7 @@
 #include "core/transfer.h"
 #include "distributed/communicators/thread_communicator.h"
 #include "distributed/process_groups.h"
+#include "distributed/rank_generator.h"
 #include "distributed/sharding.h"
 
 namespace moe {
@@ -121,6 +122,34 @@ TensorMap run_rank(const GoldenCase& golden, const GoldenRank& rank,
     return values;
 }
 
+/// What has no word in an exchange for how much there is of something wants as much of it
+/// from every rank: AllGather of tokens, AlltoAll of rows padded to the capacity.
+void require_equal_ranks(const GoldenCase& golden) {
+    const MoEConfig& config = golden.config;
+    const bool allgather = config.moe_token_dispatcher_type == "allgather";
+    if (!allgather && !config.moe_pad_expert_input_to_capacity) return;
+    const auto amount = [&](int rank) {
+        const Tensor& hidden = golden.ranks[rank].hidden_states;
+        const std::int64_t tokens = hidden.dim(0) * hidden.dim(1);
+        return allgather ? tokens : get_capacity(config, tokens);
+    };
+    const auto sizes = distributed::parallel_sizes(config, int(golden.ranks.size()));
+    for (const auto& group :
+         distributed::RankGenerator::experts(sizes).get_ranks("tp-ep"))
+        for (const int rank : group) {
+            if (amount(rank) == amount(group[0])) continue;
+            const std::string found = fmt::format("rank {} has {}, rank {} {}", group[0],
+                                                  amount(group[0]), rank, amount(rank));
+            if (allgather)
+                reject(
+                    "moe_token_dispatcher_type", "allgather",
+                    "needs as many tokens on every rank that exchanges them: " + found);
+            reject(
+                "moe_pad_expert_input_to_capacity", true,
+                "needs the same capacity on every rank that exchanges tokens: " + found);
+        }
+}
+
 }  // namespace
 
 std::optional<Step> CaseResult::first_deviation() const {
@@ -182,9 +211,12 @@ CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec,
 
 DispatcherCase through_dispatcher(const GoldenCase& golden, const std::string& type) {
     DispatcherCase result{golden, {}};
+    if (type != golden.config.moe_token_dispatcher_type) {
+        result.golden.config = golden.config.with_dispatcher(type);
+        result.golden.config.finalize();
+    }
+    require_equal_ranks(result.golden);
     if (type == golden.config.moe_token_dispatcher_type) return result;
-    result.golden.config = golden.config.with_dispatcher(type);
-    result.golden.config.finalize();
     for (const char* name : {"expect.sent_hidden_states", "expect.received_hidden_states",
                              "expect.input_splits", "expect.output_splits",
                              "expect.output_splits_tp", "expect.dispatched_hidden_states",

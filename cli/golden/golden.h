@@ -56,7 +56,7 @@ struct DispatcherCase {
 };
 
 /// The case through the dispatcher of that type. InputError where MoEConfig does not
-/// allow it.
+/// allow it, or where that dispatcher needs as many tokens on every rank.
 DispatcherCase through_dispatcher(const GoldenCase& golden, const std::string& type);
 
 /// What a bound on an error follows from.

@@ -157,25 +157,61 @@ TEST_F(VerifyRanksTest, NamesNumbersThatCannotBe) {
                            {overflow + ": rank 1: logits[token 0, expert "}));
 }
 
-// AlltoAll takes what AllGather cannot: it needs as many tokens on every rank.
+// AlltoAll and Flex take what AllGather cannot: it needs as many tokens on every rank.
 TEST_F(VerifyRanksTest, NamesARankWithMoreTokens) {
-    const auto uneven = changed(
-        "uneven",
-        [](TensorMap& t, Metadata&) {
-            std::erase_if(t, [](const auto& item) {
-                return item.first.starts_with("rank.1.expect.") ||
-                       item.first.find("loss") != std::string::npos;
-            });
-            for (const char* input : {"hidden_states", "grad_output"})
-                t[std::string("rank.1.input.") + input] =
-                    Tensor::zeros({5, 2, 16}, DType::f32);
-            t["rank.1.expect.output"] = Tensor::zeros({5, 2, 16}, DType::f64);
-        },
-        kSmall);
-    EXPECT_EQ(moe({"verify", "--dtype", "fp64", uneven}).code, kExitDiffers);
-    EXPECT_TRUE(IsBadInput({"verify", "--json", uneven, "--dtype", "fp64",
-                            "--moe-token-dispatcher-type", "allgather"},
-                           {uneven + ": rank ", "all_gather", "differ in rows"}));
+    const auto uneven_with = [&](const json& fields) {
+        return changed(
+            "uneven",
+            [&](TensorMap& t, Metadata& m) {
+                std::erase_if(t, [](const auto& item) {
+                    return item.first.starts_with("rank.1.expect.") ||
+                           item.first.find("loss") != std::string::npos;
+                });
+                for (const char* input : {"hidden_states", "grad_output"})
+                    t[std::string("rank.1.input.") + input] =
+                        Tensor::zeros({5, 2, 16}, DType::f32);
+                t["rank.1.expect.output"] = Tensor::zeros({5, 2, 16}, DType::f64);
+                json config = json::parse(m["moe_config"]);
+                config.update(fields);
+                m["moe_config"] = config.dump();
+            },
+            kSmall);
+    };
+    const std::string uneven = uneven_with(json::object());
+    const Output all =
+        moe({"verify", uneven, "--dtype", "fp64", "--moe-token-dispatcher-type", "all"});
+    EXPECT_EQ(all.code, kExitDiffers) << all.err;  // rank 0 meets other tokens
+    const std::string refused =
+        "moe_token_dispatcher_type = allgather: needs as many tokens on every rank that "
+        "exchanges them: rank 0 has 12, rank 1 10\n";
+    EXPECT_TRUE(
+        contains(all.out, "- ep2_alltoall through allgather: skipped: " + refused))
+        << all.out;
+    for (const char* type : {"alltoall", "flex"}) {
+        const std::string through = fmt::format("ep2_alltoall through {}  ", type);
+        EXPECT_TRUE(contains(all.out, through)) << all.out;
+        EXPECT_FALSE(contains(all.out, through + "skipped")) << all.out;
+    }
+    EXPECT_TRUE(contains(all.out, "✓ rank 1 expect.output")) << all.out;
+
+    // Alone as well, and where it is the file's own
+    for (const Words& words :
+         {Words{"verify", uneven, "--moe-token-dispatcher-type", "allgather"},
+          Words{"verify", uneven_with({{"moe_token_dispatcher_type", "allgather"}})}}) {
+        const Output alone = moe(words);
+        EXPECT_EQ(alone.code, kExitBadInput) << alone.out;
+        EXPECT_TRUE(contains(alone.out, refused)) << alone.out;
+    }
+    // ceil(12 2 / 4 0.4) and ceil(10 2 / 4 0.4) rows
+    const Output padded =
+        moe({"verify", uneven_with({{"moe_expert_capacity_factor", 0.4},
+                                    {"moe_pad_expert_input_to_capacity", true}})});
+    EXPECT_EQ(padded.code, kExitBadInput) << padded.out;
+    EXPECT_TRUE(
+        contains(padded.out,
+                 "moe_pad_expert_input_to_capacity = true: needs the same "
+                 "capacity on every rank that exchanges tokens: rank 0 has 3, rank 1 2"))
+        << padded.out;
 }
 
 TEST_F(VerifyRanksTest, NoticesTensorsItDoesNotKnowAndGoesOn) {
