@@ -29,7 +29,8 @@ void require_finite(const std::string& field, double value) {
 
 /// Source: arguments.py, transformer_config.py, moe_layer.py; what must divide the number
 /// of ranks is checked where that is known (distributed/rank_generator.h).
-void check_ranks(const MoEConfig& c) {
+/// @param etp_given  false: ETP is TP, which is the one to name
+void check_ranks(const MoEConfig& c, bool etp_given) {
     require_positive("tensor_model_parallel_size", c.tensor_model_parallel_size);
     require_positive("context_parallel_size", c.context_parallel_size);
     require_positive("expert_model_parallel_size", c.expert_model_parallel_size);
@@ -41,16 +42,21 @@ void check_ranks(const MoEConfig& c) {
     };
     require_divides("expert_model_parallel_size", c.expert_model_parallel_size,
                     "num_moe_experts", c.num_experts());
-    require_divides("expert_tensor_parallel_size", *c.expert_tensor_parallel_size,
-                    "moe_ffn_hidden_size", c.ffn());
+    const std::string etp =
+        etp_given ? "expert_tensor_parallel_size" : "tensor_model_parallel_size";
+    const std::string unless =
+        etp_given ? "" : ", unless expert_tensor_parallel_size is given";
+    if (c.ffn() % *c.expert_tensor_parallel_size != 0)
+        reject(etp, *c.expert_tensor_parallel_size,
+               fmt::format("must divide moe_ffn_hidden_size ({}){}", c.ffn(), unless));
     require_divides("tensor_model_parallel_size", c.tensor_model_parallel_size,
                     "moe_shared_expert_intermediate_size", c.shared_ffn());
     if (c.tensor_model_parallel_size > 1 && !c.sequence_parallel)
         reject("sequence_parallel", false,
                "must be true with tensor_model_parallel_size above 1");
     if (c.add_bias_linear && *c.expert_tensor_parallel_size > 1)
-        reject("expert_tensor_parallel_size", *c.expert_tensor_parallel_size,
-               "must be 1 with add_bias_linear");
+        reject(etp, *c.expert_tensor_parallel_size,
+               "must be 1 with add_bias_linear" + unless);
 }
 
 /// Megatron drops HybridEP without a word where the dispatcher is not flex, and lets
@@ -263,8 +269,8 @@ void MoEConfig::finalize() {
     require_positive("hidden_size", hidden_size);
     if (!ffn_hidden_size) ffn_hidden_size = 4 * hidden_size;
     if (!moe_ffn_hidden_size) moe_ffn_hidden_size = ffn_hidden_size;
-    if (!expert_tensor_parallel_size)
-        expert_tensor_parallel_size = tensor_model_parallel_size;
+    const bool etp_given = expert_tensor_parallel_size.has_value();
+    if (!etp_given) expert_tensor_parallel_size = tensor_model_parallel_size;
     if (moe_router_padding_for_fp8) moe_router_padding_for_quantization = true;
     // Megatron reads a negative factor as "no capacity".
     if (moe_expert_capacity_factor && *moe_expert_capacity_factor < 0.0)
@@ -275,7 +281,7 @@ void MoEConfig::finalize() {
     check_router(*this);
     check_losses(*this);
     check_capacity(*this);
-    check_ranks(*this);
+    check_ranks(*this, etp_given);
     check_dispatcher(*this);
 }
 

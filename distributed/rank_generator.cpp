@@ -29,7 +29,13 @@ ParallelSizes parallel_sizes(const MoEConfig& config, int world) {
     require_divides("tensor_model_parallel_size", tp);
     require_divides("tensor_model_parallel_size * context_parallel_size", tp * cp);
     require_divides("expert_tensor_parallel_size", etp);
-    require_divides("expert_tensor_parallel_size * expert_model_parallel_size", etp * ep);
+    if (world % (etp * ep) != 0)
+        reject("expert_tensor_parallel_size * expert_model_parallel_size", etp * ep,
+               fmt::format("must divide the {} ranks{}", world,
+                           etp > 1 && etp == tp
+                               ? "; expert_tensor_parallel_size is "
+                                 "tensor_model_parallel_size unless it is given"
+                               : ""));
     ParallelSizes sizes;
     sizes.world = world;
     sizes.tensor = int(tp);

@@ -208,7 +208,11 @@ TEST_F(RanksTest, NamesWhatCannotBeCut) {
     EXPECT_TRUE(IsBadInput(compare + "--ranks 4 --expert-model-parallel-size 3",
                            {"expert_model_parallel_size = 3"}));
     EXPECT_TRUE(IsBadInput(compare + "--ranks 4 --expert-model-parallel-size 8",
-                           {"expert_tensor_parallel_size * expert_model", "4 ranks"}));
+                           {"expert_tensor_parallel_size * expert_model", "4 ranks\n"}));
+    EXPECT_TRUE(IsBadInput(compare + "--ranks 4 --tensor-model-parallel-size 2 "
+                                     "--expert-model-parallel-size 4",
+                           {"expert_tensor_parallel_size * expert_model", "4 ranks; ",
+                            "is tensor_model_parallel_size unless it is given"}));
     EXPECT_TRUE(
         IsBadInput(compare + "--ranks 2 --tensor-model-parallel-size 2 --seq-length 33",
                    {"--seq-length = 33", "2 tensor x context parallel ranks"}));

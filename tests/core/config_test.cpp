@@ -253,6 +253,16 @@ TEST(ConfigRules, RankGridsFitTheLayer) {
         {R"({"moe_ffn_hidden_size": 6, "expert_tensor_parallel_size": 2,
              "add_bias_linear": true})",
          "expert_tensor_parallel_size = 2: ", "must be 1 with add_bias_linear"},
+        // Nobody gave ETP: it is TP
+        {R"({"moe_ffn_hidden_size": 7, "tensor_model_parallel_size": 2,
+             "sequence_parallel": true, "add_bias_linear": false})",
+         "tensor_model_parallel_size = 2: ",
+         "must divide moe_ffn_hidden_size (7), unless expert_tensor_parallel_size is "
+         "given"},
+        {R"({"moe_ffn_hidden_size": 6, "tensor_model_parallel_size": 2,
+             "sequence_parallel": true, "add_bias_linear": true})",
+         "tensor_model_parallel_size = 2: ",
+         "must be 1 with add_bias_linear, unless expert_tensor_parallel_size is given"},
         {R"({"tensor_model_parallel_size": 2, "expert_tensor_parallel_size": 1})",
          "sequence_parallel = false: ", "tensor_model_parallel_size above 1"},
         {R"({"tensor_model_parallel_size": 2, "sequence_parallel": true,
