@@ -13,6 +13,7 @@
 #include "cli/help.h"
 #include "core/error.h"
 #include "core/known_names.h"
+#include "core/lacking_fields.h"
 
 namespace moe {
 namespace {

@@ -1,10 +1,12 @@
 // Config fields by name: one table serves JSON files, the command line and printing.
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "core/config.h"
 #include "core/error.h"
 #include "core/known_names.h"
+#include "core/lacking_fields.h"
 
 namespace moe {
 namespace {
@@ -158,43 +160,84 @@ nlohmann::ordered_json write(const std::optional<T>& value) {
     return value ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
 }
 
-}  // namespace
+std::string in_ascii(const json& value) {
+    return value.dump(-1, ' ', true, json::error_handler_t::replace);
+}
 
-void set_field(MoEConfig& config, const std::string& name, const json& value,
-               const std::string& where) {
-    const std::string field = where.empty() ? name : where + ": " + name;
-    bool known = false;
+/// Why there is no field of that name.
+std::string why_unknown(const std::string& name) {
+    if (const std::string& why = why_not_here(name); !why.empty()) return why;
+    std::vector<std::string> names;
+    for (const FieldInfo& info : config_fields()) names.push_back(info.name);
+    const std::string meant = nearest(name, names);
+    return "no such config field here (`moe info --fields` lists them)" +
+           (meant.empty() ? "" : "; did you mean " + meant + "?");
+}
+
+/// Sets a field. @return "", or why it cannot be set
+std::string try_to_set(MoEConfig& config, const std::string& name, const json& value) {
+    bool known = is_off(name, value);
+    std::string why;
     visit_fields(config, [&](const std::string& candidate, auto& member, const char*) {
         if (candidate != name) return;
         known = true;
         try {
             read(value, member);
         } catch (const TypeMismatch& mismatch) {
-            reject(field, value.dump(-1, ' ', true, json::error_handler_t::replace),
-                   mismatch.expected);
+            why = mismatch.expected;
         }
     });
-    if (!known) {
-        const std::string shown =
-            value.dump(-1, ' ', true, json::error_handler_t::replace);
-        if (const std::string& why = why_not_here(name); !why.empty())
-            reject(field, shown, why);
-        std::vector<std::string> names;
-        for (const FieldInfo& info : config_fields()) names.push_back(info.name);
-        const std::string meant = nearest(name, names);
-        reject(field, shown,
-               "no such config field here (`moe info --fields` lists them)" +
-                   (meant.empty() ? "" : "; did you mean " + meant + "?"));
+    return known ? why : why_unknown(name);
+}
+
+/// What a file's fields are refused for, together.
+class Refusals {
+  public:
+    void add(const std::string& name, const json& value, const std::string& why) {
+        for (auto& [reason, fields] : by_reason_)
+            if (reason == why) return fields.push_back({name, in_ascii(value)});
+        by_reason_.push_back({why, {{name, in_ascii(value)}}});
     }
+    /// "<where>: a = 1, b = 2: <why>; c = 3: <why>", if there is any.
+    void raise(const std::string& where) const {
+        if (by_reason_.empty()) return;
+        std::string text;
+        for (const auto& [why, fields] : by_reason_) {
+            if (!text.empty()) text += "; ";
+            for (std::size_t i = 0; i < std::min(fields.size(), kMost); ++i)
+                text += fmt::format("{}{} = {}", i == 0 ? "" : ", ", fields[i].first,
+                                    fields[i].second);
+            if (fields.size() > kMost)
+                text += fmt::format(" and {} more", fields.size() - kMost);
+            text += ": " + why;
+        }
+        throw InputError(one_line(where.empty() ? text : where + ": " + text));
+    }
+
+  private:
+    static constexpr std::size_t kMost = 12;
+    using Field = std::pair<std::string, std::string>;
+    std::vector<std::pair<std::string, std::vector<Field>>> by_reason_;
+};
+
+}  // namespace
+
+void set_field(MoEConfig& config, const std::string& name, const json& value,
+               const std::string& where) {
+    if (const std::string why = try_to_set(config, name, value); !why.empty())
+        reject(where.empty() ? name : where + ": " + name, in_ascii(value), why);
 }
 
 MoEConfig config_from_json(const json& json, const std::string& where) {
     if (!json.is_object())
-        reject(where.empty() ? "config" : where,
-               json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace),
+        reject(where.empty() ? "config" : where, in_ascii(json),
                "must be a JSON object of config fields");
     MoEConfig config;
-    for (const auto& [name, value] : json.items()) set_field(config, name, value, where);
+    Refusals refusals;
+    for (const auto& [name, value] : json.items())
+        if (const std::string why = try_to_set(config, name, value); !why.empty())
+            refusals.add(name, value, why);
+    refusals.raise(where);
     return config;
 }
 

@@ -70,28 +70,4 @@ const std::vector<std::string>& allowed_values(const std::string& field) {
     return found == values.end() ? none : found->second;
 }
 
-const std::string& why_not_here(const std::string& field) {
-    static const std::string blocks =
-        "not here: the kernels of flex choose their grids themselves; leave it out";
-    static const std::string wire =
-        "not here: rows travel in the layer's own dtype; leave it out";
-    static const std::map<std::string, std::string> reasons = {
-        {"moe_flex_dispatcher_num_sms", blocks},
-        {"moe_deepep_num_sms", blocks},
-        {"moe_hybridep_num_sms", blocks},
-        {"moe_hybridep_num_blocks_permute", blocks},
-        {"moe_hybridep_num_blocks_unpermute", blocks},
-        {"moe_hybridep_num_sms_preprocessing", blocks},
-        {"moe_permute_fusion_into_hybridep", "not here: use moe_permute_fusion"},
-        {"moe_hybridep_pad_uneven_dispatch_inputs",
-         "not here: ranks of flex may have different numbers of tokens; leave it out"},
-        {"moe_ncclep_zero_copy",
-         "not here: flex writes rows into the peers' memory itself; leave it out"},
-        {"moe_dispatch_fwd_dtype", wire},
-        {"moe_combine_bwd_dtype", wire}};
-    static const std::string none;
-    const auto found = reasons.find(field);
-    return found == reasons.end() ? none : found->second;
-}
-
 }  // namespace moe

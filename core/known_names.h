@@ -20,8 +20,4 @@ std::string nearest(const std::string& word, const std::vector<std::string>& kno
 /// The names that a field of MoEConfig may hold; none for a field of another kind.
 const std::vector<std::string>& allowed_values(const std::string& field);
 
-/// What stands in for one of Megatron's fields that MoEConfig lacks, or why nothing has
-/// to; "" for other names.
-const std::string& why_not_here(const std::string& field);
-
 }  // namespace moe

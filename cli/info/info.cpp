@@ -26,10 +26,17 @@ void print_fields() {
     const MoEConfig defaults;
     const auto values = config_to_json(defaults);
     fmt::print("{:<44} {:<14} {}\n", "flag", "default", "meaning");
-    for (const FieldInfo& field : config_fields())
-        fmt::print("{}\n", wrapped(fmt::format("{:<44} {:<14} {}", flag_name(field.name),
-                                               values[field.name].dump(), field.help),
-                                   60));
+    for (const FieldInfo& field : config_fields()) {
+        const std::string flag = flag_name(field.name);
+        std::string in_a_file = flag.substr(2);
+        std::replace(in_a_file.begin(), in_a_file.end(), '-', '_');
+        const std::string name =
+            in_a_file == field.name ? "" : "in a file " + field.name + "; ";
+        fmt::print("{}\n",
+                   wrapped(fmt::format("{:<44} {:<14} {}{}", flag,
+                                       values[field.name].dump(), name, field.help),
+                           60));
+    }
 }
 
 void print_build() {

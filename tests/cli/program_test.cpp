@@ -131,6 +131,7 @@ TEST_F(CliTest, ListsItsFieldsTiersAndFlags) {
         EXPECT_NE(text.find(" " + defaults[field.name].dump() + " "), std::string::npos);
         EXPECT_TRUE(text.ends_with(field.help)) << text;
     }
+    EXPECT_NE(fields.out.find("in a file num_moe_experts; "), std::string::npos);
     const Output info = moe("info");
     EXPECT_EQ(info.code, kExitOk);
     for (const ComponentSpec& supplier : available_suppliers()) {

@@ -47,20 +47,6 @@ TEST(KnownNames, AreListedWithTheOneThatMayBeMeant) {
         {"x = odd: known are fast, slow"}));
 }
 
-TEST(KnownNames, SayWhatStandsInForAFieldThatIsNotHere) {
-    EXPECT_NE(why_not_here("moe_permute_fusion_into_hybridep").find("moe_permute_fusion"),
-              std::string::npos);
-    for (const char* name : {"moe_deepep_num_sms", "moe_ncclep_zero_copy"})
-        EXPECT_NE(why_not_here(name).find("leave it out"), std::string::npos) << name;
-    for (const FieldInfo& field : config_fields())
-        EXPECT_EQ(why_not_here(field.name), "") << "it is here";
-    EXPECT_TRUE(Rejects(
-        [] {
-            config_from_json({{"moe_hybridep_num_sms", 16}}, "c.json");
-        },
-        {"c.json: moe_hybridep_num_sms = 16: not here: "}));
-}
-
 TEST(KnownNames, HelpWhereverAListIsKnown) {
     available_suppliers();
     EXPECT_TRUE(
