@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/sinkhorn_rounds.h"
 #include "core/transfer.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
@@ -67,12 +68,21 @@ Tensor sinkhorn_cost(const Tensor& x) {
     return cost;
 }
 
+float mean(const Tensor& of_experts) {
+    const std::vector<float> values = gpu::to_host<float>(of_experts);
+    return std::accumulate(values.begin(), values.end(), 0.0f) / float(values.size());
+}
+
+[[noreturn]] void reject_uneven(const Tensor& logits) {
+    const auto x = gpu::to_host<float>(transfer(logits, kScorePlacement));
+    const auto [smallest, largest] = std::minmax_element(x.begin(), x.end());
+    reject_sinkhorn_logits(*smallest, *largest);
+}
+
 }  // namespace
 
 template <typename Scalar>
 Tensor sinkhorn(const Tensor& logits) {
-    constexpr float kTolerance = 1e-4f;
-    constexpr int kMaxRounds = 10'000;
     const std::int64_t T = logits.dim(0), E = logits.dim(1);
     if (T == 0) return gpu::device_empty<float>({T, E});
     Tensor cost = sinkhorn_cost(transfer(logits, kScorePlacement));
@@ -80,10 +90,7 @@ Tensor sinkhorn(const Tensor& logits) {
     // Scale rows, then columns, until the column factors rest
     Tensor d0 = gpu::device_empty<float>({T}), moved = gpu::device_empty<float>({E});
     Tensor d1 = gpu::to_device(std::vector<float>(E, 1.0f));
-    for (int round = 0;; ++round) {
-        if (round == kMaxRounds)
-            reject("logits", fmt::format("{} rounds of sinkhorn", kMaxRounds),
-                   "must be even enough for sinkhorn to converge");
+    for (int round = 1;; ++round) {
         gpu::launch("row_factors_kernel", row_factors_kernel, gpu::one_thread_per(T),
                     gpu::device_data<float>(d0), gpu::device_data<float>(cost),
                     gpu::device_data<float>(d1), T, E);
@@ -91,9 +98,9 @@ Tensor sinkhorn(const Tensor& logits) {
                     gpu::one_thread_per(E), gpu::device_data<float>(d1),
                     gpu::device_data<float>(moved), gpu::device_data<float>(cost),
                     gpu::device_data<float>(d0), T, E);
-        const std::vector<float> moves = gpu::to_host<float>(moved);
-        if (std::accumulate(moves.begin(), moves.end(), 0.0f) / float(E) <= kTolerance)
-            break;
+        const bool many = round >= kManySinkhornRounds;
+        if (sinkhorn_rests(round, mean(moved), many ? mean(d1) : 0.0f)) break;
+        if (round == kMostSinkhornRounds) reject_uneven(logits);
     }
     gpu::launch("sinkhorn_scale_kernel", sinkhorn_scale_kernel,
                 gpu::one_thread_per(T * E), gpu::device_data<float>(cost),

@@ -2,9 +2,11 @@
 
 #include "optimized_gpu/sinkhorn.h"
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
+#include "core/sinkhorn_rounds.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/scores.h"
@@ -15,8 +17,7 @@ namespace moe::optimized {
 //! [sinkhorn]
 namespace {
 
-constexpr float kEpsilon = 1e-8f, kTolerance = 1e-4f;
-constexpr int kMaxRounds = 10'000;
+constexpr float kEpsilon = 1e-8f;
 
 /// The loop's state on the device.
 struct SinkhornPointers {
@@ -114,20 +115,36 @@ __global__ void __launch_bounds__(kThreads)
     to.moved[e] = fabsf(previous - factor);
 }
 
+float mean(const std::vector<float>& of_experts) {
+    return std::accumulate(of_experts.begin(), of_experts.end(), 0.0f) /
+           float(of_experts.size());
+}
+
 /// Waits for the round; true when the factors rest.
-bool is_settled(const Tensor& moved, cudaStream_t stream) {
-    std::vector<float> moves(moved.numel());
-    gpu::check(cudaMemcpyAsync(moves.data(), gpu::device_data<float>(moved),
-                               moved.size_bytes(), cudaMemcpyDeviceToHost, stream),
-               "cudaMemcpyAsync");
+bool is_settled(int round, const Tensor& moved, const Tensor& factors,
+                cudaStream_t stream) {
+    const auto fetch = [stream](const Tensor& from) {
+        std::vector<float> values(from.numel());
+        gpu::check(cudaMemcpyAsync(values.data(), gpu::device_data<float>(from),
+                                   from.size_bytes(), cudaMemcpyDeviceToHost, stream),
+                   "cudaMemcpyAsync");
+        return values;
+    };
+    std::vector<float> moves = fetch(moved), sizes = {0.0f};
+    if (round >= kManySinkhornRounds) sizes = fetch(factors);
     gpu::count_host_wait(stream);
     gpu::check(cudaStreamSynchronize(stream), "sinkhorn");
     const float too_large = moves.back();
     if (too_large != 0.0f)
         reject("logits", too_large, "must be at most 88 with sinkhorn (exp in fp32)");
     moves.pop_back();
-    const float sum = std::accumulate(moves.begin(), moves.end(), 0.0f);
-    return sum / float(moves.size()) <= kTolerance;
+    return sinkhorn_rests(round, mean(moves), mean(sizes));
+}
+
+[[noreturn]] void reject_uneven(const Tensor& logits) {
+    const std::vector<float> x = gpu::to_host<float>(logits);
+    const auto [smallest, largest] = std::minmax_element(x.begin(), x.end());
+    reject_sinkhorn_logits(*smallest, *largest);
 }
 
 /// Scales rows, then columns, until the column factors rest.
@@ -148,11 +165,7 @@ void balance(SinkhornRouting& routing, const Tensor& logits, cudaStream_t stream
     };
     gpu::launch("begin_sinkhorn_kernel", begin_sinkhorn_kernel,
                 gpu::one_thread_per(E + 1, stream), to, int(E));
-    int round = 0;
-    do {
-        if (round++ == kMaxRounds)
-            reject("logits", fmt::format("{} rounds of sinkhorn", kMaxRounds),
-                   "must be even enough for sinkhorn to converge");
+    for (int round = 1;; ++round) {
         with_slots(E, [&](auto slots) {
             constexpr int N = decltype(slots)::value;
             gpu::launch("scale_rows_kernel", scale_rows_kernel<N>,
@@ -163,7 +176,9 @@ void balance(SinkhornRouting& routing, const Tensor& logits, cudaStream_t stream
                     {dim3(unsigned((E + kLanes - 1) / kLanes)), kThreads,
                      sizeof(ColumnsSmem), stream},
                     to, int(blocks), int(E));
-    } while (!is_settled(moved, stream));
+        if (is_settled(round, moved, routing.column_factors, stream)) return;
+        if (round == kMostSinkhornRounds) reject_uneven(logits);
+    }
 }
 
 }  // namespace

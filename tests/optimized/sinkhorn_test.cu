@@ -244,9 +244,20 @@ TEST(OptimizedSinkhorn, RefusesWhatExpCannotHold) {
 }
 
 TEST(OptimizedSinkhorn, RefusesWhatNeverSettles) {
-    EXPECT_EQ(words_of({0, 0, -100, 0}, 2, 2, config_of(2, 1)),
-              "logits = 10000 rounds of sinkhorn: must be even enough for sinkhorn to "
-              "converge");
+    EXPECT_EQ(words_of({40, 0, 0, 39}, 1, 4, config_of(4, 1)),
+              "logits = 0 to 40: too uneven for sinkhorn: its factors still move after "
+              "8000 rounds");
+}
+
+// Of such logits Megatron's loop makes no end, and this one makes it in a known round.
+TEST(OptimizedSinkhorn, EndsWhereFactorsRestBesideTheirSize) {
+    gpu::register_device_memory();
+    const Tensor logits = on_device(
+        Floats{-16, -21, -8, -18, 15, 13, -7, -6, -8, -10, -28, 29, 9, 24, 25}, {5, 3});
+    const auto before = gpu::counters();
+    optimized::route_sinkhorn(logits, config_of(3, 1), true, nullptr);
+    EXPECT_EQ(gpu::counters().host_waits - before.host_waits, 1'000);
+    gpu::synchronize();
 }
 
 TEST(OptimizedSinkhorn, RefusesWhatItsKernelsDoNotHold) {
