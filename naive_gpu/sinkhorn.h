@@ -8,9 +8,10 @@
 namespace moe::naive {
 
 /// Balanced affinities d0_i c_ij d1_j, c = exp(fp32 logits), whose rows and columns sum
-/// to 1/T and 1/E up to the tolerance of Megatron's loop. @return (T, E) f32 InputError
-/// for logits so large that exp() overflows, or so uneven that the loop does not settle
-/// within 10 000 rounds (Megatron would go on forever).
+/// to 1/T and 1/E up to where the loop ends (core/sinkhorn_rounds.h).
+/// @return (T, E) f32
+/// InputError for logits so large that exp() overflows, or so uneven that the loop does
+/// not end (Megatron would go on).
 template <typename Scalar>
 Tensor sinkhorn(const Tensor& logits);
 

@@ -24,14 +24,14 @@ struct SinkhornRouting {
 /// ③ with sinkhorn. Scores are a softmax over E, or, with K = 1, a sigmoid, in fp32. In
 /// training the affinities choose, else the scores; equal ones: the lower expert.
 ///
-/// In training the host waits for the device once a round, for E + 1 numbers: whether the
-/// factors rest, and the loop with them, the data decide. A round is two launches; one
+/// In training the host waits for the device once a round, for E + 1 numbers, or 2 E + 1
+/// after many rounds: whether the factors rest, and the loop with them, the data decide. A round is two launches; one
 /// launch comes before the rounds, one after them. Outside training it is one launch and
 /// no wait. The same bits every time.
 ///
 /// InputError for logits so large that exp() overflows, for NaN, and for logits so uneven
-/// that the loop does not settle within 10 000 rounds (Megatron would go on forever); for
-/// E > 1024 and K > 32, as make_routing_rule().
+/// that the loop does not end (core/sinkhorn_rounds.h; Megatron would go on); for E > 1024
+/// and K > 32, as make_routing_rule().
 /// @param logits (T, E) f32
 SinkhornRouting route_sinkhorn(const Tensor& logits, const MoEConfig& config,
                                bool training,
