@@ -84,6 +84,7 @@ struct CaseResult {
     ModuleSpec spec;
     bool ok = true;
     std::vector<TensorCheck> checks;
+    std::string hint = {};  ///< what may be the matter, if anything was found
     /// The first step, in the order in which they run, of which a check fails: what comes
     /// later may have inherited its error. Nothing when all is well.
     std::optional<Step> first_deviation() const;

@@ -10,6 +10,7 @@
 
 #include "cli/commands.h"
 #include "cli/golden/golden.h"
+#include "cli/golden/layout.h"
 #include "cli/golden/verify_view.h"
 #include "cli/memory.h"
 #include "cli/options.h"
@@ -114,7 +115,11 @@ bool verify_case(const DispatcherCase& subject, const Verification& run) {
                 fmt::print("- {}  {}: skipped: {}\n", shown, to_string(spec), why);
             continue;
         }
-        const CaseResult result = verify_in(run, subject.golden, spec, shown);
+        CaseResult result = verify_in(run, subject.golden, spec, shown);
+        if (!result.ok)
+            result.hint = layout_hint(subject.golden, result, [&](const GoldenCase& g) {
+                return verify_in(run, g, spec, shown);
+            });
         options.json ? print_json(result, subject, !options.dispatcher_type.empty())
                      : print_result(shown, result);
         ok = ok && result.ok;

@@ -49,6 +49,7 @@ void print_result(const std::string& title, const CaseResult& result) {
                                4));
     if (const auto step = result.first_deviation())
         fmt::print("    {}\n", begins_at(*step));
+    if (!result.hint.empty()) fmt::print("{}\n", wrapped("    " + result.hint, 8));
     for (const TensorCheck& check : result.checks) print_check(check);
 }
 
@@ -78,6 +79,7 @@ void print_json(const CaseResult& result, const DispatcherCase& subject,
     }
     object["emulated"] = result.spec.is_emulated();
     object["ok"] = result.ok;
+    if (!result.hint.empty()) object["hint"] = result.hint;
     object["tensors"] = tensors;
     fmt::print("{}\n", object.dump());
 }

@@ -331,5 +331,56 @@ TEST_F(VerifyTest, RunsInTheTiersAndPrecisionsAskedFor) {
     EXPECT_TRUE(IsBadInput("verify --dtype fp16 " + file, {"--dtype = fp16: "}));
 }
 
+// Some checkpoints keep the rows of FC1 otherwise: the file's numbers show it.
+TEST_F(VerifyTest, TellsAnotherOrderOfGateAndUpRows) {
+    // @param at  where the file has what is row `row` of 2F here
+    const auto with_rows = [&](const char* source, const char* name, const auto& at) {
+        return changed(
+            "other_rows",
+            [&](TensorMap& t, auto&) {
+                Tensor& weight = t.at(name);
+                const Tensor as_here = weight.clone();
+                const std::int64_t rows = weight.dim(-2 + int(weight.shape().size()));
+                const std::int64_t H = weight.shape().back();
+                for (std::int64_t i = 0; i < weight.numel(); ++i) {
+                    const std::int64_t row = i / H % rows;
+                    const std::int64_t to = at(row, rows / 2);
+                    weight.data<float>()[i + (to - row) * H] = as_here.data<float>()[i];
+                }
+            },
+            source);
+    };
+    const auto verify = [](const std::string& file) {
+        return moe({"verify", file, "--tier", "reference_cpu", "--dtype", "fp64"});
+    };
+    const auto in_turns = [](std::int64_t row, std::int64_t F) {
+        return row < F ? 2 * row : 2 * (row - F) + 1;
+    };
+    const auto up_first = [](std::int64_t row, std::int64_t F) {
+        return row < F ? row + F : row - F;
+    };
+    const char* experts = "experts.linear_fc1.weight";
+    const Output turns = verify(with_rows("hf_mixtral", experts, in_turns));
+    EXPECT_EQ(turns.code, kExitDiffers) << turns.err;
+    EXPECT_TRUE(has(turns, "if in linear_fc1 of the experts gate and up rows take turns"))
+        << turns.out;
+    const Output up = verify(with_rows("ranks/ep2_alltoall", experts, up_first));
+    EXPECT_TRUE(has(up, "of the experts all up rows come before the gate rows"))
+        << up.out;
+    const json object =
+        json::parse(moe({"verify", "--json", with_rows("hf_mixtral", experts, up_first),
+                         "--tier", "reference_cpu", "--dtype", "fp64"})
+                        .out);
+    EXPECT_NE(object.at("hint").get<std::string>().find("all up rows"),
+              std::string::npos);
+    // What is wrong otherwise has no such word
+    const Output other =
+        verify(with_rows("hf_mixtral", experts, [](std::int64_t row, std::int64_t F) {
+            return (row + 1) % (2 * F);
+        }));
+    EXPECT_EQ(other.code, kExitDiffers) << other.err;
+    EXPECT_FALSE(has(other, "linear_fc1 of the experts")) << other.out;
+}
+
 }  // namespace
 }  // namespace moe::test
