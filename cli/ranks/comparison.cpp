@@ -8,6 +8,7 @@
 
 #include "cli/compare/closeness.h"
 #include "cli/ranks/asked.h"
+#include "cli/ranks/losses.h"
 #include "core/parameters.h"
 #include "core/rng.h"
 #include "core/transfer.h"
@@ -83,6 +84,7 @@ class Judge {
                 true);
         compare(Step::combine, "output",
                 join([](const RankRecord& r) { return r.output; }), whole_.output);
+        judge_losses(records, join);
         // The last part of the sum
         compare(Step::shared_experts_backward, "d_hidden_states",
                 join([](const RankRecord& r) { return r.d_hidden; }), whole_.d_hidden);
@@ -90,6 +92,32 @@ class Judge {
     }
 
   private:
+    /// The losses of each replica, or of all, from what its ranks have of it, and the
+    /// gradient that they give each logit.
+    template <typename Join>
+    void judge_losses(const std::vector<RankRecord>& records, const Join& join) {
+        const RankGenerator grid = RankGenerator::dense(request_.sizes);
+        for (const auto& [name, expected] : whole_.losses) {
+            const bool of_all = name.starts_with("global");
+            std::vector<double> sums(expected.size());
+            for (std::size_t rank = 0; rank < records.size(); ++rank) {
+                const double value = to_doubles(records[rank].losses.at(name))[0];
+                sums[of_all ? 0 : grid.key(int(rank), "dp")] +=
+                    name == "z_loss" ? value / grid.group_size("tp-cp") : value;
+            }
+            const Shape shape = {std::int64_t(sums.size())};
+            compare(Step::auxiliary_losses, name, Tensor::from(shape, sums),
+                    Tensor::from(shape, expected));
+        }
+        if (!whole_.losses.empty())
+            compare(Step::auxiliary_losses_backward, "d_logits_losses",
+                    join([](const RankRecord& r) {
+                        return r.values.at(Step::auxiliary_losses_backward)
+                            .at("d_logits_losses");
+                    }),
+                    whole_.d_logits_losses);
+    }
+
     void judge_parameters(const MoEConfig& config,
                           const std::vector<RankRecord>& records) {
         const std::vector<TensorMap> expected =
@@ -111,14 +139,24 @@ class Judge {
         value.name = name;
         value.step = step;
         value.exact = integers || !is_floating(expected.dtype());
-        if (!value.exact)
-            value.bound = tier_bound(column_.spec.coarsest_dtype(), is_backward(step));
+        if (!value.exact) value.bound = tier_bound(dtype_of(name), is_backward(step));
         const Closeness closeness = measure_closeness(got, expected);
         value.error = closeness.error;
         if (!closeness.within(value.bound))
             value.detail = describe_worst(closeness, got, expected);
         column_.ok = column_.ok && value.ok();
         column_.values.push_back(value);
+    }
+
+    /// By which a value is judged: losses' scores are fp32 in every tier, and where the
+    /// global loss was added to the others, their gradients were rounded apart.
+    DType dtype_of(const std::string& name) const {
+        const bool of_losses = name == "d_logits_losses" || name == "d_hidden_states" ||
+                               name.starts_with("d_router.");
+        const DType coarsest = column_.spec.coarsest_dtype();
+        return whole_.global_loss_apart && of_losses && coarsest == DType::f64
+                   ? DType::f32
+                   : coarsest;
     }
 
     RankColumn& column_;
@@ -218,24 +256,6 @@ DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob j
     return outcome;
 }
 
-/// Losses look at other tokens than a rank's own; they would pull at the gradients.
-MoEConfig without_losses(MoEConfig config) {
-    std::fill(config.moe_aux_loss_coeff.begin(), config.moe_aux_loss_coeff.end(), 0.0);
-    config.moe_z_loss_coeff.reset();
-    return config;
-}
-
-std::string losses_of(const MoEConfig& config) {
-    std::string names;
-    const auto add = [&](const std::string& name) {
-        names += (names.empty() ? "" : ", ") + name;
-    };
-    for (const std::string& type : config.moe_router_load_balancing_type)
-        if (type.ends_with("aux_loss") && config.aux_loss_coeff(type) != 0.0) add(type);
-    if (config.moe_z_loss_coeff.value_or(0.0) != 0.0) add("z_loss");
-    return names;
-}
-
 }  // namespace
 
 std::optional<Step> RankColumn::first_deviation() const {
@@ -279,6 +299,16 @@ std::string RankComparison::ranks_in_words() const {
     return backend == "threads" ? "threads of one process" : "processes over " + backend;
 }
 
+std::string RankComparison::whole_in_words() const {
+    if (whole_runs == 1) return "all tokens and all experts";
+    return depends_on_rank(config())
+               ? "all experts and takes each rank's tokens in turn (capacity and "
+                 "sinkhorn "
+                 "look at a rank's tokens together)"
+               : "all experts and takes each replica's tokens in turn (losses look at "
+                 "them together)";
+}
+
 RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     RankComparison result;
     result.model = request.model;
@@ -288,14 +318,18 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     result.sizes = request.sizes;
     result.left_out = request.left_out;
     result.tokens = split_tokens(request.sizes, result.seq_len, result.micro_batch);
-    result.losses_left_out = losses_of(request.configs.at(0));
+    const std::string why = why_no_losses(request.configs.at(0), request.sizes);
+    if (!why.empty()) result.losses_left_out = losses_of(request.configs[0]) + ": " + why;
+    const auto comparable = [&](const MoEConfig& config) {
+        return why.empty() ? config : without_losses(config);
+    };
 
     request.progress("drawing weights");
     RankJob job;
     job.on_step = say_step(request, "one rank with everything");
     job.world = request.world;
     result.backend = request.world != nullptr ? request.world->backend() : "threads";
-    job.config = without_losses(request.configs[0]);
+    job.config = comparable(request.configs[0]);
     job.spec = ModuleSpec::uniform({"reference_cpu", DType::f64});
     job.parameters =
         random_parameters(distributed::single_rank_config(job.config), request.seed);
@@ -312,7 +346,7 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     result.balanced_hit = balanced_hit(job.config);
 
     for (const MoEConfig& config : request.configs) {
-        job.config = without_losses(config);
+        job.config = comparable(config);
         result.dispatchers.push_back(run_dispatcher(request, job, result.tokens, whole));
         result.ok = result.ok && result.dispatchers.back().ok;
     }

@@ -90,7 +90,8 @@ struct RankComparison {
     Tensor rows_per_expert;  ///< (W, L) i64
     std::vector<DispatcherOutcome> dispatchers;
     std::vector<std::string> left_out;  ///< dispatchers, with the reason
-    std::string losses_left_out;  ///< which losses the config has, that are off here
+    /// "aux_loss: <why>" where the config has losses that one rank cannot have as well.
+    std::string losses_left_out;
     double hit = 0.0, balanced_hit = 0.0;  ///< ranks with different experts, per token
     int whole_runs = 1;                    ///< see WholeRecord
     std::string backend;                   ///< "threads", "MPI", "NCCL"
@@ -100,6 +101,8 @@ struct RankComparison {
     const MoEConfig& config() const { return dispatchers.front().config; }
     /// "threads of one process", "processes over MPI".
     std::string ranks_in_words() const;
+    /// What the one rank has that all are held against.
+    std::string whole_in_words() const;
     /// Whether any column does.
     bool uses_device() const;
     /// That a rank's experts get.

@@ -120,6 +120,7 @@ std::vector<std::uint8_t> write(const RankRecord& record) {
     out.tensor(record.output);
     out.tensor(record.d_hidden);
     out.tensors(record.gradients);
+    out.tensors(record.losses);
     out.number(std::int64_t(record.sent.size()));
     for (const auto& [step, bytes_by_peer] : record.sent) {
         out.number(std::int64_t(step));
@@ -148,6 +149,7 @@ RankRecord read(const TensorView& bytes) {
     record.output = in.tensor();
     record.d_hidden = in.tensor();
     record.gradients = in.tensors();
+    record.losses = in.tensors();
     for (std::int64_t steps = in.number(); steps > 0; --steps) {
         auto& bytes_by_peer = record.sent[static_cast<Step>(in.number())];
         for (std::int64_t left = in.number(); left > 0; --left) {

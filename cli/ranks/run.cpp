@@ -1,11 +1,11 @@
-// run.cpp: the layer over ranks, and the layer that has everything.
+// run.cpp: the layer over ranks. What one rank makes of the same is in whole.cpp.
 
 #include "cli/ranks/run.h"
 
 #include <cstring>
-#include <numeric>
 
 #include "cli/ranks/asked.h"
+#include "cli/ranks/losses.h"
 #include "cli/ranks/processes.h"
 #include "core/error.h"
 #include "core/moe_layer.h"
@@ -65,23 +65,9 @@ class RankObserver : public Observer {
     std::function<void(Step)> on_step_;
 };
 
-/// Forward and backward of one layer on (T, H) inputs.
-void run_layer(RankRecord& record, MoELayer& layer, const Tensor& hidden,
-               const Tensor& doutput, const Shape& shape, Observer& observer) {
-    const RunContext context{.observer = &observer};
-    auto forward = layer.forward(hidden.reshaped(shape), {}, context);
-    auto gradients = layer.backward(doutput.reshaped(shape), forward.saved, context);
-    record.dense = forward.saved.dense;
-    record.output = on_host(forward.output).reshaped(hidden.shape());
-    record.d_hidden = on_host(gradients.hidden_states).reshaped(hidden.shape());
-    for (const auto& [name, gradient] : gradients.parameters)
-        record.gradients[name] = on_host(gradient);
-}
-
 /// The layer on one rank of `world`.
 RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
                     distributed::Communicator& world) {
-    RankRecord record;
     const auto& mine = tokens.of_rank[world.rank()];
     const Shape shape = {tokens.seq_len, tokens.micro_batch, job.config.hidden_size};
     const auto groups = distributed::make_process_groups(world, job.config);
@@ -89,27 +75,16 @@ RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
                    distributed::shard_parameters(job.config, job.parameters, *groups),
                    groups);
     const bool speaks = world.rank() == 0;
-    RankObserver observer(
-        record, world.ledger(), speaks ? job.on_step : [](Step) {});
-    run_layer(record, layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine),
-              shape, observer);
+    RankRecord record = run_layer(
+        layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine), shape,
+        world.ledger(), speaks ? job.on_step : [](Step) {});
     record.dropped_rows = groups->flagged_heap->take_dropped_rows();
-    if (job.counts_asked) record.asked = count_asked(job, tokens, groups);
-    return record;
-}
-
-bool depends_on_other_tokens(const MoEConfig& config) {
-    return config.moe_expert_capacity_factor.has_value() || config.is_sinkhorn();
-}
-
-void add_gradients(TensorMap& sum, const TensorMap& gradients) {
-    for (const auto& [name, gradient] : gradients) {
-        Tensor& total = sum[name];
-        if (!total.defined()) total = Tensor::zeros(gradient.shape(), DType::f64);
-        const std::vector<double> terms = to_doubles(gradient);
-        for (std::size_t i = 0; i < terms.size(); ++i)
-            total.data<double>()[i] += terms[i];
+    if (job.counts_asked) {
+        RankJob bare = job;
+        bare.config = without_losses(job.config);
+        record.asked = count_asked(bare, tokens, groups);
     }
+    return record;
 }
 
 }  // namespace
@@ -164,6 +139,24 @@ Tensor join_rows(const std::vector<Tensor>& parts, const RankTokens& tokens) {
     return whole;
 }
 
+RankRecord run_layer(MoELayer& layer, const Tensor& hidden, const Tensor& doutput,
+                     const Shape& shape, distributed::OpLedger& ledger,
+                     const std::function<void(Step)>& on_step) {
+    RankRecord record;
+    RankObserver observer(record, ledger, on_step);
+    const RunContext context{.observer = &observer};
+    auto forward = layer.forward(hidden.reshaped(shape), {}, context);
+    for (const auto& [name, loss] : forward.losses.read())
+        record.losses[name] = Tensor::from<double>({}, {loss});
+    auto gradients = layer.backward(doutput.reshaped(shape), forward.saved, context);
+    record.dense = forward.saved.dense;
+    record.output = on_host(forward.output).reshaped(hidden.shape());
+    record.d_hidden = on_host(gradients.hidden_states).reshaped(hidden.shape());
+    for (const auto& [name, gradient] : gradients.parameters)
+        record.gradients[name] = on_host(gradient);
+    return record;
+}
+
 std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& tokens) {
     if (job.world != nullptr)
         return gather_records(*job.world, run_rank(job, tokens, *job.world));
@@ -185,45 +178,6 @@ std::vector<TensorMap> shard_for_ranks(const MoEConfig& config, int ranks,
         shards[world.rank()] = distributed::shard_parameters(config, whole, *groups);
     });
     return shards;
-}
-
-WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
-    const MoEConfig config = distributed::single_rank_config(job.config);
-    MoELayer layer(config, job.spec, job.parameters);
-    RankTokens runs = tokens;
-    if (config.has_random_logits() && depends_on_other_tokens(config))
-        reject("moe_router_force_load_balancing, moe_router_force_biased",
-               "random logits",
-               "must be left out over ranks with a capacity or sinkhorn");
-    if (!depends_on_other_tokens(config)) {
-        // S and B of all ranks: random logits know their tokens by them
-        const std::int64_t all = job.hidden.dim(0);
-        const std::int64_t S = tokens.seq_len * job.config.tensor_model_parallel_size *
-                               job.config.context_parallel_size;
-        runs = {S, S == 0 ? 1 : all / S, {std::vector<std::int64_t>(all)}};
-        std::iota(runs.of_rank[0].begin(), runs.of_rank[0].end(), 0);
-    }
-    const Shape shape = {runs.seq_len, runs.micro_batch, config.hidden_size};
-    WholeRecord whole;
-    whole.runs = int(runs.of_rank.size());
-    std::vector<Tensor> outputs, d_hidden, probs, maps;
-    for (const auto& mine : runs.of_rank) {
-        RankRecord record;
-        distributed::OpLedger silent;
-        RankObserver observer(record, silent, job.on_step);
-        run_layer(record, layer, take_rows(job.hidden, mine),
-                  take_rows(job.doutput, mine), shape, observer);
-        outputs.push_back(record.output);
-        d_hidden.push_back(record.d_hidden);
-        probs.push_back(record.values.at(Step::token_dropping).at("probs"));
-        maps.push_back(record.values.at(Step::token_dropping).at("routing_map"));
-        add_gradients(whole.gradients, record.gradients);
-    }
-    whole.output = join_rows(outputs, runs);
-    whole.d_hidden = join_rows(d_hidden, runs);
-    whole.probs = join_rows(probs, runs);
-    whole.routing_map = join_rows(maps, runs);
-    return whole;
 }
 
 }  // namespace moe

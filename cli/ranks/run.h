@@ -20,6 +20,8 @@
 
 namespace moe {
 
+class MoELayer;
+
 /// Which tokens each rank has: its replica's sequences, of these its part by context
 /// rank, and of that its shard by tensor rank (sequence parallelism).
 struct RankTokens {
@@ -49,6 +51,7 @@ struct RankRecord {
     Tensor output;                     ///< (T, H) of this rank, on the host, as below
     Tensor d_hidden;                   ///< (T, H)
     TensorMap gradients;               ///< of its shards
+    TensorMap losses;  ///< () f64 each, before their coefficients: the rank's own values
     /// Bytes sent to each other rank during each step.
     std::map<Step, std::map<int, std::int64_t>> sent;
     std::int64_t host_waits = 0;  ///< of the forward, as the dispatcher names them
@@ -81,15 +84,29 @@ std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& token
 std::vector<TensorMap> shard_for_ranks(const MoEConfig& config, int ranks,
                                        const TensorMap& whole);
 
+/// Forward and backward of a layer on (T, H) inputs, watched.
+/// @param shape    (S, B, H)
+/// @param ledger   of what the rank sends
+/// @param on_step  as RankJob's
+RankRecord run_layer(MoELayer& layer, const Tensor& hidden, const Tensor& doutput,
+                     const Shape& shape, distributed::OpLedger& ledger,
+                     const std::function<void(Step)>& on_step);
+
 /// What one rank would do with all experts and the same tokens.
 struct WholeRecord {
     Tensor output, d_hidden;    ///< (T, H)
     Tensor probs, routing_map;  ///< (T, E)
+    Tensor d_logits_losses;     ///< (T, E): the losses' gradient
     TensorMap gradients;        ///< f64, summed over all tokens
-    int runs = 1;  ///< 1, or W where who goes where depends on a rank's other tokens
+    /// By name, before their coefficients: one of each replica, or, of the global loss
+    /// and where there is but one, of all.
+    std::map<std::string, std::vector<double>> losses;
+    bool global_loss_apart = false;  ///< computed by itself, and added to all of that
+    int runs = 1;                    ///< of how many parts of the tokens
 };
 /// Capacity and sinkhorn look at all tokens of a rank at once: then each rank's tokens
-/// run by themselves, and the gradients are added.
+/// run by themselves. Of replicas that have losses of their own each runs by itself. The
+/// gradients are added. Not every job's losses can be had: why_no_losses().
 WholeRecord run_whole(const RankJob& job, const RankTokens& tokens);
 
 }  // namespace moe

@@ -52,10 +52,7 @@ void print_header(const RankComparison& c) {
                                        : "");
     for (const std::string& reason : c.left_out) print_wrapped("Without " + reason, 8);
     if (!c.losses_left_out.empty())
-        print_wrapped(
-            fmt::format("Losses  off here ({}): they look beyond a rank's own tokens",
-                        c.losses_left_out),
-            8);
+        print_wrapped("Losses  off here, " + c.losses_left_out, 8);
 }
 
 /// "s 0-63, b 2": where a rank's tokens lie.
@@ -137,10 +134,7 @@ std::string cell(const RankValue& value, bool with_share) {
 void print_equality(const RankComparison& c, const std::string& report) {
     print_wrapped(
         fmt::format("\nAll ranks together against one rank that has {}, in fp64",
-                    c.whole_runs == 1
-                        ? "all tokens and all experts"
-                        : "all experts and takes each rank's tokens in turn (capacity "
-                          "and sinkhorn look at a rank's tokens together)"),
+                    c.whole_in_words()),
         2);
     const std::vector<RankColumn>& columns = c.dispatchers[0].columns;
     const TableParts parts({"errors as shares of their bounds"}, [&](std::size_t gone) {
@@ -216,7 +210,8 @@ void print_verdict(const RankComparison& c) {
             if (const auto step = column.first_deviation())
                 fmt::print("✗ {} {} deviates: first seen at {} {}\n", outcome.name(),
                            column.label, circled(*step), title(*step));
-    fmt::print("{}\n", c.ok ? "✓ all dispatchers and tiers agree" : "✗ some differ");
+    fmt::print("{}{}\n", c.ok ? "✓ all dispatchers and tiers agree" : "✗ some differ",
+               c.losses_left_out.empty() ? "" : ", without the losses that are off here");
 }
 
 }  // namespace

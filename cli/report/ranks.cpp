@@ -307,9 +307,7 @@ std::string notes(const RankComparison& c) {
     for (const std::string& reason : c.left_out)
         items += fmt::format("<li>left out: {}</li>\n", escape(reason));
     if (!c.losses_left_out.empty())
-        items +=
-            fmt::format("<li>off here: {} (they look beyond a rank’s own tokens)</li>\n",
-                        escape(c.losses_left_out));
+        items += fmt::format("<li>off here: {}</li>\n", escape(c.losses_left_out));
     return items.empty() ? "" : "<ul class='soft'>\n" + items + "</ul>\n";
 }
 
@@ -319,9 +317,7 @@ std::string equality_section(const RankComparison& c) {
 <p>All ranks together against one rank that has {}, in fp64. Integers must be equal,
 errors are relative (Frobenius norm).</p>
 {})",
-        c.whole_runs == 1 ? "all tokens and all experts"
-                          : "all experts and takes each rank’s tokens in turn",
-        equality_table(c));
+        escape(c.whole_in_words()), equality_table(c));
 }
 
 }  // namespace

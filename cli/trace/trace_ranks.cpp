@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/compare/closeness.h"
+#include "cli/ranks/losses.h"
 #include "cli/ranks/rows.h"
 #include "cli/terminal.h"
 #include "cli/words.h"
@@ -274,7 +275,9 @@ class RankPrinter {
         fmt::print("\n");
         print_line(fmt::format(
             "⑩ The outputs, and those of one rank that has all experts{}",
-            run_.whole().runs == 1 ? "" : ", and takes each rank's tokens in turn"));
+            run_.whole().runs == 1           ? ""
+            : depends_on_rank(run_.config()) ? ", and takes each rank's tokens in turn"
+                                             : ", and takes each replica's in turn"));
         for (int rank = 0; rank < run_.world(); ++rank) {
             parts.push_back(run_.record(rank).output);
             const auto outputs = to_doubles(run_.record(rank).output);

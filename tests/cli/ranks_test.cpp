@@ -96,6 +96,52 @@ TEST_F(RanksTest, CompareAgreesOnEveryGrid) {
     EXPECT_FALSE(has(one, "Without"));
 }
 
+// Odd coefficients, large enough to be seen in the gradients.
+const std::string kLosses =
+    " --moe-router-load-balancing-type aux_loss seq_aux_loss global_aux_loss "
+    "--moe-aux-loss-coeff 8 5 3 --moe-z-loss-coeff 2 --moe-router-topk 2";
+
+TEST_F(RanksTest, CompareHoldsTheLosses) {
+    const std::string compare =
+        "compare --scale 256 --num-experts 4 --report none "
+        "--tier reference_cpu --text " +
+        write("text.txt", std::string(40, 'e') + "abcdefgh") + kLosses + " --ranks ";
+    for (const char* grid :
+         {"2 --micro-batch-size 6 --seq-length 3",
+          "4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2 "
+          "--micro-batch-size 6 --seq-length 6",
+          "4 --tensor-model-parallel-size 2 --context-parallel-size 2 "
+          "--expert-model-parallel-size 2 --micro-batch-size 3 --seq-length 12"})
+        for (const char* weights : {"", " --calculate-per-token-loss"}) {
+            const Output output = moe(compare + grid + weights);
+            EXPECT_EQ(output.code, kExitOk) << grid << weights << output.out;
+            for (const char* name :
+                 {"\n  load_balancing_loss ", "\n  seq_load_balancing_loss ",
+                  "\n  global_load_balancing_loss ", "\n  z_loss ",
+                  "\n  d_logits_losses "})
+                EXPECT_TRUE(has(output, name)) << grid << name << output.out;
+            EXPECT_FALSE(has(output, "off here")) << output.out;
+            EXPECT_TRUE(has(output, "✓ all dispatchers and tiers agree\n"));
+        }
+    // A rank's tokens are whole sequences: one rank can have them with their losses
+    const Output dropped = moe(compare + "2 --moe-expert-capacity-factor 1");
+    EXPECT_EQ(dropped.code, kExitOk) << dropped.out;
+    EXPECT_TRUE(has(dropped, "\n  seq_load_balancing_loss ")) << dropped.out;
+    // … and here they are not, which is said where everything agrees
+    const Output off = moe(compare +
+                           "2 --moe-expert-capacity-factor 1 "
+                           "--tensor-model-parallel-size 2 "
+                           "--expert-tensor-parallel-size 1 "
+                           "--expert-model-parallel-size 2 ");
+    EXPECT_EQ(off.code, kExitOk) << off.out << off.err;
+    EXPECT_TRUE(has(off,
+                    "\nLosses  off here, aux_loss, seq_aux_loss, global_aux_loss, "
+                    "z_loss: one rank takes"))
+        << off.out;
+    EXPECT_TRUE(has(off, "tiers agree, without the losses that are off here\n"));
+    EXPECT_FALSE(has(off, "\n  z_loss ")) << off.out;
+}
+
 TEST_F(RanksTest, GivesFlexItsHeap) {
     const std::string heap = " --moe-flex-peer-heap-bytes 100000";
     const Output traced = moe("trace --ranks 2 --moe-token-dispatcher-type flex" + heap);
@@ -364,6 +410,17 @@ class DisguisedTier : public StandIn {
     bool scales_;
 };
 
+/// The reference, whose losses know nothing of other ranks.
+class LonelyTier : public StandIn {
+  public:
+    LonelyTier() : StandIn("lonely") {}
+    std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
+                                        const TensorMap& parameters,
+                                        const GroupsPtr&) const override {
+        return StandIn::make_router(config, dtype, parameters, nullptr);
+    }
+};
+
 // A registered tier stays, so these live in processes of their own.
 class DisguisedRanksTest : public RanksTest {
   protected:
@@ -371,10 +428,14 @@ class DisguisedRanksTest : public RanksTest {
     ~DisguisedRanksTest() override { GTEST_FLAG_SET(death_test_style, style_); }
 
     void run(bool scales, const std::string& line) const {
+        run(std::make_unique<DisguisedTier>(scales), line);
+    }
+    void run(std::unique_ptr<Tier> tier, const std::string& line) const {
         available_suppliers();  // the reference goes first
-        register_tier(std::make_unique<DisguisedTier>(scales));
+        const std::string name = tier->name();
+        register_tier(std::move(tier));
         dup2(STDERR_FILENO, STDOUT_FILENO);  // where the death test looks
-        exit_with(split(line + " --tier disguised --dtype fp32"));
+        exit_with(split(line + " --tier " + name + " --dtype fp32"));
     }
 
     const std::string style_ = GTEST_FLAG_GET(death_test_style);
@@ -394,6 +455,21 @@ TEST_F(DisguisedRanksTest, CompareFindsTheValuesThatDiffer) {
                 "✗ allgather disguised:fp32 output: worst element .*\n"
                 "✗ allgather disguised:fp32 deviates: first seen at ⑩ combine .*\n"
                 ".*some differ");
+}
+
+TEST_F(DisguisedRanksTest, CompareFindsLossesOfARankAlone) {
+    // Both populations are cut to a rank's own tokens: a replica's, and that of all
+    std::string of_replica = compare_ + kLosses;
+    of_replica.replace(of_replica.find("length 3"), 8, "length 2");
+    of_replica += " --context-parallel-size 2 --expert-model-parallel-size 2";
+    EXPECT_EXIT(run(std::make_unique<LonelyTier>(), of_replica), differs_,
+                "✗ alltoall lonely:fp32 load_balancing_loss: worst element .*\n"
+                "✗ alltoall lonely:fp32 seq_load_balancing_loss: .*\n"
+                "✗ alltoall lonely:fp32 d_logits_losses: .*some differ");
+    EXPECT_EXIT(run(std::make_unique<LonelyTier>(), compare_ + kLosses), differs_,
+                "✗ alltoall lonely:fp32 global_load_balancing_loss: .*\n"
+                "✗ alltoall lonely:fp32 d_logits_losses: .*"
+                "lonely:fp32 deviates: first seen at ⑤ .*some differ");
 }
 
 TEST_F(DisguisedRanksTest, TraceFindsRowsThatAreElsewhere) {
