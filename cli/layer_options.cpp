@@ -11,6 +11,7 @@
 #include "cli/options.h"
 #include "core/error.h"
 #include "core/known_names.h"
+#include "core/lacking_fields.h"
 
 namespace moe {
 namespace {
@@ -77,6 +78,13 @@ std::vector<std::string> script_values(const std::string& name, const ScriptFlag
         if (value.find('$') != std::string::npos)
             reject(where, value, "a variable that the text does not set");
     return values;
+}
+
+/// A flag that is passed over must not be one that the layer's values depend on.
+void require_no_change(const std::string& name, const ScriptFlag& flag) {
+    std::string field = flag.name.substr(2);
+    std::replace(field.begin(), field.end(), '-', '_');
+    if (changes_values(field)) reject(name, flag.name, why_not_here(field));
 }
 
 void tell_left_out(const std::string& why, const std::vector<std::string>& flags) {
@@ -247,9 +255,10 @@ LayerOptions::Chosen LayerOptions::start_from_script() const {
             flags.squared_relu = true;
         else if (flag.name == "--quick-geglu")
             flags.quick_geglu = true;
-        else if (const FieldInfo* field = field_of(flag.name); field == nullptr)
+        else if (const FieldInfo* field = field_of(flag.name); field == nullptr) {
+            require_no_change(name, flag);
             elsewhere.push_back(flag.name);
-        else if (is_of_ranks(field->name) && !ranks_)
+        } else if (is_of_ranks(field->name) && !ranks_)
             of_ranks.push_back(flag.name);
         else if (field->kind == FieldKind::boolean)
             flags.booleans[field->name] = flag.name == flag_name(field->name);

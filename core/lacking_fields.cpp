@@ -12,6 +12,7 @@ using nlohmann::json;
 struct LackingField {
     const char* off;  ///< its default, as JSON
     std::string why;
+    bool changes_values = false;  ///< the layer's, not how or where they are computed
 };
 
 std::string would(const std::string& what) {
@@ -67,10 +68,11 @@ std::map<std::string, LackingField> make_lacking_fields() {
         {"expert_tensor_parallel_num_weight_shards", {"null", weights}},
         // Router and experts
         {"moe_enable_routing_replay",
-         {"false", would("choose the experts of a recorded run again")}},
+         {"false", would("choose the experts of a recorded run again"), true}},
         {"moe_router_topk_limited_devices",
-         {"null", "not here: use moe_router_num_groups and moe_router_group_topk"}},
-        {"moe_token_dropping", {"false", "not here: use moe_expert_capacity_factor"}},
+         {"null", "not here: use moe_router_num_groups and moe_router_group_topk", true}},
+        {"moe_token_dropping",
+         {"false", "not here: use moe_expert_capacity_factor", true}},
         {"moe_single_grouped_weight",
          {"false", would("keep the weights of all experts in one tensor, as here they "
                          "always are")}},
@@ -143,6 +145,11 @@ const std::string& why_not_here(const std::string& field) {
         return lacking->second.why;
     const auto other = other_names().find(field);
     return other == other_names().end() ? none : other->second;
+}
+
+bool changes_values(const std::string& field) {
+    const auto found = lacking_fields().find(field);
+    return found != lacking_fields().end() && found->second.changes_values;
 }
 
 bool is_off(const std::string& field, const json& value) {

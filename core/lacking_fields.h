@@ -19,4 +19,8 @@ const std::string& why_not_here(const std::string& field);
 /// null: then the layer is the same without it.
 bool is_off(const std::string& field, const nlohmann::json& value);
 
+/// Whether MoEConfig lacks this field of Megatron's and the layer gives other values with
+/// it, as distinct from computing the same otherwise.
+bool changes_values(const std::string& field);
+
 }  // namespace moe

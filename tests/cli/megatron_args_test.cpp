@@ -110,6 +110,8 @@ TEST_F(MegatronArgsTest, RefusesWhatIsNoLayer) {
                 HasSubstr("--megatron-args: --hidden-size = $H: "));
     EXPECT_THAT(refused("--megatron-args=--hidden-size"),
                 HasSubstr("--megatron-args: --hidden-size = missing: needs a value"));
+    EXPECT_THAT(refused("--megatron-args=--moe-enable-routing-replay"),
+                HasSubstr("--megatron-args = --moe-enable-routing-replay: not here: "));
     EXPECT_THAT(refused("--preset olmoe --megatron-args " + path("run.sh")),
                 HasSubstr("--preset = olmoe: must be left out with --megatron-args"));
     EXPECT_THAT(refused("--scale 100 --megatron-args " + path("run.sh")),
