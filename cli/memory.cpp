@@ -25,14 +25,16 @@ double available_memory() {
 
 double estimate_memory(const MoEConfig& config, std::int64_t num_tokens) {
     const double T = num_tokens, N = T * double(config.moe_router_topk);
-    const double H = config.hidden_size, E = config.num_experts();
+    const double H = config.hidden_size, latent = config.latent_size();
+    const double E = config.num_experts();
     const double F = config.ffn(), Z = config.fc1_rows(config.ffn());
     const double Fs = config.shared_ffn(), Zs = config.fc1_rows(config.shared_ffn());
     double weights = 0.0;
     for (const auto& [name, shape] : parameter_shapes(config))
         weights += std::accumulate(shape.begin(), shape.end(), 1.0, std::multiplies<>());
-    const double values =
-        N * (5 * H + 2 * Z + 2 * F) + T * (6 * H + 8 * E + 2 * Zs + 2 * Fs);
+    const double values = N * (5 * latent + 2 * Z + 2 * F) +
+                          T * (6 * H + (config.moe_latent_size ? 4 * latent : 0.0) +
+                               8 * E + 2 * Zs + 2 * Fs);
     // Weights: fp32 master, a copy and a gradient per supplier, its record. Values: kept
     // by the layer and recorded, for the reference and for the tier under test.
     return 8.0 * (4.5 * weights + 3.0 * values);

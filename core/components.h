@@ -162,7 +162,7 @@ class TokenDispatcher : public Component {
         Tensor row_probs;  ///< (N)
         SavedPtr saved;
     };
-    /// @param hidden   (T, H)
+    /// @param hidden   (T, H); H is ℓ in dispatcher and experts with moe_latent_size
     /// @param probs    (T, E), or (T, K) where it takes_topk()
     /// @param routing  (T, E) u8, the map; or (T, K) i32, the ids, negative: none
     virtual Dispatched dispatch(const Tensor& hidden, const Tensor& probs,

@@ -141,6 +141,11 @@ void check_shape(const MoEConfig& c) {
             reject("add_bias_linear", c.add_bias_linear,
                    "must be false with moe_shared_expert_intermediate_size");
     }
+    if (!c.moe_latent_size) return;
+    require_positive("moe_latent_size", *c.moe_latent_size);
+    // The dispatcher would have to add outputs of H to rows of ℓ
+    if (c.moe_shared_expert_overlap)
+        reject("moe_shared_expert_overlap", true, "must be false with moe_latent_size");
 }
 
 void check_experts(const MoEConfig& c) {

@@ -27,6 +27,7 @@ struct MoEConfig {
     std::optional<std::int64_t> moe_shared_expert_intermediate_size;
     bool moe_shared_expert_gate = false;
     bool moe_shared_expert_overlap = false;
+    std::optional<std::int64_t> moe_latent_size;
 
     // ------------------------------------------------------------------ experts
     bool gated_linear_unit = false;
@@ -105,6 +106,9 @@ struct MoEConfig {
     std::int64_t num_experts() const { return *num_moe_experts; }
     /// F, width of one routed expert.
     std::int64_t ffn() const { return *moe_ffn_hidden_size; }
+    /// ℓ, the width in which tokens are dispatched and experts work: H without
+    /// moe_latent_size.
+    std::int64_t latent_size() const { return moe_latent_size.value_or(hidden_size); }
     /// F_s, width of the shared expert; 0 without one.
     std::int64_t shared_ffn() const {
         return moe_shared_expert_intermediate_size.value_or(0);

@@ -17,17 +17,18 @@ class Floors::Sum {
   public:
     explicit Sum(const Floors& floors) : floors_(floors) {}
 
-    /// `times` tensors of activations or weights; their sizes as letters.
+    /// `times` tensors of activations or weights; their sizes as letters, l for ℓ.
     Sum& add(std::int64_t times, const std::string& letters) {
         return add(times, letters, floors_.formats_.dtype);
     }
     Sum& add(std::int64_t times, const std::string& letters, DType dtype) {
+        const std::string shown = shown_letters(letters);
         const auto same = std::find_if(terms_.begin(), terms_.end(),
-                                       [&](const auto& t) { return t.first == letters; });
+                                       [&](const auto& t) { return t.first == shown; });
         if (same != terms_.end())
             same->second += times;
         else
-            terms_.emplace_back(letters, times);
+            terms_.emplace_back(shown, times);
         floor_.bytes += times * count(letters) * std::int64_t(size_of(dtype));
         return *this;
     }
@@ -66,6 +67,14 @@ class Floors::Sum {
     }
 
   private:
+    /// "NH" of "Nl", or "Nℓ" with moe_latent_size.
+    std::string shown_letters(const std::string& letters) const {
+        const std::string latent = floors_.config_.moe_latent_size ? "ℓ" : "H";
+        std::string shown;
+        for (const char letter : letters)
+            shown += letter == 'l' ? latent : std::string(1, letter);
+        return shown;
+    }
     /// The product of the sizes that the letters stand for.
     std::int64_t count(const std::string& letters) const {
         const MoEConfig& c = floors_.config_;
@@ -74,6 +83,7 @@ class Floors::Sum {
                 case 'T': product *= floors_.sizes_.num_tokens; break;
                 case 'N': product *= floors_.sizes_.num_rows; break;
                 case 'H': product *= c.hidden_size; break;
+                case 'l': product *= c.latent_size(); break;
                 case 'E': product *= c.num_experts(); break;
                 case 'K': product *= c.moe_router_topk; break;
                 case 'F':

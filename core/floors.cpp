@@ -44,9 +44,9 @@ void Floors::add_row_map(Sum& sum) const {
 
 void Floors::add_tokens(Sum& sum, Rows rows) const {
     if (rows == Rows::dispatched || !routed_)
-        sum.add(1, "NH").counts();
+        sum.add(1, "Nl").counts();
     else
-        add_row_map(sum.add(1, "TH"));
+        add_row_map(sum.add(1, "Tl"));
 }
 
 Floor Floors::step(Step step) const {
@@ -54,6 +54,8 @@ Floor Floors::step(Step step) const {
     const bool bias = c.add_bias_linear, dense = formats_.routing == RoutingForm::dense;
     // Probabilities weigh the input of FC1, or its activation and the bias of FC2.
     const int on_input = c.moe_apply_probs_on_input, on_activation = 1 - on_input;
+    // Two projections, in ⑥ and ⑩; ℓ is H without them.
+    const bool latent = c.moe_latent_size.has_value();
     const int shared_matrices = c.gated_linear_unit ? 3 : 2;
     Sum sum(*this);
     switch (step) {
@@ -75,32 +77,38 @@ Floor Floors::step(Step step) const {
             return sum;
         case Step::auxiliary_losses: return has_losses(c) ? sum.logits(1) : sum;
         case Step::dispatch:
-            add_routing(sum.add(1, "TH").add(1, "NH"), 1);
+            add_routing(sum.add(1, "TH").add(1, "Nl"), 1);
+            if (latent) sum.add(1, "lH").product(1, "TlH");
+            if (latent && bias) sum.add(1, "l");
             add_row_map(sum.probs(1, "N"));
             return sum;
         case Step::fc1:
-            sum.add(1, "NH").add_gated(1, "EFH").add_gated(1, "NF").counts();
+            sum.add(1, "Nl").add_gated(1, "EFl").add_gated(1, "NF").counts();
             if (bias) sum.add_gated(1, "EF");
             if (on_input) sum.probs(1, "N");
-            return sum.gated_product("NFH");
+            return sum.gated_product("NFl");
         case Step::activation:
             sum.add_gated(1, "NF").add(1, "NF");
             if (on_activation) sum.probs(1, "N");
             return sum;
         case Step::fc2:
-            sum.add(1, "NF").add(1, "EFH").add(1, "NH").counts().product(1, "NFH");
-            if (bias) sum.add(1, "EH");
+            sum.add(1, "NF").add(1, "EFl").add(1, "Nl").counts().product(1, "NFl");
+            if (bias) sum.add(1, "El");
             if (bias && on_activation) sum.probs(1, "N");
             return sum;
         case Step::combine:
-            add_row_map(sum.add(1, "NH").add(c.shared_ffn() > 0 ? 2 : 1, "TH"));
+            add_row_map(sum.add(1, "Nl").add(c.shared_ffn() > 0 ? 2 : 1, "TH"));
+            if (latent) sum.add(1, "lH").product(1, "TlH");
+            if (latent && bias) sum.add(1, "H");
             return sum;
         case Step::combine_backward:
-            add_row_map(sum.add(1, "TH").add(1, "NH"));
+            add_row_map(sum.add(1, "TH").add(1, "Nl"));
+            if (latent) sum.add(1, "Tl").add(2, "lH").product(2, "TlH");
+            if (latent && bias) sum.add(1, "H");
             return sum;
         case Step::fc2_backward:
-            sum.add(1, "NH").add(2, "NF").add(2, "EFH").counts().product(2, "NFH");
-            if (bias) sum.add(1, "EH");
+            sum.add(1, "Nl").add(2, "NF").add(2, "EFl").counts().product(2, "NFl");
+            if (bias) sum.add(1, "El");
             if (bias && on_activation) sum.probs(1, "N");
             return sum;
         case Step::activation_backward:
@@ -108,13 +116,15 @@ Floor Floors::step(Step step) const {
             if (on_activation) sum.probs(2, "N");
             return sum;
         case Step::fc1_backward:
-            sum.add(2, "NH").add_gated(1, "NF").add_gated(2, "EFH").counts();
+            sum.add(2, "Nl").add_gated(1, "NF").add_gated(2, "EFl").counts();
             if (bias) sum.add_gated(1, "EF");
             if (on_input) sum.probs(2, "N");
-            return sum.gated_product("NFH").gated_product("NFH");
+            return sum.gated_product("NFl").gated_product("NFl");
         case Step::dispatch_backward:
-            sum.add(1, "NH").add(1, "TH").probs(1, "N").probs(1, dense ? "TE" : "TK");
-            add_row_map(sum);
+            sum.add(1, "Nl").add(latent ? 2 : 1, "TH").probs(1, "N");
+            add_row_map(sum.probs(1, dense ? "TE" : "TK"));
+            if (latent) sum.add(2, "lH").product(2, "TlH");
+            if (latent && bias) sum.add(1, "l");
             return sum;
         case Step::auxiliary_losses_backward: return has_losses(c) ? sum.logits(2) : sum;
         case Step::token_dropping_backward:

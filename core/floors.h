@@ -42,8 +42,8 @@ Formats formats_of(const MoEConfig& config, DType dtype);
 
 /// What one operation must do at the least.
 struct Floor {
-    std::string formula;        ///< numbers moved, with the letters T H E K F Fs N, and m
-                                ///< where there is metadata; "" when no work
+    std::string formula;  ///< numbers moved, with the letters T H ℓ E K F Fs N, and m
+                          ///< where there is metadata; "" when no work
     std::int64_t bytes = 0;     ///< of these numbers
     std::int64_t metadata = 0;  ///< bytes of maps, ids, counts and row numbers
     double flops = 0.0;         ///< of matrix products; the rest hides behind its bytes

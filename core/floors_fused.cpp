@@ -20,10 +20,10 @@ Floor Floors::gating_and_routing() const {
 
 Floor Floors::dispatch_to_activation() const {
     Sum sum(*this);
-    add_routing(sum.add(1, "TH"), 1);
-    add_row_map(sum.add_gated(1, "EFH").add_gated(1, "NF").add(1, "NF"));
+    add_routing(sum.add(1, "Tl"), 1);
+    add_row_map(sum.add_gated(1, "EFl").add_gated(1, "NF").add(1, "NF"));
     if (config_.add_bias_linear) sum.add_gated(1, "EF");
-    return sum.gated_product("NFH");
+    return sum.gated_product("NFl");
 }
 
 Floor Floors::row_map() const {
@@ -36,16 +36,16 @@ Floor Floors::row_map() const {
 Floor Floors::fc1_and_activation(Rows rows) const {
     Sum sum(*this);
     add_tokens(sum, rows);
-    sum.add_gated(1, "EFH").add_gated(1, "NF").add(1, "NF");
+    sum.add_gated(1, "EFl").add_gated(1, "NF").add(1, "NF");
     if (config_.add_bias_linear && routed_) sum.add_gated(1, "EF");
     if (routed_) sum.probs(1, "N");
-    return sum.gated_product("NFH");
+    return sum.gated_product("NFl");
 }
 
 Floor Floors::experts_dh(Rows rows) const {
     Sum sum(*this);
     add_tokens(sum, rows);
-    sum.add(1, "EFH").add_gated(2, "NF").add(1, "NF").product(1, "NFH");
+    sum.add(1, "EFl").add_gated(2, "NF").add(1, "NF").product(1, "NFl");
     if (routed_) sum.probs(2, "N");
     return sum;
 }
@@ -53,23 +53,23 @@ Floor Floors::experts_dh(Rows rows) const {
 Floor Floors::experts_dw2(Rows rows) const {
     Sum sum(*this);
     add_tokens(sum, rows);
-    sum.add(1, "NF").add(1, "EFH").product(1, "NFH");
-    if (config_.add_bias_linear && routed_) sum.add(1, "EH");
+    sum.add(1, "NF").add(1, "EFl").product(1, "NFl");
+    if (config_.add_bias_linear && routed_) sum.add(1, "El");
     return sum;
 }
 
 Floor Floors::experts_dx() const {
     Sum sum(*this);
-    sum.add_gated(1, "NF").add_gated(1, "EFH").add(1, "NH").counts();
-    return sum.gated_product("NFH");
+    sum.add_gated(1, "NF").add_gated(1, "EFl").add(1, "Nl").counts();
+    return sum.gated_product("NFl");
 }
 
 Floor Floors::experts_dw1(Rows rows) const {
     Sum sum(*this);
     add_tokens(sum.add_gated(1, "NF"), rows);
-    sum.add_gated(1, "EFH");
+    sum.add_gated(1, "EFl");
     if (config_.add_bias_linear && routed_) sum.add_gated(1, "EF");
-    return sum.gated_product("NFH");
+    return sum.gated_product("NFl");
 }
 
 Floor Floors::losses_to_routing_backward() const {
@@ -91,6 +91,7 @@ Floors Floors::shared_experts() const {
     one.config_.num_moe_experts = 1;
     one.config_.moe_ffn_hidden_size = config_.shared_ffn();
     one.config_.add_bias_linear = false;
+    one.config_.moe_latent_size.reset();
     one.sizes_.num_rows = sizes_.num_tokens;
     one.routed_ = false;
     return one;

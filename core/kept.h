@@ -14,7 +14,8 @@ namespace moe {
 struct KeptTensor {
     std::string name;  ///< "h"
     int times = 1;
-    std::string letters;  ///< its shape: T tokens, N rows after dispatch, H, K, F, Fs
+    std::string letters;  ///< its shape: T tokens, N rows after dispatch, H, l (ℓ, or H),
+                          ///< K, F, Fs
     DType dtype = DType::f32;
 };
 

@@ -71,6 +71,14 @@ MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& pa
     dispatcher_ =
         tier(spec_.dispatcher).make_dispatcher(config_, spec_.dispatcher.dtype, groups);
     experts_ = tier(spec_.experts).make_experts(config_, spec_.experts.dtype, parameters);
+    if (config_.moe_latent_size) {
+        const auto make = [&](LatentProj which) {
+            return tier(spec_.experts)
+                .make_latent_projection(which, spec_.experts.dtype, parameters);
+        };
+        fc1_latent_proj_ = make(LatentProj::fc1_latent_proj);
+        fc2_latent_proj_ = make(LatentProj::fc2_latent_proj);
+    }
     if (config_.shared_ffn() > 0)
         shared_experts_ = tier(spec_.shared_experts)
                               .make_shared_experts(config_, spec_.shared_experts.dtype,
@@ -92,11 +100,13 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
 
     // ① first, as Megatron does: it needs nothing from the router. With overlap the
     // dispatcher runs it.
-    Tensor shared_output;  // (T, H)
+    Tensor shared_output;  // (T, H), where it is added
     if (shared_experts_ && !overlaps_shared_experts()) {
         auto shared = shared_experts_->forward(
             transfer(tokens, shared_experts_->placement()), context);
-        shared_output = transfer(shared.output, dispatcher_->placement());
+        shared_output =
+            transfer(shared.output, fc2_latent_proj_ ? fc2_latent_proj_->placement()
+                                                     : dispatcher_->placement());
         result.saved.shared_experts = std::move(shared.saved);
     }
 
@@ -104,13 +114,21 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
     auto routed = router_->forward(to_router(hidden, *router_),
                                    transfer(mask, router_->placement()), context);
 
-    // ⑥
+    // ⑥, in ℓ dimensions with moe_latent_size
+    Tensor sent = tokens;  // (T, ℓ)
+    if (fc1_latent_proj_) {
+        sent = transfer(tokens, fc1_latent_proj_->placement());
+        result.saved.fc1_latent_input = sent;
+        sent = transfer(fc1_latent_proj_->forward(sent, {}, context),
+                        dispatcher_->placement());
+        context.value(Step::dispatch, "latent_hidden_states", sent);
+    }
     const bool dense = !dispatcher_->takes_topk() || !routed.topk_ids.defined();
     if (dense && !routed.probs.defined()) router_->make_dense(routed);
     const Tensor& probs = dense ? routed.probs : routed.topk_probs;
     const Tensor& routing = dense ? routed.routing_map : routed.topk_ids;
     auto dispatched =
-        dispatcher_->dispatch(transfer(tokens, dispatcher_->placement()),
+        dispatcher_->dispatch(transfer(sent, dispatcher_->placement()),
                               transfer(probs, probs_placement(dispatcher_->placement())),
                               transfer(routing, dispatcher_->placement()), context);
 
@@ -120,9 +138,16 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
         transfer(dispatched.row_probs, probs_placement(experts_->placement())), context);
 
     // ⑩
-    const Tensor output =
-        dispatcher_->combine(transfer(expert_output.rows, dispatcher_->placement()),
-                             shared_output, *dispatched.saved, context);
+    Tensor output = dispatcher_->combine(
+        transfer(expert_output.rows, dispatcher_->placement()),
+        fc2_latent_proj_ ? Tensor() : shared_output, *dispatched.saved, context);
+    if (fc2_latent_proj_) {
+        output = transfer(output, fc2_latent_proj_->placement());
+        result.saved.fc2_latent_input = output;
+        output = transfer(fc2_latent_proj_->forward(output, shared_output, context),
+                          dispatcher_->placement());
+        context.value(Step::combine, "output", output);
+    }
 
     result.output = output.reshaped({S, B, H});
     result.losses = std::move(routed.losses);
@@ -141,8 +166,17 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
     Gradients gradients;
 
     // ⑪
+    Tensor dcombined = dtokens;  // (T, ℓ)
+    if (fc2_latent_proj_) {
+        dcombined = transfer(
+            fc2_latent_proj_->backward(gradients.parameters,
+                                       transfer(dtokens, fc2_latent_proj_->placement()),
+                                       saved.fc2_latent_input, context),
+            dispatcher_->placement());
+        context.value(Step::combine_backward, "d_latent_output", dcombined);
+    }
     const Rows dexpert_output = dispatcher_->combine_backward(
-        transfer(dtokens, dispatcher_->placement()), *saved.dispatcher, context);
+        transfer(dcombined, dispatcher_->placement()), *saved.dispatcher, context);
 
     // ⑫ to ⑭
     auto expert_gradients =
@@ -155,9 +189,16 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
         transfer(expert_gradients.drow_probs, probs_placement(dispatcher_->placement())),
         *saved.dispatcher, context);
     experts_->finish_wgrad(context);
+    Tensor dsent = dispatch_gradients.dhidden;
+    if (fc1_latent_proj_) {
+        dsent = fc1_latent_proj_->backward(gradients.parameters,
+                                           transfer(dsent, fc1_latent_proj_->placement()),
+                                           saved.fc1_latent_input, context);
+        context.value(Step::dispatch_backward, "d_hidden_states_routed", dsent);
+    }
 
     // ⑯ to ⑲, adding to the hidden states' gradient on the way
-    Tensor dhidden = to_router(dispatch_gradients.dhidden, *router_);
+    Tensor dhidden = to_router(dsent, *router_);
     Tensor dprobs = transfer(dispatch_gradients.dprobs, router_->placement());
     if (saved.dense) dprobs = router_->make_dense_backward(dprobs, *saved.router);
     router_->backward(dhidden, gradients.parameters, dprobs, *saved.router, context);

@@ -34,6 +34,8 @@ class MoELayer {
         Shape shape;         ///< (S, B, H)
         bool dense = false;  ///< the dispatcher took dense maps
         SavedPtr router, dispatcher, experts, shared_experts;
+        Tensor fc1_latent_input;  ///< (T, H), with moe_latent_size
+        Tensor fc2_latent_input;  ///< (T, ℓ)
     };
     struct Forward {
         Tensor output;  ///< (S, B, H), in the dispatcher's placement
@@ -73,6 +75,8 @@ class MoELayer {
     ModuleSpec spec_;
     std::unique_ptr<Router> router_;
     std::unique_ptr<TokenDispatcher> dispatcher_;
+    // null without moe_latent_size
+    std::unique_ptr<LatentProjection> fc1_latent_proj_, fc2_latent_proj_;
     std::unique_ptr<Experts> experts_;
     std::unique_ptr<SharedExperts> shared_experts_;  // null without shared experts
 };

@@ -8,17 +8,25 @@ namespace moe {
 
 std::map<std::string, Shape> parameter_shapes(const MoEConfig& c) {
     const std::int64_t E = c.num_experts(), L = c.num_local_experts();
-    const std::int64_t H = c.hidden_size, F = c.local_ffn();
+    const std::int64_t H = c.hidden_size, latent = c.latent_size(), F = c.local_ffn();
     std::map<std::string, Shape> shapes = {
         {"router.weight", {E, H}},
-        {"experts.linear_fc1.weight", {L, c.fc1_rows(F), H}},
-        {"experts.linear_fc2.weight", {L, H, F}},
+        {"experts.linear_fc1.weight", {L, c.fc1_rows(F), latent}},
+        {"experts.linear_fc2.weight", {L, latent, F}},
     };
     if (c.moe_router_enable_expert_bias) shapes["router.expert_bias"] = {E};
     if (c.add_bias_linear) {
         shapes["router.bias"] = {E};
         shapes["experts.linear_fc1.bias"] = {L, c.fc1_rows(F)};
-        shapes["experts.linear_fc2.bias"] = {L, H};
+        shapes["experts.linear_fc2.bias"] = {L, latent};
+    }
+    if (c.moe_latent_size) {
+        shapes["fc1_latent_proj.weight"] = {latent, H};
+        shapes["fc2_latent_proj.weight"] = {H, latent};
+        if (c.add_bias_linear) {
+            shapes["fc1_latent_proj.bias"] = {latent};
+            shapes["fc2_latent_proj.bias"] = {H};
+        }
     }
     if (const std::int64_t shared = c.local_shared_ffn(); shared > 0) {
         shapes["shared_experts.linear_fc1.weight"] = {c.fc1_rows(shared), H};

@@ -10,6 +10,7 @@
 #include "core/components.h"
 #include "core/config.h"
 #include "core/kept.h"
+#include "core/latent_projection.h"
 
 namespace moe {
 
@@ -65,6 +66,9 @@ class Tier {
         const GroupsPtr& groups = nullptr) const = 0;
     virtual std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                                   const TensorMap& parameters) const = 0;
+    /// With moe_latent_size; it is the experts' supplier who is asked.
+    virtual std::unique_ptr<LatentProjection> make_latent_projection(
+        LatentProj which, DType dtype, const TensorMap& parameters) const = 0;
     virtual std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,
         const GroupsPtr& groups = nullptr) const = 0;

@@ -58,7 +58,7 @@ FlexPlan make_flex_plan(const Splits& counts, const MoEConfig& config, DType dty
     }
     const std::int64_t slots =
         *config.expert_tensor_parallel_size * config.moe_router_topk;
-    plan.hidden = append_section(plan, dtype, config.hidden_size);
+    plan.hidden = append_section(plan, dtype, config.latent_size());
     plan.topk_ids = append_section(plan, DType::i32, slots);
     plan.topk_probs =
         append_section(plan, probs_placement({MemorySpace::host, dtype}).dtype, slots);

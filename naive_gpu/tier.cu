@@ -7,6 +7,7 @@
 #include "naive_gpu/alltoall_dispatcher.h"
 #include "naive_gpu/experts.h"
 #include "naive_gpu/flex_dispatcher.h"
+#include "naive_gpu/latent_projection.h"
 #include "naive_gpu/shared_experts.h"
 #include "naive_gpu/topk_router.h"
 
@@ -43,13 +44,16 @@ class NaiveGpu : public Tier {
                                  DType dtype) const override {
         const int halves = config.gated_linear_unit ? 2 : 1;
         std::vector<KeptTensor> kept = {{"tokens", 1, "TH", router},
-                                        {"rows", 1, "NH", dtype},
+                                        {"rows", 1, "Nl", dtype},
                                         {"h", halves, "NF", DType::f32},
                                         {"act(h) p", 1, "NF", dtype}};
         if (config.moe_apply_probs_on_input)
-            kept.push_back({"rows weighted", 1, "NH", dtype});
-        if (config.shared_ffn() == 0) return kept;
-        if (router != dtype) kept.push_back({"tokens", 1, "TH", dtype});
+            kept.push_back({"rows weighted", 1, "Nl", dtype});
+        if (config.moe_latent_size) kept.push_back({"latent output", 1, "Tl", dtype});
+        const bool shared = config.shared_ffn() > 0;
+        if (router != dtype && (shared || config.moe_latent_size))
+            kept.push_back({"tokens", 1, "TH", dtype});
+        if (!shared) return kept;
         kept.push_back({"shared h", halves, "TFs", DType::f32});
         kept.push_back({"shared act(h)", 1, "TFs", dtype});
         kept.push_back({"shared output", 1, "TH", dtype});
@@ -78,6 +82,10 @@ class NaiveGpu : public Tier {
     std::unique_ptr<Experts> make_experts(const MoEConfig& config, DType dtype,
                                           const TensorMap& parameters) const override {
         return make<Experts, ExpertMLPs>(dtype, config, parameters);
+    }
+    std::unique_ptr<LatentProjection> make_latent_projection(
+        LatentProj which, DType dtype, const TensorMap& parameters) const override {
+        return make<LatentProjection, LatentLinear>(dtype, which, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,

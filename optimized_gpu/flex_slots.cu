@@ -24,7 +24,7 @@ FlexSlots make_flex_slots(int num_ranks, std::int64_t max_tokens, const MoEConfi
     FlexSlots slots;
     slots.num_ranks = num_ranks;
     slots.per_source = max_tokens;
-    const std::int64_t rows = slots.num_slots(), H = config.hidden_size;
+    const std::int64_t rows = slots.num_slots(), H = config.latent_size();
     const std::int64_t choices =
         *config.expert_tensor_parallel_size * config.moe_router_topk;
     slots.tokens = append(slots, dtype, rows, H);

@@ -2,6 +2,7 @@
 
 #include "optimized_gpu/local_dispatcher.h"
 
+#include "core/latent_projection.h"
 #include "core/transfer.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/dispatched_values.h"
@@ -71,7 +72,7 @@ Tensor LocalDispatcher::combine(const Tensor& rows, const Tensor& shared_output,
         output = optimized::combine(rows, saved_as<DispatcherSaved>(saved).map, shared);
         synchronize_if_watched(context);
     }
-    context.value(Step::combine, "output", output);
+    context.value(Step::combine, name_of_output(config_), output);
     return output;
 }
 //! [local_dispatch]
@@ -114,7 +115,7 @@ TokenDispatcher::Gradients LocalDispatcher::dispatch_backward(const Tensor& drow
         gradients.dhidden = permute_backward(drows, map);
         synchronize_if_watched(context);
     }
-    context.value(Step::dispatch_backward, "d_hidden_states_routed", gradients.dhidden);
+    context.value(Step::dispatch_backward, name_of_dhidden(config_), gradients.dhidden);
     context.value_beside(Step::dispatch_backward, "d_probs", [&] {
         if (routing.dtype() == DType::u8) return gradients.dprobs;
         return indices_to_multihot(routing, gradients.dprobs, map.num_experts).probs;

@@ -8,6 +8,7 @@
 #include "optimized_gpu/alltoall_dispatcher.h"
 #include "optimized_gpu/experts.h"
 #include "optimized_gpu/flex_dispatcher.h"
+#include "optimized_gpu/latent_projection.h"
 #include "optimized_gpu/local_dispatcher.h"
 #include "optimized_gpu/routing_rule.h"
 #include "optimized_gpu/row_map.h"
@@ -76,9 +77,14 @@ class OptimizedGpu : public Tier {
         const std::string rows = config.moe_pad_expert_input_to_capacity ? "N" : "TK";
         std::vector<KeptTensor> kept = {{"tokens", 1, "TH", dtype},
                                         {"h", halves, rows + "F", h}};
-        if (!config.moe_permute_fusion) kept.push_back({"rows", 1, rows + "H", dtype});
+        if (!config.moe_permute_fusion) kept.push_back({"rows", 1, rows + "l", dtype});
+        if (config.moe_latent_size) {
+            kept.push_back({"latent output", 1, "Tl", dtype});
+            if (config.moe_permute_fusion)
+                kept.push_back({"latent tokens", 1, "Tl", dtype});
+        }
         if (config.moe_apply_probs_on_input)
-            kept.push_back({"rows weighted", 1, rows + "H", dtype});
+            kept.push_back({"rows weighted", 1, rows + "l", dtype});
         if (config.shared_ffn() == 0) return kept;
         kept.push_back({"shared h", halves, "TFs", h});
         if (config.moe_shared_expert_gate)
@@ -105,6 +111,11 @@ class OptimizedGpu : public Tier {
                                           const TensorMap& parameters) const override {
         MOE_CHECK(dtype == DType::bf16);
         return std::make_unique<ExpertMLPs>(config, parameters);
+    }
+    std::unique_ptr<LatentProjection> make_latent_projection(
+        LatentProj which, DType dtype, const TensorMap& parameters) const override {
+        MOE_CHECK(dtype == DType::bf16);
+        return std::make_unique<LatentLinear>(which, parameters);
     }
     std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,

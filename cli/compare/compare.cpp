@@ -60,8 +60,9 @@ void print_header(const Comparison& c) {
         return column.spec.experts.tier == "optimized_gpu";
     };
     if (std::any_of(c.columns.begin(), c.columns.end(), is_optimized))
-        fmt::print("        optimized_gpu's products on rung {}\n",
-                   to_string(optimized::chosen_rung({config.hidden_size, config.ffn()})));
+        fmt::print(
+            "        optimized_gpu's products on rung {}\n",
+            to_string(optimized::chosen_rung({config.latent_size(), config.ffn()})));
     fmt::print(
         "        times on this machine, median; bytes: the least that must move,\n"
         "        with m: maps, ids, row numbers and counts\n");

@@ -256,6 +256,8 @@ std::string begins_at(Step step) {
 Step step_of_gradient(const std::string& parameter) {
     if (parameter.starts_with("router.")) return Step::gating_backward;
     if (parameter.starts_with("shared_experts.")) return Step::shared_experts_backward;
+    if (parameter.starts_with("fc1_latent_proj.")) return Step::dispatch_backward;
+    if (parameter.starts_with("fc2_latent_proj.")) return Step::combine_backward;
     return parameter.starts_with("experts.linear_fc1.") ? Step::fc1_backward
                                                         : Step::fc2_backward;
 }

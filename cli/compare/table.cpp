@@ -22,8 +22,9 @@ class Layout {
           shares_(left_out <= kShares),
           times_(left_out <= kTimes) {
         for (int n = 1; n <= kNumSteps; ++n)
-            elements_width_ = std::max(
-                elements_width_, c.floors().step(static_cast<Step>(n)).formula.size());
+            elements_width_ =
+                std::max(elements_width_,
+                         columns_of(c.floors().step(static_cast<Step>(n)).formula));
     }
 
     bool has_elements() const { return elements_; }

@@ -102,7 +102,7 @@ struct Expectation {
 std::map<std::string, Expectation> expectations(const MoEConfig& config, std::int64_t S,
                                                 std::int64_t B) {
     const std::int64_t T = S * B, E = config.num_experts(), H = config.hidden_size;
-    const std::int64_t L = config.num_local_experts();
+    const std::int64_t L = config.num_local_experts(), latent = config.latent_size();
     const std::int64_t EP = config.expert_model_parallel_size;
     const std::int64_t ETP = *config.expert_tensor_parallel_size;
     std::map<std::string, Expectation> known = {
@@ -112,12 +112,12 @@ std::map<std::string, Expectation> expectations(const MoEConfig& config, std::in
         {"expect.input_splits", {{EP}, false}},
         {"expect.output_splits", {{EP}, false}},
         {"expect.output_splits_tp", {{ETP}, false}},
-        {"expect.sent_hidden_states", {{-1, H}, true}},
-        {"expect.received_hidden_states", {{-1, H}, true}},
+        {"expect.sent_hidden_states", {{-1, latent}, true}},
+        {"expect.received_hidden_states", {{-1, latent}, true}},
         {"expect.tokens_per_expert", {{L}, false}},
-        {"expect.dispatched_hidden_states", {{-1, H}, true}},
+        {"expect.dispatched_hidden_states", {{-1, latent}, true}},
         {"expect.dispatched_probs", {{-1}, true}},
-        {"expect.expert_output", {{-1, H}, true}},
+        {"expect.expert_output", {{-1, latent}, true}},
         {"expect.output", {{S, B, H}, true}},
         {"expect.expert_bias_updated", {{E}, true}},
         {"expect.grad.hidden_states", {{S, B, H}, true}},

@@ -140,6 +140,9 @@ std::string missing_setting(std::string name, const MoEConfig& config) {
     if (name == "router.bias" || name == "experts.linear_fc1.bias" ||
         name == "experts.linear_fc2.bias")
         return "add_bias_linear is false";
+    if (name.starts_with("fc1_latent_proj.") || name.starts_with("fc2_latent_proj."))
+        return config.moe_latent_size ? "add_bias_linear is false"
+                                      : "moe_latent_size is not set";
     if (name != "shared_experts.gate_weight" &&
         name != "shared_experts.linear_fc1.weight" &&
         name != "shared_experts.linear_fc2.weight")

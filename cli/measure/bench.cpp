@@ -109,6 +109,9 @@ std::vector<bench::BenchRequest> make_requests(const BenchOptions& options) {
     bench::BenchRequest request;
     request.model = layer.model();
     request.config = layer.config();
+    if (request.config.moe_latent_size)
+        reject("moe_latent_size", *request.config.moe_latent_size,
+               "must be left out here: results name a layer by H alone");
     request.seed = layer.seed();
     request.reference_dtype = parse_dtype("--reference-dtype", options.reference_dtype);
     if (request.reference_dtype == DType::bf16)

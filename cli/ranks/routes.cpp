@@ -192,7 +192,7 @@ LinkBytes link_bytes(const MoEConfig& config, Step step, const Sending& sending,
     constexpr std::int64_t kInteger = sizeof(std::int32_t);
     const std::int64_t E = config.num_experts(), K = config.moe_router_topk,
                        ETP = *config.expert_tensor_parallel_size;
-    const std::int64_t H = config.hidden_size,
+    const std::int64_t H = config.latent_size(),
                        element = std::int64_t(size_of(sending.dtype));
     const std::int64_t prob =
         std::int64_t(size_of(probs_placement({MemorySpace::host, sending.dtype}).dtype));

@@ -23,14 +23,20 @@ NamedRun::NamedRun(const RankJob& job, const distributed::ParallelSizes& sizes,
     : config_(job.config),
       grid_(config_, sizes),
       tokens_(split_tokens(sizes, seq_len, micro_batch)),
-      hidden_(to_doubles(job.hidden)) {
+      sent_(to_doubles(job.hidden)) {
     std::int64_t next = 0;
     for (auto& mine : tokens_.of_rank)
         for (std::int64_t& token : mine) token = next++;
     records_ = run_on_ranks(job, tokens_);
     whole_ = run_whole(job, tokens_);
+    if (config_.moe_latent_size) sent_.clear();
     std::vector<std::uint8_t> maps;
     for (const RankRecord& record : records_) {
+        if (config_.moe_latent_size) {
+            const auto latent =
+                to_doubles(record.values.at(Step::dispatch).at("latent_hidden_states"));
+            sent_.insert(sent_.end(), latent.begin(), latent.end());
+        }
         const TensorMap& values = record.values.at(Step::token_dropping);
         probs_.push_back(to_doubles(values.at("probs")));
         const Tensor& map = values.at("routing_map");
@@ -131,16 +137,16 @@ std::vector<Row> NamedRun::name_rows(int rank) {
 
 bool NamedRun::holds_token(const std::vector<double>& rows, std::int64_t row,
                            std::int64_t token) const {
-    const std::int64_t H = config_.hidden_size;
-    return std::int64_t(rows.size()) >= (row + 1) * H &&
-           std::equal(rows.begin() + row * H, rows.begin() + (row + 1) * H,
-                      hidden_.begin() + token * H);
+    const std::int64_t width = config_.latent_size();
+    return std::int64_t(rows.size()) >= (row + 1) * width &&
+           std::equal(rows.begin() + row * width, rows.begin() + (row + 1) * width,
+                      sent_.begin() + token * width);
 }
 
 void NamedRun::require_rows(int rank, const char* name,
                             const std::vector<Row>& expected) {
     const auto rows = to_doubles(value(rank, Step::dispatch, name));
-    bool same = rows.size() == expected.size() * std::size_t(config_.hidden_size);
+    bool same = rows.size() == expected.size() * std::size_t(config_.latent_size());
     for (std::size_t i = 0; same && i < expected.size(); ++i)
         same = holds_token(rows, std::int64_t(i), expected[i].token);
     require(same, fmt::format("rank {}: {} holds other rows than these", rank, name));

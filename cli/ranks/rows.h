@@ -49,7 +49,8 @@ class NamedRun {
     std::vector<Row> sent_rows(int from, int to) const;
 
     /// The rows of `rank` by expert, named by what they hold: the token with that expert
-    /// in its map whose hidden state and probability they are; -1 when it is no token's.
+    /// in its map whose dispatched state and probability they are; -1 when it is no
+    /// token's.
     std::vector<Row> name_rows(int rank);
 
     /// Whether the recorded tensor holds these tokens, row by row.
@@ -68,7 +69,7 @@ class NamedRun {
     MoEConfig config_;
     ExpertGrid grid_;
     RankTokens tokens_;
-    std::vector<double> hidden_;  // (T, H)
+    std::vector<double> sent_;  // (T, ℓ), the tokens as they are dispatched
     std::vector<RankRecord> records_;
     WholeRecord whole_;
     std::vector<std::vector<double>> probs_;  // by rank (T of it, E)

@@ -66,9 +66,9 @@ void print_traffic(const RankComparison& c) {
     const RankColumn& shown = shown_column(c.dispatchers[0]);
     const DType dtype = shown.spec.dispatcher.dtype;
     const double T = double(std::max<std::int64_t>(1, c.num_tokens()));
-    fmt::print("\nSent to other ranks, counted in {}; a row is H x {} = {}\n",
-               shown.label, size_of(dtype),
-               bytes_in_words(c.config().hidden_size * std::int64_t(size_of(dtype))));
+    fmt::print("\nSent to other ranks, counted in {}; a row is {} x {} = {}\n",
+               shown.label, c.config().moe_latent_size ? "ℓ" : "H", size_of(dtype),
+               bytes_in_words(c.config().latent_size() * std::int64_t(size_of(dtype))));
     const bool wide = terminal_width() >= 101;
     const int rows = wide ? 9 : 8, balanced = wide ? 13 : 9, bytes = wide ? 11 : 8,
               waits = wide ? 12 : 8, theirs = wide ? 12 : 11;

@@ -178,7 +178,7 @@ std::string draw_theory(const RankComparison& c) {
     double longest = 1e-30;
     for (const DispatcherOutcome& outcome : c.dispatchers) {
         const RankColumn& column = outcome.columns.back();
-        const double row = double(c.config().hidden_size) *
+        const double row = double(c.config().latent_size()) *
                            double(size_of(column.spec.dispatcher.dtype));
         const double counted =
             double(total(column.sent_in({Step::dispatch, Step::combine}))) / T;

@@ -48,6 +48,9 @@ std::string facts(const Comparison& c) {
         grouped(c.text.micro_batch), c.text.micro_batch == 1 ? "" : "s");
     return "<dl class='facts'>\n" + fact("T =", grouped(c.sizes.num_tokens), tokens) +
            fact("H =", grouped(config.hidden_size), "hidden size, numbers per token") +
+           (config.moe_latent_size ? fact("ℓ =", grouped(*config.moe_latent_size),
+                                          "latent size, numbers per dispatched row")
+                                   : "") +
            fact("E =", grouped(config.num_experts()), "experts") +
            fact("K =", grouped(config.moe_router_topk), "experts per token") +
            fact("F =", grouped(config.ffn()),

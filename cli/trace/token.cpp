@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "cli/terminal.h"
+#include "core/latent_projection.h"
 #include "core/transfer.h"
 
 namespace moe {
@@ -104,9 +105,13 @@ void TokenPrinter::explain(const std::string& name, const TensorView& view) {
         explain_dropping(view);
     } else if (name == "row_token") {
         explain_rows();
-    } else if (name == "output") {
+    } else if (name == name_of_output(config_)) {
         explain_output();
-    } else if (name == "d_hidden_states_routed") {
+    } else if (name == "output") {  // with moe_latent_size
+        say(config_.shared_ffn() > 0
+                ? "fc2_latent_proj of latent_output, and shared_output in ①"
+                : "fc2_latent_proj of latent_output");
+    } else if (name == name_of_dhidden(config_)) {
         say(rows_.empty() ? "zero: it has no row" : "the sum of its rows in ⑭");
     }
 }
@@ -154,7 +159,8 @@ void TokenPrinter::explain_rows() {
 }
 
 void TokenPrinter::explain_output() const {
-    const bool shared = config_.shared_ffn() > 0;
+    // With moe_latent_size they are added behind fc2_latent_proj
+    const bool shared = config_.shared_ffn() > 0 && !config_.moe_latent_size;
     if (rows_.empty())
         say(shared ? "shared_output of ① alone: it has no row" : "zero: it has no row");
     else

@@ -201,10 +201,11 @@ class RankPrinter {
     }
 
     void print_rows() {
-        const std::int64_t H = run_.config().hidden_size;
+        const std::int64_t width = run_.config().latent_size();
         fmt::print("\n");
         print_line(fmt::format(
-            "⑥ In expert order, and ⑨ what the experts make of it{}",
+            "⑥ In expert order, and ⑨ what the experts make of it{}{}",
+            run_.config().moe_latent_size ? ", in ℓ dimensions" : "",
             run_.grid().shards() == 1 ? "" : " (each shard a part of the sum)"));
         for (int rank = 0; rank < run_.world(); ++rank) {
             names_.push_back(run_.name_rows(rank));
@@ -218,8 +219,8 @@ class RankPrinter {
             for (std::size_t i = 0; i < names_[rank].size(); ++i)
                 fmt::print("         {:<10}{:.4f} {}  {}\n",
                            names_[rank][i].token < 0 ? "?" : name_of(names_[rank][i]),
-                           probs[i], first_values(rows, i, H, "{:>7.2f}"),
-                           first_values(outputs, i, H, "{:>9.4f}"));
+                           probs[i], first_values(rows, i, width, "{:>7.2f}"),
+                           first_values(outputs, i, width, "{:>9.4f}"));
         }
     }
 

@@ -131,9 +131,11 @@ RowNames::Rows RowNames::rows_of(Step step, const std::string& name,
         return Rows::none;
     const bool between = (step >= Step::dispatch && step <= Step::fc2) ||
                          (step >= Step::combine_backward && step <= Step::fc1_backward);
-    const bool dispatched =
-        between && !(sends_tokens_ &&
-                     (name == "sent_hidden_states" || name == "received_hidden_states"));
+    // A row for each token comes in and goes out again, with moe_latent_size
+    const bool projected = name == "latent_hidden_states" || name == "d_latent_output";
+    const bool dispatched = between && !projected &&
+                            !(sends_tokens_ && (name == "sent_hidden_states" ||
+                                                name == "received_hidden_states"));
     const Names& names = dispatched ? names_ : tokens_;
     if (view.shape.front() != std::int64_t(names.size())) return Rows::none;
     return dispatched ? Rows::dispatched : Rows::tokens;

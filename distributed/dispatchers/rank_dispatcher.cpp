@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "core/latent_projection.h"
 #include "core/transfer.h"
 #include "distributed/exchange_plan.h"
 
@@ -72,7 +73,7 @@ Tensor RankDispatcher::combine(const Tensor& rows, const Tensor& shared_output,
         output = combine_rows(rows, shared_output, saved_as<RankSaved>(saved), context);
         end_step(context);
     }
-    context.value(Step::combine, "output", output);
+    context.value(Step::combine, name_of_output(config_), output);
     return output;
 }
 
@@ -102,7 +103,7 @@ TokenDispatcher::Gradients RankDispatcher::dispatch_backward(const Tensor& drows
         gradients = dispatch_rows_backward(drows, drow_probs, saved, context);
         end_step(context);
     }
-    context.value(Step::dispatch_backward, "d_hidden_states_routed", gradients.dhidden);
+    context.value(Step::dispatch_backward, name_of_dhidden(config_), gradients.dhidden);
     if (saved.topk_ids.defined())
         context.value_beside(Step::dispatch_backward, "d_probs", [&] {
             return dense_dprobs(gradients.dprobs, saved.topk_ids);

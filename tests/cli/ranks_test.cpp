@@ -357,7 +357,7 @@ TEST_F(RanksTest, TraceIsTrueForEveryDispatcherTierAndGrid) {
                  {"2", "4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2",
                   "4 --tensor-model-parallel-size 2 --moe-expert-capacity-factor 0.5 "
                   "--expert-tensor-parallel-size 1 --expert-model-parallel-size 2",
-                  "2 --seq-length 0", "2 --hidden-size 1"}) {
+                  "2 --seq-length 0", "2 --hidden-size 1", "2 --moe-latent-size 3"}) {
                 const Output output =
                     moe(fmt::format("trace --ranks {} {} --moe-token-dispatcher-type {}",
                                     grid, tier, dispatcher));

@@ -112,6 +112,14 @@ TEST_F(RoutesTest, CountBytesByHand) {
     EXPECT_EQ(bytes("alltoall", DType::bf16)[1][0], 4 * (5 * 2 + 4) + 4 * 4);
     EXPECT_EQ(bytes("flex", DType::f64)[0][1], 2 * (5 * 8 + 2 * (4 + 8) + 8) + 2 * 8);
     EXPECT_EQ(bytes("alltoall", DType::f32)[0][0], 0);
+    MoEConfig latent = config_of(4, 2, sizes_, "alltoall");  // ℓ = 3
+    latent.moe_latent_size = 3;
+    EXPECT_EQ(exchanged_bytes(latent, sizes_, rows("alltoall"), Step::dispatch,
+                              {DType::bf16})[1][0],
+              4 * (3 * 2 + 4) + 4 * 4);
+    EXPECT_EQ(exchanged_bytes(latent, sizes_, rows("alltoall"), Step::combine,
+                              {DType::bf16})[1][0],
+              3 * 3 * 2);
     // With slots for each source ranks tell how many tokens they have, unless they know
     MoEConfig slots = config_of(4, 2, sizes_, "flex");
     for (const std::int64_t once : {8, 0}) {

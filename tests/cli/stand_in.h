@@ -30,6 +30,10 @@ class StandIn : public Tier {
                                           const TensorMap& parameters) const override {
         return good().make_experts(config, dtype, parameters);
     }
+    std::unique_ptr<LatentProjection> make_latent_projection(
+        LatentProj which, DType dtype, const TensorMap& parameters) const override {
+        return good().make_latent_projection(which, dtype, parameters);
+    }
     std::unique_ptr<SharedExperts> make_shared_experts(
         const MoEConfig& config, DType dtype, const TensorMap& parameters,
         const GroupsPtr& groups) const override {

@@ -158,6 +158,20 @@ TEST_F(TraceTest, FollowsOneToken) {
     }
 }
 
+TEST_F(TraceTest, FollowsOneTokenThroughTheLatentSize) {
+    const Output output = moe("trace --moe-latent-size 3 --token 2");
+    for (const char* words :
+         {"latent_hidden_states (8, 3) fp64\n    t2 ",
+          "dispatched_hidden_states (15, 3) fp64\n    t2→e0 ",
+          "latent_output (8, 3) fp64\n    t2 ", "the sum of its rows in ⑨\n",
+          "fc2_latent_proj of latent_output, and shared_output in ①\n",
+          "d_latent_output (8, 3) fp64\n    t2 ",
+          "d_latent_hidden_states (8, 3) fp64\n    t2 ",
+          "d_hidden_states_routed (8, 6) fp64\n    t2 ",
+          "grad.fc1_latent_proj.weight (3, 6) fp64, of all tokens\n"})
+        EXPECT_TRUE(has(output, words)) << words << "\n" << output.out;
+}
+
 TEST_F(TraceTest, SaysWhereATokenGoes) {
     const Output dropped = moe("trace --token 4");
     for (const char* words :

@@ -173,6 +173,7 @@ TEST_F(VerifyTest, SaysWhichSettingLeavesATensorUnused) {
              {"router.bias", "add_bias_linear is false"},
              {"experts.linear_fc1.bias", "add_bias_linear is false"},
              {"expect.grad.experts.linear_fc2.bias", "add_bias_linear is false"},
+             {"fc2_latent_proj.weight", "moe_latent_size is not set"},
              {"shared_experts.linear_fc1.weight",
               "moe_shared_expert_intermediate_size is not set"},
              {"shared_experts.gate_weight",

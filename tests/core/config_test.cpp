@@ -14,6 +14,7 @@ TEST(ConfigRules, SizesArePositive) {
                      R"({"hidden_size": 2147483648, "ffn_hidden_size": 1})",
                      R"({"moe_ffn_hidden_size": 2147483648})",
                      R"({"moe_shared_expert_intermediate_size": 1})",
+                     R"({"moe_latent_size": 1})", R"({"moe_latent_size": 999})",
                      R"({"num_moe_experts": 1, "moe_router_topk": 1,
                          "moe_router_score_function": "sigmoid"})"});
     expect_rejected({
@@ -21,6 +22,10 @@ TEST(ConfigRules, SizesArePositive) {
         {R"({"hidden_size": -16})", "hidden_size = -16: ", "must be positive"},
         {R"({"hidden_size": 2147483649})", "hidden_size = 2147483649: ", "at most 2^31"},
         {R"({"hidden_size": 9223372036854775807})", "hidden_size = 92", "at most 2^31"},
+        {R"({"moe_latent_size": 0})", "moe_latent_size = 0: ", "must be positive"},
+        {R"({"moe_latent_size": 4, "moe_shared_expert_overlap": true,
+             "moe_token_dispatcher_type": "alltoall"})",
+         "moe_shared_expert_overlap = true: ", "must be false with moe_latent_size"},
         {R"({"num_moe_experts": null})", "num_moe_experts = null: ", "required"},
         {R"({"num_moe_experts": 0})", "num_moe_experts = 0: ", "must be positive"},
         {R"({"ffn_hidden_size": 0})", "ffn_hidden_size = 0: ", "must be positive"},

@@ -189,6 +189,36 @@ TEST(Floors, SharedExpertsAreAnMlpThatNobodyRoutesTo) {
     EXPECT_TRUE(Moves(shared.experts_dx(), {42 + 24 + 28}));
 }
 
+// ℓ = 2: Nℓ = 28, Tℓ = 14, ℓH = 8, EFℓ = 30; NFℓ = 140, TℓH = 56
+TEST(Floors, RowsOfALatentSizeAreNarrower) {
+    MoEConfig c = costly_config();
+    c.moe_latent_size = 2;
+    const Floors f = floors(c);
+    const auto step = [&](Step each) { return f.step(each); };
+    EXPECT_TRUE(Moves(step(Step::dispatch), {28 + 28 + 8, 0, 21 + 14, 21 + 136}));
+    EXPECT_TRUE(Moves(step(Step::fc1), {28 + 60 + 140, 0, 0, 24}));
+    EXPECT_TRUE(Moves(step(Step::fc2), {70 + 30 + 28, 0, 0, 24}));
+    EXPECT_TRUE(Moves(step(Step::combine), {28 + 56 + 8, 0, 0, 136}));
+    EXPECT_TRUE(Moves(step(Step::combine_backward), {28 + 28 + 14 + 16, 0, 0, 136}));
+    EXPECT_TRUE(Moves(step(Step::fc2_backward), {28 + 140 + 60, 0, 0, 24}));
+    EXPECT_TRUE(Moves(step(Step::fc1_backward), {56 + 140 + 120, 0, 0, 24}));
+    EXPECT_TRUE(Moves(step(Step::dispatch_backward), {28 + 56 + 16, 0, 14 + 21, 136}));
+    EXPECT_EQ(step(Step::dispatch).formula, "TH + Nℓ + TE + ℓH + N + m");
+    EXPECT_EQ(step(Step::dispatch).flops, 112);
+    EXPECT_EQ(step(Step::fc1).flops, 560);
+    EXPECT_EQ(step(Step::combine).flops, 112);
+    EXPECT_EQ(step(Step::combine_backward).flops, 224);
+    EXPECT_EQ(step(Step::dispatch_backward).flops, 224);
+    // Router and shared experts see H
+    for (const Step same : {Step::shared_experts, Step::gating, Step::gating_backward,
+                            Step::shared_experts_backward})
+        EXPECT_TRUE(Moves(step(same), kGated.at(same)));
+    EXPECT_TRUE(Moves(f.shared_experts().experts_dx(), {42 + 24 + 28}));
+    c.add_bias_linear = true;
+    EXPECT_TRUE(Moves(floors(c).step(Step::dispatch), {66, 0, 21 + 14, 21 + 136}));
+    EXPECT_TRUE(Moves(floors(c).step(Step::combine), {96, 0, 0, 136}));
+}
+
 TEST(Floors, CountTheArithmetic) {
     const Floors f = floors();
     using enum Floors::Rows;

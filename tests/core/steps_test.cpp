@@ -101,6 +101,17 @@ TEST(Parameters, HaveTheShapesOfTheirConfig) {
                                            {"experts.linear_fc1.bias", {5, 13}},
                                            {"experts.linear_fc2.weight", {5, 20, 13}},
                                            {"experts.linear_fc2.bias", {5, 20}}}));
+    c.moe_latent_size = 8;
+    EXPECT_EQ(parameter_shapes(c), (Shapes{{"router.weight", {5, 20}},
+                                           {"router.bias", {5}},
+                                           {"fc1_latent_proj.weight", {8, 20}},
+                                           {"fc1_latent_proj.bias", {8}},
+                                           {"fc2_latent_proj.weight", {20, 8}},
+                                           {"fc2_latent_proj.bias", {20}},
+                                           {"experts.linear_fc1.weight", {5, 13, 8}},
+                                           {"experts.linear_fc1.bias", {5, 13}},
+                                           {"experts.linear_fc2.weight", {5, 8, 13}},
+                                           {"experts.linear_fc2.bias", {5, 8}}}));
     c = small_config(20, 5, 2, 13);
     c.moe_shared_expert_intermediate_size = 3;
     c.moe_shared_expert_gate = true;

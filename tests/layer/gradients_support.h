@@ -180,6 +180,7 @@ inline const Change offset = [](auto& c) { c.glu_linear_offset = 1.5; };
 inline const Change on_input = [](auto& c) { c.moe_apply_probs_on_input = true; };
 inline const Change shared = [](auto& c) { c.moe_shared_expert_intermediate_size = 4; };
 inline const Change gate = [](auto& c) { c.moe_shared_expert_gate = true; };
+inline const Change latent = [](auto& c) { c.moe_latent_size = 4; };
 
 using CaseAndSupplier = std::tuple<Case, ComponentSpec>;
 inline std::string case_and_supplier(

@@ -57,6 +57,8 @@ const std::vector<Case> kLayerCases = {
     {"swiglu_clamp", {clamp}},
     {"shared", {shared}},
     {"shared_gate", {shared, gate}},
+    {"latent", {latent, bias}, false, 1.0, false, {2, 2, 9}},
+    {"latent_shared", {latent, shared, gate}},
 };
 
 class Gradients : public GradientsTest {

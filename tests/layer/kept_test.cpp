@@ -32,6 +32,14 @@ const std::vector<KeptCase>& kept_cases() {
              c.moe_shared_expert_gate = true;
              c.moe_router_dtype = "fp64";
          }},
+        {"latent", [](MoEConfig& c) { c.moe_latent_size = c.hidden_size / 2; }},
+        {"latent_gathered",
+         [](MoEConfig& c) {
+             c.moe_latent_size = c.hidden_size / 2;
+             c.moe_shared_expert_intermediate_size = c.ffn();
+             c.moe_permute_fusion = true;
+             c.moe_router_dtype = "fp64";
+         }},
         {"dropping", [](MoEConfig& c) { c.moe_expert_capacity_factor = 0.5; }},
         {"padded",
          [](MoEConfig& c) {

@@ -293,5 +293,45 @@ TEST_P(RankGrid, GivesBackWhatNoExpertChanges) {
 
 INSTANTIATE_TEST_SUITE_P(Grids, RankGrid, testing::ValuesIn(grid_cases()), case_name);
 
+// ------------------------------------------------------- other widths, other layouts
+
+class FewRankGrids : public RankGrid {
+  protected:
+    std::vector<RankRun> expect_the_layer_on_one_rank(const MoEConfig& any) const {
+        const MoEConfig config = config_of(any);
+        const TensorMap parameters =
+            random_parameters(distributed::single_rank_config(config), 7);
+        const auto hidden = random_tokens(100), doutput = random_tokens(200);
+        const auto runs = run(config, parameters, hidden, doutput);
+        const RankRun whole =
+            run_alone(config, parameters, concatenate(hidden), concatenate(doutput));
+        expect_whole(config, runs, whole, tier_bound(supplier().dtype, true));
+        return runs;
+    }
+};
+
+// What travels and what experts see is ℓ wide.
+TEST_P(FewRankGrids, AreTheLayerWithALatentSize) {
+    MoEConfig config = gated_config();
+    config.moe_latent_size = 5;
+    config.moe_shared_expert_intermediate_size = 8;
+    for (const RankRun& rank : expect_the_layer_on_one_rank(config))
+        if (dispatcher() != "flex") {
+            EXPECT_EQ(rank.values.at("sent_hidden_states").dim(1), 5);
+        }
+}
+
+std::vector<GridCase> few_grid_cases() {
+    std::vector<GridCase> cases;
+    for (const Grid& grid : {Grid{1, 1, 2, 1, 2}, {2, 1, 2, 2, 4}, {4, 1, 1, 4, 4}})
+        for (const char* dispatcher : kDispatcherTypes)
+            for (const ComponentSpec& supplier : grid_suppliers(dispatcher))
+                cases.emplace_back(grid, dispatcher, supplier);
+    return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Grids, FewRankGrids, testing::ValuesIn(few_grid_cases()),
+                         case_name);
+
 }  // namespace
 }  // namespace moe::test

@@ -142,9 +142,14 @@ std::vector<TensorMap> reduce_gradients(const std::vector<RankRun>& runs) {
     std::vector<TensorMap> sums(runs.size());
     for (std::size_t r = 0; r < runs.size(); ++r)
         for (const RankRun& other : runs)
-            for (const auto& [name, gradient] : other.gradients.parameters)
-                if (!name.starts_with("experts.") || are_replicas(runs[r], other))
-                    sums[r][name] = add(sums[r][name], gradient);
+            for (const auto& [name, gradient] : other.gradients.parameters) {
+                const bool same_shard =
+                    name.starts_with("experts.") ? are_replicas(runs[r], other)
+                    : name.starts_with("shared_experts.linear")
+                        ? runs[r].groups->tp->rank() == other.groups->tp->rank()
+                        : true;
+                if (same_shard) sums[r][name] = add(sums[r][name], gradient);
+            }
     return sums;
 }
 

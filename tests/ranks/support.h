@@ -64,8 +64,8 @@ Tensor concatenate(const std::vector<Tensor>& parts);
 /// a + b, as doubles; b where a is undefined.
 Tensor add(const Tensor& a, const Tensor& b);
 
-/// Gradients as a data-parallel optimizer would sum them: experts over the ranks that
-/// hold the same shard, all others over the world. One map per rank.
+/// Gradients as a data-parallel optimizer would sum them: experts and shared experts over
+/// the ranks that hold the same shard, all others over the world. One map per rank.
 std::vector<TensorMap> reduce_gradients(const std::vector<RankRun>& runs);
 
 /// Outputs and gradients of all ranks are those of the whole layer: slices of its tokens,
