@@ -51,6 +51,18 @@ void check_ranks(const MoEConfig& c, bool etp_given) {
                fmt::format("must divide moe_ffn_hidden_size ({}){}", c.ffn(), unless));
     require_divides("tensor_model_parallel_size", c.tensor_model_parallel_size,
                     "moe_shared_expert_intermediate_size", c.shared_ffn());
+    const auto require_blocks = [&](const char* field, const auto& size, const char* what,
+                                    std::int64_t width) {
+        if (!size) return;
+        require_positive(field, *size);
+        if (c.gated_linear_unit) require_divides(field, *size, what, width);
+    };
+    require_blocks("moe_mlp_glu_interleave_size", c.moe_mlp_glu_interleave_size,
+                   "moe_ffn_hidden_size / expert_tensor_parallel_size", c.local_ffn());
+    require_blocks("moe_shared_expert_glu_interleave_size",
+                   c.moe_shared_expert_glu_interleave_size,
+                   "moe_shared_expert_intermediate_size / tensor_model_parallel_size",
+                   c.local_shared_ffn());
     if (c.tensor_model_parallel_size > 1 && !c.sequence_parallel)
         reject("sequence_parallel", false,
                "must be true with tensor_model_parallel_size above 1");

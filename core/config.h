@@ -28,6 +28,11 @@ struct MoEConfig {
     bool moe_shared_expert_gate = false;
     bool moe_shared_expert_overlap = false;
     std::optional<std::int64_t> moe_latent_size;
+    /// Blocks in which FC1's gate and up rows alternate, where the unit is gated; none:
+    /// all gates, then all ups. A layout of weights and of their gradients alone: see
+    /// core/glu_interleaving.h.
+    std::optional<std::int64_t> moe_mlp_glu_interleave_size;
+    std::optional<std::int64_t> moe_shared_expert_glu_interleave_size;
 
     // ------------------------------------------------------------------ experts
     bool gated_linear_unit = false;

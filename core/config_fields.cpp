@@ -25,6 +25,10 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_shared_expert_gate, "sigmoid gate on the shared expert's output");
     FIELD(moe_shared_expert_overlap, "shared expert runs between the dispatcher's steps");
     FIELD(moe_latent_size, "width between two projections around the dispatch (none: H)");
+    FIELD(moe_mlp_glu_interleave_size,
+          "FC1 stores gate and up rows in turn, in blocks of so many (none)");
+    FIELD(moe_shared_expert_glu_interleave_size,
+          "the same for the shared expert's weights (none)");
     FIELD(gated_linear_unit, "act(gate) * up instead of act(x)");
     FIELD(activation_func, "silu, gelu, quick_gelu or squared_relu");
     FIELD(activation_func_clamp_value, "clamp of both GLU halves (none)");

@@ -1,5 +1,6 @@
 #include "core/moe_layer.h"
 
+#include "core/glu_interleaving.h"
 #include "core/parameters.h"
 #include "core/transfer.h"
 
@@ -56,11 +57,12 @@ Rows to_experts(const Rows& rows, const Experts& experts) {
     return placed;
 }
 
-MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters,
+MoELayer::MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& stored,
                    const GroupsPtr& groups)
     : config_(config), spec_(std::move(spec)) {
     if (groups == nullptr) require_one_rank(config_);
-    check_parameters(config_, parameters, "");
+    check_parameters(config_, stored, "");
+    const TensorMap parameters = remove_glu_interleaving(config_, stored);
     spec_.check_dtypes();
     spec_.raise_router_dtype(config_);
     const auto tier = [](const ComponentSpec& supplier) -> const Tier& {
@@ -215,6 +217,7 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
                                       *saved.shared_experts, context);
     }
 
+    gradients.parameters = restore_glu_interleaving(config_, gradients.parameters);
     gradients.hidden_states =
         transfer(dhidden, dispatcher_->placement()).reshaped(saved.shape);
     return gradients;

@@ -23,10 +23,10 @@ class MoELayer {
     /// @param config      finalized
     /// @param spec        who supplies which component, in dtypes that its tier has; the
     ///                    router is raised to moe_router_dtype
-    /// @param parameters  this rank's, see core/parameters.h; checked here
+    /// @param stored      this rank's parameters, see core/parameters.h; checked here
     /// @param groups      of this rank; null for a layer on one rank (InputError when the
     ///                    config needs more)
-    MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& parameters,
+    MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& stored,
              const GroupsPtr& groups = nullptr);
 
     /// What one forward leaves for its backward.

@@ -44,12 +44,15 @@ void host_copy(void* target, const void* source, std::size_t bytes) {
     copy_for(bytes)(target, source, bytes);
 }
 
-void host_transpose(void* target, const void* source, std::int64_t rows,
-                    std::int64_t columns) {
-    auto* to = static_cast<std::uint8_t*>(target);
-    const auto* from = static_cast<const std::uint8_t*>(source);
-    for (std::int64_t c = 0; c < columns; ++c)
-        for (std::int64_t r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
+void host_transpose(void* target, const void* source, std::int64_t outer,
+                    std::int64_t rows, std::int64_t columns, std::int64_t bytes) {
+    auto* to = static_cast<std::byte*>(target);
+    const auto* from = static_cast<const std::byte*>(source);
+    for (std::int64_t first = 0; first < outer * rows * columns; first += rows * columns)
+        for (std::int64_t c = 0; c < columns; ++c)
+            for (std::int64_t r = 0; r < rows; ++r)
+                std::memcpy(to + (first + c * rows + r) * bytes,
+                            from + (first + r * columns + c) * bytes, bytes);
 }
 
 std::array<MemoryFunctions, 2>& spaces() {
@@ -155,8 +158,20 @@ Tensor transpose(const Tensor& source) {
     Tensor result =
         Tensor::empty({source.dim(1), source.dim(0)}, DType::u8, source.space());
     memory_functions(source.space())
-        .transpose(result.view().bytes, source.view().bytes, source.dim(0),
-                   source.dim(1));
+        .transpose(result.view().bytes, source.view().bytes, 1, source.dim(0),
+                   source.dim(1), 1);
+    return result;
+}
+
+Tensor swap_blocks(const Tensor& source, std::int64_t outer, std::int64_t rows,
+                   std::int64_t columns) {
+    Tensor result = Tensor::empty(source.shape(), source.dtype(), source.space());
+    const std::int64_t blocks = outer * rows * columns;
+    if (blocks == 0) return result;
+    MOE_CHECK_EQ(source.numel() % blocks, 0);
+    memory_functions(source.space())
+        .transpose(result.view().bytes, source.view().bytes, outer, rows, columns,
+                   std::int64_t(source.size_bytes()) / blocks);
     return result;
 }
 

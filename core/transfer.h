@@ -18,9 +18,11 @@ struct MemoryFunctions {
     void (*fill)(void* bytes, int value, std::size_t count) = nullptr;
     /// Copies between this space and the host, or within this space. Returns when done.
     void (*copy)(void* target, const void* source, std::size_t bytes) = nullptr;
-    /// (rows, columns) of bytes into (columns, rows), both in this space.
-    void (*transpose)(void* target, const void* source, std::int64_t rows,
-                      std::int64_t columns) = nullptr;
+    /// (outer, rows, columns) of elements of so many bytes into (outer, columns, rows),
+    /// both in this space.
+    void (*transpose)(void* target, const void* source, std::int64_t outer,
+                      std::int64_t rows, std::int64_t columns,
+                      std::int64_t bytes) = nullptr;
     /// Told by how many bytes what tensors of this space use changes; null: nobody is.
     void (*count)(std::int64_t change) = nullptr;
 };
@@ -42,6 +44,11 @@ void copy(const TensorView& target, const TensorView& source);
 
 /// A (R, C) u8 tensor as (C, R), in the same memory space.
 Tensor transpose(const Tensor& source);
+
+/// The elements in another order: read as (outer, rows, columns, …) they become (outer,
+/// columns, rows, …). Shape and memory space stay.
+Tensor swap_blocks(const Tensor& source, std::int64_t outer, std::int64_t rows,
+                   std::int64_t columns);
 
 /// The tensor as a component at `target` wants it: the same tensor where nothing differs,
 /// otherwise a copy in that memory space, floating-point elements cast to that dtype

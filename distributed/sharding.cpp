@@ -47,18 +47,23 @@ Tensor cut(const Tensor& source, int axis, std::int64_t rank, std::int64_t parts
 
 Tensor shard_parameter(const MoEConfig& config, const std::string& name,
                        const Tensor& global, const ProcessGroups& groups) {
-    const std::int64_t halves = config.gated_linear_unit ? 2 : 1;
+    // Blocks of gates and ups in turn are cut as they lie
+    const auto halves = [&](const std::optional<std::int64_t>& block) {
+        return config.gated_linear_unit && !block ? 2 : 1;
+    };
     if (name.starts_with("experts.")) {
         const Communicator &ep = *groups.ep, &etp = *groups.expt_tp;
         const Tensor mine = cut(global, 0, ep.rank(), ep.size());
         if (name.ends_with(".bias")) return mine;  // MoEConfig: only with ETP = 1
         return name.starts_with("experts.linear_fc1")
-                   ? cut(mine, 1, etp.rank(), etp.size(), halves)
+                   ? cut(mine, 1, etp.rank(), etp.size(),
+                         halves(config.moe_mlp_glu_interleave_size))
                    : cut(mine, 2, etp.rank(), etp.size());
     }
     const Communicator& tp = *groups.tp;
     if (name == "shared_experts.linear_fc1.weight")
-        return cut(global, 0, tp.rank(), tp.size(), halves);
+        return cut(global, 0, tp.rank(), tp.size(),
+                   halves(config.moe_shared_expert_glu_interleave_size));
     if (name == "shared_experts.linear_fc2.weight")
         return cut(global, 1, tp.rank(), tp.size());
     return global;

@@ -69,18 +69,35 @@ void copy(void* target, const void* source, std::size_t bytes) {
     check(cudaStreamSynchronize(current_stream()), "cudaMemcpyAsync");
 }
 
-/// One thread per byte of the target.
-__global__ void transpose_kernel(std::uint8_t* target, const std::uint8_t* source,
-                                 std::int64_t rows, std::int64_t columns) {
+/// One thread per word of the target; an element is `words` of them.
+template <typename Word>
+__global__ void transpose_kernel(Word* target, const Word* source, std::int64_t outer,
+                                 std::int64_t rows, std::int64_t columns,
+                                 std::int64_t words) {
     const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < rows * columns) target[i] = source[i % rows * columns + i / rows];
+    if (i >= outer * rows * columns * words) return;
+    const std::int64_t word = i % words, element = i / words;
+    const std::int64_t row = element % rows, column = element / rows % columns,
+                       first = element / (rows * columns) * rows;
+    target[i] = source[((first + row) * columns + column) * words + word];
 }
 
-void transpose(void* target, const void* source, std::int64_t rows,
-               std::int64_t columns) {
-    launch("transpose_kernel", transpose_kernel, one_thread_per(rows * columns),
-           static_cast<std::uint8_t*>(target), static_cast<const std::uint8_t*>(source),
-           rows, columns);
+template <typename Word>
+void transpose_words(void* target, const void* source, std::int64_t outer,
+                     std::int64_t rows, std::int64_t columns, std::int64_t bytes) {
+    const std::int64_t words = bytes / std::int64_t(sizeof(Word));
+    launch("transpose_kernel", transpose_kernel<Word>,
+           one_thread_per(outer * rows * columns * words), static_cast<Word*>(target),
+           static_cast<const Word*>(source), outer, rows, columns, words);
+}
+
+void transpose(void* target, const void* source, std::int64_t outer, std::int64_t rows,
+               std::int64_t columns, std::int64_t bytes) {
+    const bool aligned = reinterpret_cast<std::uintptr_t>(source) % sizeof(uint4) == 0;
+    if (aligned && bytes % std::int64_t(sizeof(uint4)) == 0)
+        transpose_words<uint4>(target, source, outer, rows, columns, bytes);
+    else
+        transpose_words<std::uint8_t>(target, source, outer, rows, columns, bytes);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/ranks/options.h"
+#include "core/glu_interleaving.h"
 #include "core/known_names.h"
 #include "core/tier.h"
 #include "gpu/device_facts.h"
@@ -112,6 +113,9 @@ std::vector<bench::BenchRequest> make_requests(const BenchOptions& options) {
     if (request.config.moe_latent_size)
         reject("moe_latent_size", *request.config.moe_latent_size,
                "must be left out here: results name a layer by H alone");
+    if (has_glu_interleaving(request.config))
+        reject("moe_mlp_glu_interleave_size, moe_shared_expert_glu_interleave_size",
+               "set", "must be left out here: parts of a layer take plain weights");
     request.seed = layer.seed();
     request.reference_dtype = parse_dtype("--reference-dtype", options.reference_dtype);
     if (request.reference_dtype == DType::bf16)

@@ -31,9 +31,11 @@ TensorMap narrow_parameters(const RankJob& job, const MoEConfig& config) {
 
 MoEConfig narrowed(const MoEConfig& config) {
     MoEConfig result = config;
-    result.moe_ffn_hidden_size =
-        narrow(config.ffn(), *config.expert_tensor_parallel_size);
-    if (config.shared_ffn() > 0)
+    // Interleaved blocks would have to divide the new width
+    if (!config.moe_mlp_glu_interleave_size)
+        result.moe_ffn_hidden_size =
+            narrow(config.ffn(), *config.expert_tensor_parallel_size);
+    if (config.shared_ffn() > 0 && !config.moe_shared_expert_glu_interleave_size)
         result.moe_shared_expert_intermediate_size =
             narrow(config.shared_ffn(), config.tensor_model_parallel_size);
     result.finalize();

@@ -357,6 +357,8 @@ TEST_F(CliTest, BenchNamesWrongValues) {
                            {"--component = dispatcher: ", "router, experts"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--pass twice", {"--pass = twice: ", "both"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--moe-latent-size 8", {"moe_latent_size = 8: "}));
+    EXPECT_TRUE(IsBadInput(kSmall + "--moe-mlp-glu-interleave-size 8",
+                           {"moe_mlp_glu_interleave_size, ", "plain weights"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--seconds 0", {"--seconds = 0: "}));
     EXPECT_TRUE(IsBadInput(kSmall + "--seq-length 4", {"--tokens = 9: ", "left out"}));
     EXPECT_TRUE(IsBadInput("bench --tokens 0", {"--tokens = 0: ", "1 to 1000000"}));

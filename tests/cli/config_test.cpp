@@ -136,6 +136,8 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_ffn_hidden_size", {"9", 9}},
         {"moe_shared_expert_intermediate_size", {"5", 5}},
         {"moe_latent_size", {"6", 6}},
+        {"moe_mlp_glu_interleave_size", {"5", 5}},
+        {"moe_shared_expert_glu_interleave_size", {"5", 5}},
         {"activation_func", {"quick_gelu", "quick_gelu"}},
         {"activation_func_clamp_value", {"0.5", 0.5}},
         {"glu_linear_offset", {"-0.25", -0.25}},

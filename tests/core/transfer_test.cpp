@@ -14,6 +14,23 @@
 namespace moe::test {
 namespace {
 
+TEST(Transfer, SwapsBlocks) {
+    // (2, 3, 2, 1) as (2, 2, 3, 1), and elements of four bytes, and of two at a time
+    const Tensor bytes =
+        Tensor::from<std::uint8_t>({12}, {0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15});
+    EXPECT_EQ(to_doubles(swap_blocks(bytes, 2, 3, 2)),
+              (std::vector<double>{0, 2, 4, 1, 3, 5, 10, 12, 14, 11, 13, 15}));
+    const Tensor floats = random_tensor({2, 3, 4}, 1);
+    const Tensor swapped = swap_blocks(floats, 1, 2, 3);
+    EXPECT_EQ(swapped.shape(), floats.shape());
+    for (int r = 0; r < 2; ++r)
+        for (int c = 0; c < 3; ++c)
+            for (int i = 0; i < 4; ++i)
+                EXPECT_EQ(swapped.data<float>()[(c * 2 + r) * 4 + i],
+                          floats.data<float>()[(r * 3 + c) * 4 + i]);
+    EXPECT_EQ(swap_blocks(Tensor::zeros({0, 4}, DType::f32), 0, 2, 2).numel(), 0);
+}
+
 TEST(BFloat16, RoundsToNearestEven) {
     const auto bits = [](float value) { return BFloat16(value).bits; };
     EXPECT_EQ(bits(1.0f), 0x3f80);

@@ -321,6 +321,15 @@ TEST_P(FewRankGrids, AreTheLayerWithALatentSize) {
         }
 }
 
+// A shard of gates and ups in turn is a part of the rows as they lie.
+TEST_P(FewRankGrids, AreTheLayerOfInterleavedWeights) {
+    MoEConfig config = gated_config();
+    config.moe_mlp_glu_interleave_size = 3;
+    config.moe_shared_expert_intermediate_size = 8;
+    config.moe_shared_expert_glu_interleave_size = 2;
+    expect_the_layer_on_one_rank(config);
+}
+
 std::vector<GridCase> few_grid_cases() {
     std::vector<GridCase> cases;
     for (const Grid& grid : {Grid{1, 1, 2, 1, 2}, {2, 1, 2, 2, 4}, {4, 1, 1, 4, 4}})
