@@ -139,7 +139,7 @@ Inputs make_inputs(const MoEConfig& config, const Routing& routing, std::int64_t
     for (std::int64_t e = 0; e < E; ++e) weight.data<float>()[e * H + e] = 1.0f;
     inputs.parameters["router.weight"] = weight;
     // A bias would choose other experts than the logits do
-    for (const char* bias : {"router.bias", "router.expert_bias"})
+    for (const char* bias : {"router.bias", "router.expert_bias", "router.qb_beta"})
         if (inputs.parameters.count(bias) > 0)
             inputs.parameters[bias] = Tensor::zeros({E}, DType::f32);
 

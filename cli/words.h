@@ -48,12 +48,13 @@ inline std::string utc_now(const char* form = "%Y-%m-%dT%H:%M:%SZ") {
 /// "H=256 E=8 K=2 F=896, gated silu, softmax"; with moe_latent_size "H=256 ℓ=64 E=8 …".
 inline std::string layer_in_words(const MoEConfig& config) {
     return fmt::format(
-        "H={}{} E={} K={} F={}{}, {}{}, {}", config.hidden_size,
+        "H={}{} E={} K={} F={}{}, {}{}, {}{}", config.hidden_size,
         config.moe_latent_size ? fmt::format(" ℓ={}", *config.moe_latent_size) : "",
         config.num_experts(), config.moe_router_topk, config.ffn(),
         config.shared_ffn() > 0 ? fmt::format(" Fs={}", config.shared_ffn()) : "",
         config.gated_linear_unit ? "gated " : "", config.activation_func,
-        config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function);
+        config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function,
+        config.is_quantile_balancing() ? " with quantile balancing" : "");
 }
 
 /// "1500 of 2048 kept, 548 dropped: an expert takes at most 256", with a capacity.

@@ -138,6 +138,11 @@ class Router : public Component {
     /// Source: finalize_model_grads.py, _update_router_expert_bias.
     virtual Tensor update_expert_bias() = 0;
 
+    /// Once per optimizer step: the numbers (E) f32 that quantile balancing takes off the
+    /// logits, from the micro-batches since the last call; undefined without it. Source:
+    /// finalize_model_grads.py, _update_router_qb_beta.
+    virtual Tensor update_qb_beta() = 0;
+
     /// Once per optimizer step: forgets the counts of the global auxiliary loss.
     /// Source: router.py, TopKRouter.reset_global_aux_loss_tracker.
     virtual void reset_global_aux_loss_tracker() = 0;

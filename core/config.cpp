@@ -232,21 +232,37 @@ void check_router(const MoEConfig& c) {
     check_groups(c);
 }
 
+/// Source: router.py, TopKRouter.quantile_balancing.
+void check_quantile_balancing(const MoEConfig& c) {
+    require_finite("moe_router_quantile_balancing_ema",
+                   c.moe_router_quantile_balancing_ema);
+    if (!c.is_quantile_balancing()) return;
+    if (c.moe_router_topk == c.num_experts())
+        reject("moe_router_topk", c.moe_router_topk,
+               "must be below num_moe_experts with quantile_balancing (the best expert "
+               "that is not chosen says how far the others are)");
+    if (c.moe_router_num_groups)
+        reject("moe_router_num_groups", *c.moe_router_num_groups,
+               "must be left out with quantile_balancing");
+    if (c.moe_router_fusion)
+        reject("moe_router_fusion", true, "must be false with quantile_balancing");
+}
+
 void check_losses(const MoEConfig& c) {
     const auto& types = c.moe_router_load_balancing_type;
     const auto& coeffs = c.moe_aux_loss_coeff;
     if (types.empty())
         reject("moe_router_load_balancing_type", "empty", "must name at least one type");
     for (std::size_t i = 0; i < types.size(); ++i) {
-        if (types[i] == "quantile_balancing")
-            reject("moe_router_load_balancing_type", types[i], "is not built here");
         require_allowed("moe_router_load_balancing_type", types[i]);
         if (std::count(types.begin(), types.end(), types[i]) > 1)
             reject("moe_router_load_balancing_type",
                    fmt::format("{}", fmt::join(types, " ")), "must name each type once");
-        if (types[i] == "sinkhorn" && types.size() > 1)
+        if ((types[i] == "sinkhorn" || types[i] == "quantile_balancing") &&
+            types.size() > 1)
             reject("moe_router_load_balancing_type",
-                   fmt::format("{}", fmt::join(types, " ")), "sinkhorn must stand alone");
+                   fmt::format("{}", fmt::join(types, " ")),
+                   types[i] + " must stand alone");
     }
     if (coeffs.size() != types.size())
         reject("moe_aux_loss_coeff", fmt::format("{}", fmt::join(coeffs, " ")),
@@ -256,8 +272,8 @@ void check_losses(const MoEConfig& c) {
     for (double coeff : coeffs) {
         if (!(std::isfinite(coeff) && coeff >= 0.0))
             reject("moe_aux_loss_coeff", coeff, "must be finite and not negative");
-        if (c.is_sinkhorn() && coeff != 0.0)
-            reject("moe_aux_loss_coeff", coeff, "must be 0 with sinkhorn");
+        if ((c.is_sinkhorn() || c.is_quantile_balancing()) && coeff != 0.0)
+            reject("moe_aux_loss_coeff", coeff, "must be 0 with " + types[0]);
     }
     if (c.moe_z_loss_coeff &&
         !(std::isfinite(*c.moe_z_loss_coeff) && *c.moe_z_loss_coeff >= 0))
@@ -274,7 +290,7 @@ void check_capacity(const MoEConfig& c) {
         return;
     }
     require_finite("moe_expert_capacity_factor", *c.moe_expert_capacity_factor);
-    if (c.is_sinkhorn())
+    if (c.is_sinkhorn() || c.is_quantile_balancing())
         reject("moe_expert_capacity_factor", *c.moe_expert_capacity_factor,
                "needs moe_router_load_balancing_type aux_loss, seq_aux_loss, "
                "global_aux_loss or none");
@@ -297,6 +313,7 @@ void MoEConfig::finalize() {
     check_experts(*this);
     check_router(*this);
     check_losses(*this);
+    check_quantile_balancing(*this);
     check_capacity(*this);
     check_ranks(*this, etp_given);
     check_dispatcher(*this);
@@ -338,6 +355,11 @@ MoEConfig MoEConfig::with_dispatcher(const std::string& type) const {
     config.moe_flex_max_tokens_per_rank.reset();
     config.moe_expert_rank_capacity_factor.reset();
     return config;
+}
+
+bool MoEConfig::is_quantile_balancing() const {
+    return moe_router_load_balancing_type ==
+           std::vector<std::string>{"quantile_balancing"};
 }
 
 bool MoEConfig::is_sinkhorn() const {

@@ -53,6 +53,7 @@ struct MoEConfig {
     std::optional<std::string> moe_router_dtype;
     bool moe_router_enable_expert_bias = false;
     double moe_router_bias_update_rate = 1e-3;
+    double moe_router_quantile_balancing_ema = 0.0;
     bool moe_router_fusion = false;
     bool moe_router_force_load_balancing = false;
     std::optional<double> moe_router_force_biased;
@@ -139,6 +140,7 @@ struct MoEConfig {
     /// finalized again.
     MoEConfig with_dispatcher(const std::string& type) const;
     bool is_sinkhorn() const;
+    bool is_quantile_balancing() const;
     /// Random logits take the place of the gating's: see distributed/random_logits.h.
     bool has_random_logits() const {
         return moe_router_force_load_balancing || moe_router_force_biased;

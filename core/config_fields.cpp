@@ -46,12 +46,15 @@ void visit_fields(Config& c, Visit&& visit) {
           "fp32 or fp64: router precision (the layer's, at least fp32)");
     FIELD(moe_router_enable_expert_bias, "bias that steers selection, not weights");
     FIELD(moe_router_bias_update_rate, "step of the expert bias");
+    FIELD(moe_router_quantile_balancing_ema,
+          "quantile_balancing: how much of the old number of an expert stays");
     FIELD(moe_router_fusion, "optimized_gpu: one kernel from logits to losses' sums");
     FIELD(moe_router_force_load_balancing, "random logits, for benchmarks");
     FIELD(moe_router_force_biased,
           "random logits and a bias of N(0, |this|) for each expert (none)");
     FIELD(moe_router_load_balancing_type,
-          "aux_loss, seq_aux_loss, global_aux_loss (one or several), sinkhorn or none");
+          "aux_loss, seq_aux_loss, global_aux_loss (one or several), sinkhorn, "
+          "quantile_balancing or none");
     FIELD(moe_aux_loss_coeff, "coefficient of each load balancing type");
     FIELD(moe_z_loss_coeff, "coefficient of the z-loss (none)");
     FIELD(calculate_per_token_loss, "scale auxiliary losses by the number of tokens");

@@ -70,7 +70,9 @@ Floor Floors::step(Step step) const {
             return sum;
         case Step::routing:
             add_routing(sum.logits(1), 1);
-            if (c.moe_router_enable_expert_bias) sum.probs(1, "E");
+            // Either is read; with quantile balancing a bias is not
+            if (c.moe_router_enable_expert_bias || c.is_quantile_balancing())
+                sum.probs(1, "E");
             return sum;
         case Step::token_dropping:
             if (c.moe_expert_capacity_factor) add_routing(sum, 2);

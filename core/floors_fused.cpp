@@ -13,7 +13,8 @@ Floor Floors::gating_and_routing() const {
     Sum sum(*this);
     sum.add(1, "TH").add(1, "EH").logits(1).product(1, "TEH");
     if (config_.add_bias_linear) sum.add(1, "E");
-    if (config_.moe_router_enable_expert_bias) sum.probs(1, "E");
+    if (config_.moe_router_enable_expert_bias || config_.is_quantile_balancing())
+        sum.probs(1, "E");
     add_routing(sum, 1);
     return sum;
 }

@@ -60,6 +60,7 @@ class MoELayer {
 
     /// Once per optimizer step; see Router.
     Tensor update_expert_bias() { return router_->update_expert_bias(); }
+    Tensor update_qb_beta() { return router_->update_qb_beta(); }
     void reset_global_aux_loss_tracker() { router_->reset_global_aux_loss_tracker(); }
 
     const MoEConfig& config() const { return config_; }

@@ -15,6 +15,7 @@ std::map<std::string, Shape> parameter_shapes(const MoEConfig& c) {
         {"experts.linear_fc2.weight", {L, latent, F}},
     };
     if (c.moe_router_enable_expert_bias) shapes["router.expert_bias"] = {E};
+    if (c.is_quantile_balancing()) shapes["router.qb_beta"] = {E};
     if (c.add_bias_linear) {
         shapes["router.bias"] = {E};
         shapes["experts.linear_fc1.bias"] = {L, c.fc1_rows(F)};
@@ -36,13 +37,17 @@ std::map<std::string, Shape> parameter_shapes(const MoEConfig& c) {
     return shapes;
 }
 
+bool is_buffer(const std::string& parameter) {
+    return parameter == "router.expert_bias" || parameter == "router.qb_beta";
+}
+
 void check_parameters(const MoEConfig& config, const TensorMap& parameters,
                       const std::string& where) {
     const std::string prefix = where.empty() ? "" : where + ": ";
     for (const auto& [name, shape] : parameter_shapes(config)) {
         const auto found = parameters.find(name);
         if (found == parameters.end()) {
-            if (name == "router.expert_bias") continue;
+            if (is_buffer(name)) continue;
             reject(prefix + name, "absent", "required, with shape " + to_string(shape));
         }
         if (found->second.shape() != shape)
@@ -59,11 +64,10 @@ TensorMap random_parameters(const MoEConfig& config, std::uint64_t seed) {
     std::uint64_t stream = 0;
     for (const auto& [name, shape] : parameter_shapes(config)) {
         const Rng rng(seed, ++stream);
-        const bool expert_bias = name == "router.expert_bias";
-        const bool bias = name.ends_with("bias");
-        const double deviation = expert_bias ? 0.01
-                                 : bias      ? 0.1
-                                             : 1.0 / std::sqrt(double(shape.back()));
+        const double deviation = is_buffer(name) ? 0.01
+                                 : name.ends_with("bias")
+                                     ? 0.1
+                                     : 1.0 / std::sqrt(double(shape.back()));
         Tensor tensor = Tensor::empty(shape, DType::f32);
         float* values = tensor.data<float>();
         const std::int64_t count = tensor.numel();

@@ -11,13 +11,13 @@
 namespace moe {
 
 /// Name and shape of every parameter that one rank of a layer of this config has: L = E /
-/// EP experts, F / ETP and F_s / TP wide. "router.expert_bias" is a buffer without
-/// gradient; all others are trained.
+/// EP experts, F / ETP and F_s / TP wide. All are trained but the buffers, see
+/// is_buffer().
 ///
 /// | name | shape |
 /// |---|---|
 /// | router.weight | (E, H) |
-/// | router.bias, router.expert_bias | (E) |
+/// | router.bias, router.expert_bias, router.qb_beta | (E) |
 /// | fc1_latent_proj.weight, .bias | (ℓ, H), (ℓ), with moe_latent_size |
 /// | fc2_latent_proj.weight, .bias | (H, ℓ), (H), with moe_latent_size |
 /// | experts.linear_fc1.weight, .bias | (L, 2F or F, ℓ), (L, 2F or F): gate, then up, or |
@@ -28,15 +28,17 @@ namespace moe {
 /// | shared_experts.gate_weight | (1, H) |
 std::map<std::string, Shape> parameter_shapes(const MoEConfig& config);
 
+/// True for "router.expert_bias" and "router.qb_beta", which have no gradient.
+bool is_buffer(const std::string& parameter);
+
 /// Throws InputError unless `parameters` holds exactly these shapes; tensors of other
-/// names are ignored. A missing expert bias is allowed: it starts at zero.
+/// names are ignored. A missing buffer is allowed: it starts at zero.
 /// @param where  named in errors before the tensor, e.g. the file; may be empty
 void check_parameters(const MoEConfig& config, const TensorMap& parameters,
                       const std::string& where);
 
 /// Seeded fp32 values, all exactly representable in bf16, so that every dtype starts from
-/// the same numbers: weights N(0, 1 / fan-in), biases N(0, 0.1), the expert bias N(0,
-/// 0.01).
+/// the same numbers: weights N(0, 1 / fan-in), biases N(0, 0.1), buffers N(0, 0.01).
 TensorMap random_parameters(const MoEConfig& config, std::uint64_t seed);
 
 }  // namespace moe

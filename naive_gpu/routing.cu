@@ -89,8 +89,9 @@ float scaling_factor(const MoEConfig& config) {
 }
 
 //! [route_token]
-/// ③ for all tokens: x (T, E) are their logits. Fills scores (T, E) and topk_idx (T, K)
-/// and returns the weights of the chosen experts (T, K), all in fp32.
+/// ③ for all tokens: x (T, E) are their logits. Fills scores (T, E) and topk_idx (T, K),
+/// unless somebody else has done so, and returns the weights of the chosen experts (T,
+/// K), all in fp32.
 template <typename Scalar>
 Tensor route_tokens(Routing& routing, const Tensor& logits, const Tensor& expert_bias,
                     const MoEConfig& config) {
@@ -99,7 +100,8 @@ Tensor route_tokens(Routing& routing, const Tensor& logits, const Tensor& expert
 
     // Softmax after top-k: the logits choose, and only the chosen share the softmax
     if (function == ScoreFunction::softmax && !config.moe_router_pre_softmax) {
-        routing.topk_idx = select_experts<Scalar>(logits, config);
+        if (!routing.topk_idx.defined())
+            routing.topk_idx = select_experts<Scalar>(logits, config);
         Tensor p = gpu::device_empty<float>(routing.topk_idx.shape());
         compute_scores(p, function, gather<float>(x, routing.topk_idx));
         routing.scores = scatter(p, routing.topk_idx, logits.dim(1));
@@ -109,8 +111,9 @@ Tensor route_tokens(Routing& routing, const Tensor& logits, const Tensor& expert
     // Otherwise scores over all experts choose; a bias moves the choice, not the weight
     routing.scores = gpu::device_empty<float>(logits.shape());
     compute_scores(routing.scores, function, x);
-    const Tensor keys = add_expert_bias(routing.scores, expert_bias);
-    routing.topk_idx = select_experts<float>(keys, config);
+    if (!routing.topk_idx.defined())
+        routing.topk_idx =
+            select_experts<float>(add_expert_bias(routing.scores, expert_bias), config);
 
     // Softmax before top-k stays as it is; the others sum to one, unless K is 1
     Tensor p = gather<float>(routing.scores, routing.topk_idx);
@@ -243,8 +246,10 @@ void route_sinkhorn_backward(Tensor& dlogits, const Tensor& dprobs, const Tensor
 
 //! [route]
 template <typename Scalar>
-Routing route(const Tensor& logits, const Tensor& expert_bias, const MoEConfig& config) {
+Routing route(const Tensor& logits, const Tensor& expert_bias, const MoEConfig& config,
+              const Tensor& precomputed_idx) {
     Routing routing;
+    routing.topk_idx = precomputed_idx;
     const Tensor p = route_tokens<Scalar>(routing, logits, expert_bias, config);
     choose<Scalar>(routing, p, logits.dim(1), scaling_factor(config));
     return routing;
@@ -261,7 +266,8 @@ void route_backward(Tensor& dlogits, const Tensor& dprobs, const Tensor& logits,
 //! [route]
 
 #define INSTANTIATE(Scalar)                                                              \
-    template Routing route<Scalar>(const Tensor&, const Tensor&, const MoEConfig&);      \
+    template Routing route<Scalar>(const Tensor&, const Tensor&, const MoEConfig&,       \
+                                   const Tensor&);                                       \
     template void route_backward<Scalar>(Tensor&, const Tensor&, const Tensor&,          \
                                          const Routing&, const MoEConfig&);              \
     template Routing route_sinkhorn<Scalar>(const Tensor&, const MoEConfig&, bool);      \

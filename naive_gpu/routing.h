@@ -27,8 +27,10 @@ struct Routing {
 ///
 /// then times moe_router_topk_scaling_factor. Scores are fp32.
 /// @param logits (T, E) @param expert_bias (E) f32 or undefined
+/// @param precomputed_idx  (T, K) i64, chosen by somebody else; or undefined
 template <typename Scalar>
-Routing route(const Tensor& logits, const Tensor& expert_bias, const MoEConfig& config);
+Routing route(const Tensor& logits, const Tensor& expert_bias, const MoEConfig& config,
+              const Tensor& precomputed_idx = {});
 
 /// ⑱ adds to dlogits (T, E) from dprobs (T, E). Choice and bias have no gradient.
 template <typename Scalar>

@@ -3,14 +3,17 @@
 
 #include "naive_gpu/topk_router.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/transfer.h"
 #include "distributed/mappings.h"
 #include "distributed/process_groups.h"
+#include "distributed/quantile_balancing.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
 #include "naive_gpu/linear.h"
+#include "naive_gpu/quantile_balancing.h"
 #include "naive_gpu/routing.h"
 #include "naive_gpu/token_dropping.h"
 
@@ -82,11 +85,16 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
                   .reshaped({1, E, config.hidden_size});
     if (config.add_bias_linear)
         bias_ = transfer(parameters.at("router.bias"), placement()).reshaped({1, E});
-    if (config.moe_router_enable_expert_bias) {
-        const auto found = parameters.find("router.expert_bias");
-        expert_bias_ = found == parameters.end()
-                           ? gpu::device_zeros<float>({E})
-                           : transfer(found->second, {MemorySpace::device, DType::f32});
+    const auto buffer = [&](const char* name) {
+        const auto found = parameters.find(name);
+        return found == parameters.end()
+                   ? gpu::device_zeros<float>({E})
+                   : transfer(found->second, {MemorySpace::device, DType::f32});
+    };
+    if (config.moe_router_enable_expert_bias) expert_bias_ = buffer("router.expert_bias");
+    if (config.is_quantile_balancing()) {
+        qb_beta_ = buffer("router.qb_beta");
+        qb_beta_accum_ = gpu::device_zeros<float>({E});
     }
 }
 
@@ -96,6 +104,7 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
                                            const Tensor& padding_mask,
                                            const RunContext& context) {
     const std::int64_t S = hidden.dim(0), B = hidden.dim(1);
+    if (qb_beta_.defined()) distributed::refuse_padding_mask(padding_mask);
     auto saved = std::make_unique<RouterSaved>();
     saved->hidden = hidden.reshaped({S * B, hidden.dim(2)});
     saved->padding_mask = padding_mask;
@@ -117,18 +126,24 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     }
 
     // ③ K experts per token, and their weights
+    Tensor quantiles;
     {
         StepTimer timer(context, Step::routing);
+        Tensor precomputed_idx;
+        if (qb_beta_.defined())
+            precomputed_idx =
+                choose_by_quantiles(quantiles, saved->logits, context.training);
         saved->routing =
             config_.is_sinkhorn()
                 ? route_sinkhorn<Scalar>(saved->logits, config_, context.training)
-                : route<Scalar>(saved->logits, expert_bias_, config_);
+                : route<Scalar>(saved->logits, expert_bias_, config_, precomputed_idx);
         result.probs = saved->routing.probs;
         result.routing_map = saved->routing.map;
         gpu::synchronize();
     }
     context.value(Step::routing, "topk_idx", saved->routing.topk_idx);
     context.value(Step::routing, "topk_probs", saved->routing.probs);
+    if (quantiles.defined()) context.value(Step::routing, "qb_beta_local", quantiles);
 
     // ④ experts over capacity turn tokens away
     if (config_.moe_expert_capacity_factor) {
@@ -225,6 +240,34 @@ Tensor TopKRouter<Scalar>::update_expert_bias() {
                                            config_.moe_router_bias_update_rate);
     local_tokens_per_expert_ = gpu::device_zeros<std::int64_t>({config_.num_experts()});
     return expert_bias_;
+}
+
+template <typename Scalar>
+Tensor TopKRouter<Scalar>::choose_by_quantiles(Tensor& quantiles, const Tensor& logits,
+                                               bool training) {
+    const std::int64_t K = config_.moe_router_topk;
+    const QuantileChoice choice = naive::choose_by_quantiles(
+        transfer(logits, {MemorySpace::device, DType::f32}), qb_beta_, K);
+    if (!training) return choice.topk_idx;
+    const Tensor margins = distributed::gather_margins(groups_, choice.margins);
+    if (margins.dim(0) == 0) return choice.topk_idx;
+    quantiles = margin_quantiles(margins, K);
+    add_to<float>(qb_beta_accum_, quantiles);
+    ++qb_beta_count_;
+    return choice.topk_idx;
+}
+
+template <typename Scalar>
+Tensor TopKRouter<Scalar>::update_qb_beta() {
+    if (!qb_beta_.defined()) return {};
+    const Tensor mean =
+        mean_quantiles(qb_beta_accum_, std::max<std::int64_t>(qb_beta_count_, 1));
+    const auto [sum, ranks] = distributed::sum_quantiles(groups_, mean);
+    qb_beta_ = get_updated_qb_beta(qb_beta_, sum, ranks,
+                                   config_.moe_router_quantile_balancing_ema);
+    qb_beta_accum_ = gpu::device_zeros<float>({config_.num_experts()});
+    qb_beta_count_ = 0;
+    return qb_beta_;
 }
 
 template class TopKRouter<float>;

@@ -22,10 +22,11 @@ __device__ Choice choose_experts(const unsigned (&keys)[N], const RoutingRule& r
 }
 
 /// The weight of the chosen before scaling.
-/// @param value  its logit (softmax after top-k) or score; 0 in lanes past K
-__device__ inline float weight_of(float value, const RoutingRule& rule, int lane) {
+/// @param value    its logit (softmax after top-k) or score; 0 in lanes past K
+/// @param largest  of these logits; for softmax after top-k alone
+__device__ inline float weight_of(float value, float largest, const RoutingRule& rule,
+                                  int lane) {
     if (rule.is_post_softmax()) {
-        const float largest = __shfl_sync(kAllLanes, value, 0);
         const float e = lane < rule.topk ? expf(value - largest) : 0.0f;
         return e / warp_sum(e);
     }

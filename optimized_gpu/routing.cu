@@ -80,7 +80,8 @@ __device__ ChosenExpert route_token(const float (&x)[N], const float (&s)[N],
         const float logit = logits[chosen.index];
         value = score_of(rule.function, logit, softmax_of_row);
     }
-    return {chosen.index, rule.scaling_factor * weight_of(value, rule, lane)};
+    const float largest = __shfl_sync(kAllLanes, value, 0);
+    return {chosen.index, rule.scaling_factor * weight_of(value, largest, rule, lane)};
 }
 
 /// ⑤ for one valid token: adds its scores to the warp's sums, and its choices by them to

@@ -66,6 +66,8 @@ struct RoutingOperands {
     /// (E) i64 or undefined; gets added the valid tokens of each expert, behind the
     /// update of the expert bias. Source: router.py, TopKRouter.local_tokens_per_expert.
     Tensor local_tokens_per_expert;
+    /// RoutedTokens::ids are there already; for route_unfused() alone.
+    bool has_precomputed_ids = false;
 };
 
 /// ③ and the sums of ⑤. Ties go to the lower expert (and group) index.

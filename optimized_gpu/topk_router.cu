@@ -5,9 +5,11 @@
 
 #include "core/transfer.h"
 #include "distributed/mappings.h"
+#include "distributed/quantile_balancing.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/gating.h"
 #include "optimized_gpu/multihot.h"
+#include "optimized_gpu/quantile_balancing.h"
 #include "optimized_gpu/sinkhorn.h"
 #include "optimized_gpu/token_dropping.h"
 #include "optimized_gpu/unfused_routing.h"
@@ -16,16 +18,17 @@
 namespace moe::optimized {
 
 struct RouterSaved : Saved {
-    Tensor hidden;             // (T, H)
-    Tensor padding_mask;       // (S, B) u8 or undefined
-    Tensor gate_logits;        // (T, E) in the gate's dtype
-    Tensor logits;             // the same in fp32
-    SinkhornRouting balanced;  // with sinkhorn
-    RoutedTokens routed;       // weights, ids, statistics of the losses
-    UnfusedRouting unfused;    // without moe_router_fusion
-    Tensor ids, weights;       // (T, K), the choices before dropping
-    KeptTokens kept;           // with a capacity
-    PaddedTokens padded;       // with experts padded to it
+    Tensor hidden;                           // (T, H)
+    Tensor padding_mask;                     // (S, B) u8 or undefined
+    Tensor gate_logits;                      // (T, E) in the gate's dtype
+    Tensor logits;                           // the same in fp32
+    SinkhornRouting balanced;                // with sinkhorn
+    Tensor margins, all_margins, quantiles;  // in training, with quantile_balancing
+    RoutedTokens routed;                     // weights, ids, statistics of the losses
+    UnfusedRouting unfused;                  // without moe_router_fusion
+    Tensor ids, weights;                     // (T, K), the choices before dropping
+    KeptTokens kept;                         // with a capacity
+    PaddedTokens padded;                     // with experts padded to it
     AuxiliaryLosses losses;
 };
 
@@ -100,11 +103,16 @@ TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& pa
         bf16_weight_ = exact_in_bf16(weight, {1, E, config.hidden_size});
         if (bias_.defined()) bf16_bias_ = exact_in_bf16(bias_, {1, E});
     }
-    if (config.moe_router_enable_expert_bias) {
-        const auto found = parameters.find("router.expert_bias");
-        expert_bias_ = found == parameters.end()
-                           ? gpu::device_zeros<float>({E})
-                           : transfer(found->second, {MemorySpace::device, DType::f32});
+    const auto buffer = [&](const char* name) {
+        const auto found = parameters.find(name);
+        return found == parameters.end()
+                   ? gpu::device_zeros<float>({E})
+                   : transfer(found->second, {MemorySpace::device, DType::f32});
+    };
+    if (config.moe_router_enable_expert_bias) expert_bias_ = buffer("router.expert_bias");
+    if (config.is_quantile_balancing()) {
+        qb_beta_ = buffer("router.qb_beta");
+        qb_sums_ = gpu::device_zeros<float>({E + 1});
     }
 }
 
@@ -122,6 +130,7 @@ Tensor TopKRouter::gate(const Tensor& hidden) {
 Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_mask,
                                    const RunContext& context) {
     const std::int64_t S = hidden.dim(0), B = hidden.dim(1), T = S * B;
+    if (qb_beta_.defined()) distributed::refuse_padding_mask(padding_mask);
     auto saved = std::make_unique<RouterSaved>();
     saved->hidden = hidden.reshaped({T, hidden.dim(2)});
     saved->padding_mask = padding_mask;
@@ -149,7 +158,8 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
         saved->routed = make_routed_tokens(rule_, T, populations);
         const RoutingOperands operands = {
             saved->logits, expert_bias_, padding_mask,
-            counts_choices ? local_tokens_per_expert_ : Tensor()};
+            counts_choices ? local_tokens_per_expert_ : Tensor(), qb_beta_.defined()};
+        if (qb_beta_.defined()) choose_by_quantiles(*saved, context.training);
         if (config_.moe_router_fusion)
             route(saved->routed, operands, rule_);
         else
@@ -170,6 +180,8 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
     context.value(Step::routing, "topk_idx", saved->ids);
     context.value_beside(Step::routing, "topk_probs",
                          [&] { return dense(saved->ids).probs; });
+    if (saved->quantiles.defined())
+        context.value(Step::routing, "qb_beta_local", saved->quantiles);
 
     // ④ experts over capacity turn tokens away
     result.topk_ids = saved->ids;
@@ -206,6 +218,18 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
     return result;
 }
 //! [router_forward]
+
+void TopKRouter::choose_by_quantiles(RouterSaved& saved, bool training) {
+    if (training) saved.margins = gpu::device_empty<float>(saved.logits.shape());
+    optimized::choose_by_quantiles(saved.routed.ids, saved.margins, saved.logits,
+                                   qb_beta_);
+    if (!training) return;
+    saved.all_margins = distributed::gather_margins(groups_, saved.margins);
+    if (saved.all_margins.dim(0) == 0) return;
+    saved.quantiles = gpu::device_empty<float>(qb_beta_.shape());
+    add_margin_quantiles(saved.quantiles, qb_sums_, saved.all_margins,
+                         config_.moe_router_topk);
+}
 
 void TopKRouter::apply_capacity(Output& output, RouterSaved& saved) const {
     const std::int64_t capacity = capacity_of_experts(config_, saved.ids.dim(0));
@@ -326,6 +350,17 @@ Tensor TopKRouter::update_expert_bias() {
                                                config_.moe_router_bias_update_rate));
     reset_counts(local_tokens_per_expert_);
     return expert_bias_;
+}
+
+Tensor TopKRouter::update_qb_beta() {
+    if (!qb_beta_.defined()) return {};
+    const auto [sum, ranks] =
+        distributed::sum_quantiles(groups_, mean_quantiles(qb_sums_));
+    // In place, as above
+    copy(qb_beta_, get_updated_qb_beta(qb_beta_, sum, ranks,
+                                       config_.moe_router_quantile_balancing_ema));
+    reset_counts(qb_sums_);
+    return qb_beta_;
 }
 
 }  // namespace moe::optimized

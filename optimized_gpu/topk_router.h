@@ -34,10 +34,13 @@ class TopKRouter : public Router {
     void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
                   const Saved& saved, const RunContext& context) override;
     Tensor update_expert_bias() override;
+    Tensor update_qb_beta() override;
     void reset_global_aux_loss_tracker() override { reset_counts(global_counts_); }
 
   private:
     Tensor gate(const Tensor& hidden);
+    /// Quantile balancing's ids; in training its quantiles are added up.
+    void choose_by_quantiles(struct RouterSaved& saved, bool training);
     void apply_capacity(Output& output, struct RouterSaved& saved) const;
     void count_for_expert_bias(const Output& output, const Tensor& padding_mask);
 
@@ -50,6 +53,9 @@ class TopKRouter : public Router {
     Tensor expert_bias_;              // (E) f32, undefined without
                                       // moe_router_enable_expert_bias
     Tensor local_tokens_per_expert_;  // (E) i64 since the last update
+    Tensor qb_beta_;                  // (E) f32, undefined without quantile_balancing
+    Tensor qb_sums_;                  // (E + 1) f32: quantiles, and of how many
+                                      // micro-batches, since the last update
     Tensor global_counts_;            // (E + 1) f64, see auxiliary_losses()
     distributed::RandomLogits random_logits_;
 };

@@ -67,7 +67,9 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t t = std::int64_t(blockIdx.x) * kWarps + warp_index();
     if (t >= num_tokens) return;
     const float value = lane < K ? values[t * E + ids[t * K + lane]] : 0.0f;
-    const float weight = rule.scaling_factor * weight_of(value, rule, lane);
+    // The first is the largest, unless quantile balancing chose
+    const float largest = warp_max(lane < K ? value : -INFINITY);
+    const float weight = rule.scaling_factor * weight_of(value, largest, rule, lane);
     if (lane < K) weights[t * K + lane] = weight;
 }
 
@@ -226,8 +228,9 @@ UnfusedRouting route_unfused(RoutedTokens& routed, const RoutingOperands& operan
     const bool post_softmax = rule.is_post_softmax();
     if (!post_softmax) made.scores = compute_scores_of_all(logits, rule, stream);
     const Tensor& values = post_softmax ? logits : made.scores;
-    choose(routed.ids, values, post_softmax ? Tensor() : operands.expert_bias, rule,
-           stream);
+    if (!operands.has_precomputed_ids)
+        choose(routed.ids, values, post_softmax ? Tensor() : operands.expert_bias, rule,
+               stream);
     gpu::launch("weights_kernel", weights_kernel,
                 {dim3(blocks_of(T)), dim3(kThreads), 0, stream},
                 gpu::device_data<float>(routed.weights), gpu::device_data<float>(values),

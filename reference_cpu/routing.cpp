@@ -37,8 +37,8 @@ float scaling_factor(const MoEConfig& config) {
 }
 
 //! [route_token]
-/// ③ for one token: x (E) are its logits. Fills s (E), chosen (K) and returns the weights
-/// of the chosen experts (K), all in fp32.
+/// ③ for one token: x (E) are its logits. Fills s (E), chosen (K) unless somebody else
+/// has done so, and returns the weights of the chosen experts (K), all in fp32.
 template <typename Scalar>
 std::vector<float> route_token(std::span<float> s, std::vector<std::int64_t>& chosen,
                                std::span<const Scalar> logits, const Tensor& expert_bias,
@@ -48,7 +48,7 @@ std::vector<float> route_token(std::span<float> s, std::vector<std::int64_t>& ch
 
     // Softmax after top-k: the logits choose, and only the chosen share the softmax
     if (function == ScoreFunction::softmax && !config.moe_router_pre_softmax) {
-        chosen = select_experts(logits, config);
+        if (chosen.empty()) chosen = select_experts(logits, config);
         std::vector<float> p(chosen.size());
         compute_scores(p, function, gather(x, chosen));
         scatter(s, chosen, p);
@@ -61,7 +61,7 @@ std::vector<float> route_token(std::span<float> s, std::vector<std::int64_t>& ch
     if (expert_bias.defined())
         for (std::size_t e = 0; e < keys.size(); ++e)
             keys[e] += expert_bias.data<float>()[e];
-    chosen = select_experts(std::span<const float>(keys), config);
+    if (chosen.empty()) chosen = select_experts(std::span<const float>(keys), config);
 
     // Softmax before top-k stays as it is; the others sum to one, unless K is 1
     std::vector<float> p = gather(s, chosen);
@@ -157,13 +157,18 @@ void route_sinkhorn_backward(Tensor& dlogits, const Tensor& dprobs, const Tensor
 
 //! [route]
 template <typename Scalar>
-Routing route(const Tensor& logits, const Tensor& expert_bias, const MoEConfig& config) {
+Routing route(const Tensor& logits, const Tensor& expert_bias, const MoEConfig& config,
+              const Tensor& precomputed_idx) {
     const std::int64_t T = logits.dim(0), E = logits.dim(1), K = config.moe_router_topk;
     const float scale = scaling_factor(config);
     Routing routing = make_routing<Scalar>(T, E, K);
 #pragma omp parallel for schedule(static)
     for (std::int64_t t = 0; t < T; ++t) {
         std::vector<std::int64_t> chosen;
+        if (precomputed_idx.defined()) {
+            const auto given = row_of<std::int64_t>(precomputed_idx, t);
+            chosen.assign(given.begin(), given.end());
+        }
         const std::vector<float> p =
             route_token<Scalar>(row_of<float>(routing.scores, t), chosen,
                                 row_of<Scalar>(logits, t), expert_bias, config);
@@ -194,7 +199,8 @@ void route_backward(Tensor& dlogits, const Tensor& dprobs, const Tensor& logits,
 //! [route]
 
 #define INSTANTIATE(Scalar)                                                              \
-    template Routing route<Scalar>(const Tensor&, const Tensor&, const MoEConfig&);      \
+    template Routing route<Scalar>(const Tensor&, const Tensor&, const MoEConfig&,       \
+                                   const Tensor&);                                       \
     template void route_backward<Scalar>(Tensor&, const Tensor&, const Tensor&,          \
                                          const Routing&, const MoEConfig&);              \
     template Routing route_sinkhorn<Scalar>(const Tensor&, const MoEConfig&, bool);      \

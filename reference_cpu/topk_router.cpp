@@ -3,13 +3,16 @@
 
 #include "reference_cpu/topk_router.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/transfer.h"
 #include "distributed/mappings.h"
 #include "distributed/process_groups.h"
+#include "distributed/quantile_balancing.h"
 #include "reference_cpu/eigen.h"
 #include "reference_cpu/linear.h"
+#include "reference_cpu/quantile_balancing.h"
 #include "reference_cpu/routing.h"
 #include "reference_cpu/token_dropping.h"
 
@@ -60,11 +63,16 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
                   .reshaped({1, E, config.hidden_size});
     if (config.add_bias_linear)
         bias_ = transfer(parameters.at("router.bias"), placement()).reshaped({1, E});
-    if (config.moe_router_enable_expert_bias) {
-        const auto found = parameters.find("router.expert_bias");
-        expert_bias_ = found == parameters.end()
-                           ? Tensor::zeros({E}, DType::f32)
-                           : transfer(found->second, {MemorySpace::host, DType::f32});
+    const auto buffer = [&](const char* name) {
+        const auto found = parameters.find(name);
+        return found == parameters.end()
+                   ? Tensor::zeros({E}, DType::f32)
+                   : transfer(found->second, {MemorySpace::host, DType::f32});
+    };
+    if (config.moe_router_enable_expert_bias) expert_bias_ = buffer("router.expert_bias");
+    if (config.is_quantile_balancing()) {
+        qb_beta_ = buffer("router.qb_beta");
+        qb_beta_accum_ = Tensor::zeros({E}, DType::f32);
     }
 }
 
@@ -74,6 +82,7 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
                                            const Tensor& padding_mask,
                                            const RunContext& context) {
     const std::int64_t S = hidden.dim(0), B = hidden.dim(1);
+    if (qb_beta_.defined()) distributed::refuse_padding_mask(padding_mask);
     auto saved = std::make_unique<RouterSaved>();
     saved->hidden = hidden.reshaped({S * B, hidden.dim(2)});
     saved->padding_mask = padding_mask;
@@ -96,17 +105,23 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     }
 
     // ③ K experts per token, and their weights
+    Tensor quantiles;
     {
         StepTimer timer(context, Step::routing);
+        Tensor precomputed_idx;
+        if (qb_beta_.defined())
+            precomputed_idx =
+                choose_by_quantiles(quantiles, saved->logits, context.training);
         saved->routing =
             config_.is_sinkhorn()
                 ? route_sinkhorn<Scalar>(saved->logits, config_, context.training)
-                : route<Scalar>(saved->logits, expert_bias_, config_);
+                : route<Scalar>(saved->logits, expert_bias_, config_, precomputed_idx);
         result.probs = saved->routing.probs;
         result.routing_map = saved->routing.map;
     }
     context.value(Step::routing, "topk_idx", saved->routing.topk_idx);
     context.value(Step::routing, "topk_probs", saved->routing.probs);
+    if (quantiles.defined()) context.value(Step::routing, "qb_beta_local", quantiles);
 
     // ④ experts over capacity turn tokens away
     if (config_.moe_expert_capacity_factor) {
@@ -197,6 +212,36 @@ Tensor TopKRouter<Scalar>::update_expert_bias() {
                                            config_.moe_router_bias_update_rate);
     local_tokens_per_expert_ = Tensor::zeros({config_.num_experts()}, DType::i64);
     return expert_bias_;
+}
+
+template <typename Scalar>
+Tensor TopKRouter<Scalar>::choose_by_quantiles(Tensor& quantiles, const Tensor& logits,
+                                               bool training) {
+    const std::int64_t K = config_.moe_router_topk;
+    const QuantileChoice choice = cpu::choose_by_quantiles(
+        transfer(logits, {MemorySpace::host, DType::f32}), qb_beta_, K);
+    if (!training) return choice.topk_idx;
+    const Tensor margins = distributed::gather_margins(groups_, choice.margins);
+    if (margins.dim(0) == 0) return choice.topk_idx;
+    quantiles = margin_quantiles(margins, K);
+    for (std::int64_t e = 0; e < quantiles.numel(); ++e)
+        qb_beta_accum_.data<float>()[e] += quantiles.data<float>()[e];
+    ++qb_beta_count_;
+    return choice.topk_idx;
+}
+
+template <typename Scalar>
+Tensor TopKRouter<Scalar>::update_qb_beta() {
+    if (!qb_beta_.defined()) return {};
+    Tensor mean = qb_beta_accum_;
+    for (std::int64_t e = 0; e < mean.numel(); ++e)
+        mean.data<float>()[e] /= float(std::max<std::int64_t>(qb_beta_count_, 1));
+    const auto [sum, ranks] = distributed::sum_quantiles(groups_, mean);
+    qb_beta_ = get_updated_qb_beta(qb_beta_, sum, ranks,
+                                   config_.moe_router_quantile_balancing_ema);
+    qb_beta_accum_ = Tensor::zeros({config_.num_experts()}, DType::f32);
+    qb_beta_count_ = 0;
+    return qb_beta_;
 }
 
 template class TopKRouter<float>;

@@ -24,15 +24,22 @@ class TopKRouter : public Router {
     void backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
                   const Saved& saved, const RunContext& context) override;
     Tensor update_expert_bias() override;
+    Tensor update_qb_beta() override;
     void reset_global_aux_loss_tracker() override { global_counts_ = {}; }
 
   private:
+    /// Quantile balancing's choice (T, K) i64; in training adds up its quantiles (E).
+    Tensor choose_by_quantiles(Tensor& quantiles, const Tensor& logits, bool training);
+
     MoEConfig config_;
     GroupsPtr groups_;
     Tensor weight_;       // (1, E, H)
     Tensor bias_;         // (1, E), undefined without add_bias_linear
     Tensor expert_bias_;  // (E) f32, undefined without moe_router_enable_expert_bias
     Tensor local_tokens_per_expert_;  // (E) i64 since the last update
+    Tensor qb_beta_;                  // (E) f32, undefined without quantile_balancing
+    Tensor qb_beta_accum_;            // (E) f32, of qb_beta_count_ micro-batches
+    std::int64_t qb_beta_count_ = 0;  // since the last update
     GlobalTokenCounts global_counts_;
     distributed::RandomLogits random_logits_;
 };

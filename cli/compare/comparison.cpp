@@ -228,7 +228,8 @@ std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
             GoldenCase golden = load_golden(file);
             // Files leave this open: the kernels of the layer that was compared
             golden.config.moe_permute_fusion = request.config.moe_permute_fusion;
-            golden.config.moe_router_fusion = request.config.moe_router_fusion;
+            golden.config.moe_router_fusion = request.config.moe_router_fusion &&
+                                              !golden.config.is_quantile_balancing();
             golden.config.moe_grouped_gemm = request.config.moe_grouped_gemm;
             const CaseResult result =
                 verify_golden(golden, ModuleSpec::uniform(supplier));

@@ -36,12 +36,13 @@ class Recorder : public Observer {
     TensorMap& values_;
 };
 
-/// The step that makes what a golden file expects. The counts behind the expert bias are
+/// The step that makes what a golden file expects. What moves the buffers is
 /// routing's; of a sum of gradients it is the last that adds to it.
 Step step_of_expectation(const std::string& name) {
     static const std::map<std::string, Step> known = {
         {"expect.logits", Step::gating},
         {"expect.expert_bias_updated", Step::routing},
+        {"expect.qb_beta_updated", Step::routing},
         {"expect.probs", Step::token_dropping},
         {"expect.routing_map", Step::token_dropping},
         {"expect.expert_output", Step::fc2},
@@ -113,6 +114,8 @@ TensorMap run_rank(const GoldenCase& golden, const GoldenRank& rank,
         values["expect.loss." + name] = Tensor::from<double>({}, {loss});
     if (const Tensor bias = layer.update_expert_bias(); bias.defined())
         values["expect.expert_bias_updated"] = bias;
+    if (const Tensor beta = layer.update_qb_beta(); beta.defined())
+        values["expect.qb_beta_updated"] = beta;
 
     if (!rank.grad_output.defined()) return values;
     auto gradients = layer.backward(rank.grad_output, forward.saved, context);

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "cli/compare/closeness.h"
+#include "core/parameters.h"
 #include "core/rng.h"
 #include "core/transfer.h"
 
@@ -50,7 +51,7 @@ GoldenCase rounded(const GoldenCase& golden, const Amplitudes& amplitudes, int d
         tensor = rounded(tensor, amplitude, Rng(1 + draw, stream++));
     };
     for (auto& [name, parameter] : result.parameters)
-        if (name != "router.expert_bias")
+        if (!is_buffer(name))
             round(parameter,
                   name.starts_with("router.") ? amplitudes.router : amplitudes.experts);
     for (GoldenRank& rank : result.ranks) {

@@ -137,6 +137,8 @@ std::string missing_setting(std::string name, const MoEConfig& config) {
     const std::string gradient = "expect.grad.";
     if (name.starts_with(gradient)) name.erase(0, gradient.size());
     if (name == "router.expert_bias") return "moe_router_enable_expert_bias is false";
+    if (name == "router.qb_beta")
+        return "moe_router_load_balancing_type is not quantile_balancing";
     if (name == "router.bias" || name == "experts.linear_fc1.bias" ||
         name == "experts.linear_fc2.bias")
         return "add_bias_linear is false";

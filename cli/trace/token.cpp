@@ -124,8 +124,9 @@ void TokenPrinter::explain_choice(const TensorView& topk_probs) const {
     say(fmt::format(
         "t{} chooses {}{}{}", token_, list(choices),
         config_.moe_router_num_groups ? ", among the experts of the best groups" : "",
-        config_.moe_router_enable_expert_bias ? ", by probability plus expert bias"
-                                              : ""));
+        config_.is_quantile_balancing()         ? ", by logit less beta"
+        : config_.moe_router_enable_expert_bias ? ", by probability plus expert bias"
+                                                : ""));
 }
 
 void TokenPrinter::explain_dropping(const TensorView& routing_map) const {

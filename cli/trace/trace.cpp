@@ -252,10 +252,10 @@ int run_trace(const TraceOptions& options) {
             print_summary("grad." + name, gradient);
         else
             print_tensor("grad." + name, gradient);
-    if (const Tensor bias = layer.update_expert_bias(); bias.defined()) {
-        fmt::print("\nAfter the step\n");
-        print_tensor("expert_bias_updated", bias);
-    }
+    const Tensor bias = layer.update_expert_bias(), beta = layer.update_qb_beta();
+    if (bias.defined() || beta.defined()) fmt::print("\nAfter the step\n");
+    if (bias.defined()) print_tensor("expert_bias_updated", bias);
+    if (beta.defined()) print_tensor("qb_beta_updated", beta);
     if (T == 0) fmt::print("\n- no tokens: nothing went through the layer\n");
     return kExitOk;
 }

@@ -148,6 +148,7 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_router_topk_scaling_factor", {"2.5", 2.5}},
         {"moe_router_dtype", {"fp64", "fp64"}},
         {"moe_router_bias_update_rate", {"1e-4", 1e-4}},
+        {"moe_router_quantile_balancing_ema", {"0.9", 0.9}},
         {"moe_router_force_biased", {"-0.5", -0.5}},
         {"moe_router_load_balancing_type", {"none", {"none"}}},
         {"moe_aux_loss_coeff", {"0.125", {0.125}}},
@@ -158,9 +159,9 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"fp8_recipe", {"mxfp8", "mxfp8"}}};
     // Only one value is built, so these flags have nothing to change.
     const std::vector<std::string> fixed = {
-        "moe_token_dispatcher_type",   "tensor_model_parallel_size",
-        "context_parallel_size",       "expert_model_parallel_size",
-        "expert_tensor_parallel_size", "moe_flex_peer_heap_bytes",
+        "moe_token_dispatcher_type",    "tensor_model_parallel_size",
+        "context_parallel_size",        "expert_model_parallel_size",
+        "expert_tensor_parallel_size",  "moe_flex_peer_heap_bytes",
         "moe_flex_max_tokens_per_rank", "moe_expert_rank_capacity_factor"};
     for (const FieldInfo& field : config_fields()) {
         const std::string& name = field.name;

@@ -80,6 +80,7 @@ class SpoiltTier : public StandIn {
             good->backward(dhidden, gradients, dprobs, saved, context);
         }
         Tensor update_expert_bias() override { return good->update_expert_bias(); }
+        Tensor update_qb_beta() override { return good->update_qb_beta(); }
         void reset_global_aux_loss_tracker() override {
             good->reset_global_aux_loss_tracker();
         }

@@ -109,6 +109,14 @@ TEST_F(TraceTest, TracesWhatItIsGiven) {
             "--swiglu");
     EXPECT_TRUE(has(bias, "expert_bias_updated (4) fp32"));
     EXPECT_FALSE(has(moe("trace"), "expert_bias_updated"));
+    const Output balanced =
+        moe("trace --moe-router-load-balancing-type quantile_balancing "
+            "--moe-router-quantile-balancing-ema 0.5 --moe-aux-loss-coeff 0 "
+            "--moe-expert-capacity-factor -1 --swiglu --token 3");
+    EXPECT_TRUE(has(balanced, "qb_beta_local (4)"));
+    EXPECT_TRUE(has(balanced, "qb_beta_updated (4) fp32"));
+    EXPECT_TRUE(has(balanced, ", by logit less beta"));
+    EXPECT_FALSE(has(bias, "qb_beta"));
     const Output mixed = moe("trace --spec router=reference_cpu:fp32");
     EXPECT_TRUE(has(mixed, "router=reference_cpu:fp32 dispatcher=reference_cpu:fp64"));
     EXPECT_TRUE(has(mixed, "logits (8, 4) fp32"));

@@ -170,6 +170,8 @@ TEST_F(VerifyTest, SaysWhichSettingLeavesATensorUnused) {
     const std::string one = "one_token", none = " is not used: ";
     for (const auto& [name, setting] : std::map<std::string, std::string>{
              {"router.expert_bias", "moe_router_enable_expert_bias is false"},
+             {"router.qb_beta",
+              "moe_router_load_balancing_type is not quantile_balancing"},
              {"router.bias", "add_bias_linear is false"},
              {"experts.linear_fc1.bias", "add_bias_linear is false"},
              {"expect.grad.experts.linear_fc2.bias", "add_bias_linear is false"},

@@ -147,9 +147,7 @@ TEST(ConfigRules, LossesHaveOneCoefficientEach) {
     expect_rejected({
         {R"({"moe_router_load_balancing_type": "magic"})",
          "moe_router_load_balancing_type = magic: ",
-         "aux_loss, seq_aux_loss, global_aux_loss, sinkhorn, none"},
-        {R"({"moe_router_load_balancing_type": "quantile_balancing"})",
-         "moe_router_load_balancing_type = quantile_balancing: ", "not built"},
+         "aux_loss, seq_aux_loss, global_aux_loss, sinkhorn, quantile_balancing, none"},
         {R"({"moe_router_load_balancing_type": ["none", "aux_loss", "none"],
              "moe_aux_loss_coeff": [0, 0, 0]})",
          "moe_router_load_balancing_type = none aux_loss none: ", "each type once"},
@@ -166,6 +164,35 @@ TEST(ConfigRules, LossesHaveOneCoefficientEach) {
         {R"({"moe_z_loss_coeff": -1})", "moe_z_loss_coeff = -1: ", "not negative"},
         {R"({"moe_router_load_balancing_type": "sinkhorn", "moe_aux_loss_coeff": 0.5})",
          "moe_aux_loss_coeff = 0.5: ", "must be 0 with sinkhorn"},
+    });
+}
+
+TEST(ConfigRules, QuantileBalancingStandsAlone) {
+    const auto with = [](const std::string& other) {
+        return R"({"moe_router_load_balancing_type": "quantile_balancing")" + other + "}";
+    };
+    expect_accepted(
+        {with(""), with(R"(, "moe_router_topk": 7, "moe_z_loss_coeff": 0.1)"),
+         with(R"(, "moe_router_quantile_balancing_ema": 0.9)"),
+         with(R"(, "moe_router_score_function": "sigmoid", "moe_router_topk": 1,
+                 "moe_router_enable_expert_bias": true)"),
+         R"({"moe_router_load_balancing_type": ["quantile_balancing"]})",
+         R"({"moe_router_quantile_balancing_ema": 0.9})"});
+    expect_rejected({
+        {with(R"(, "moe_router_topk": 8)"),
+         "moe_router_topk = 8: ", "below num_moe_experts with quantile_balancing"},
+        {with(R"(, "moe_router_topk": 1)"), "moe_router_topk = 1: ", "above 1"},
+        {with(R"(, "moe_aux_loss_coeff": 0.5)"),
+         "moe_aux_loss_coeff = 0.5: ", "must be 0 with quantile_balancing"},
+        {with(R"(, "moe_router_num_groups": 4)"),
+         "moe_router_num_groups = 4: ", "left out with quantile_balancing"},
+        {with(R"(, "moe_router_fusion": true)"),
+         "moe_router_fusion = true: ", "false with quantile_balancing"},
+        {with(R"(, "moe_expert_capacity_factor": 1.5)"),
+         "moe_expert_capacity_factor = 1.5: ", "aux_loss, seq_aux_loss, global_aux_loss"},
+        {R"({"moe_router_load_balancing_type": ["quantile_balancing", "none"],
+             "moe_aux_loss_coeff": [0, 0]})",
+         "moe_router_load_balancing_type = quantile_balancing none: ", "stand alone"},
     });
 }
 
@@ -314,6 +341,8 @@ TEST(ConfigRules, NumbersAreFinite) {
          [](auto& c, double x) { c.activation_func_clamp_value = x; }},
         {"moe_router_bias_update_rate",
          [](auto& c, double x) { c.moe_router_bias_update_rate = x; }},
+        {"moe_router_quantile_balancing_ema",
+         [](auto& c, double x) { c.moe_router_quantile_balancing_ema = x; }},
         {"moe_router_force_biased",
          [](auto& c, double x) { c.moe_router_force_biased = x; }},
         {"moe_router_topk_scaling_factor",

@@ -137,6 +137,10 @@ TEST(Floors, FollowTheConfig) {
     EXPECT_TRUE(Moves(step(Step::shared_experts_backward, gate), {192}));
     const auto expert_bias = [](auto& c) { c.moe_router_enable_expert_bias = true; };
     EXPECT_TRUE(Moves(step(Step::routing, expert_bias), {0, 21, 24, 21}));
+    const auto quantiles = [](MoEConfig& c) {
+        c.moe_router_load_balancing_type = {"quantile_balancing"};
+    };
+    EXPECT_TRUE(Moves(step(Step::routing, quantiles), {0, 21, 24, 21}));
     const auto alone = [](MoEConfig& c) {
         c.moe_shared_expert_intermediate_size.reset();
     };

@@ -198,6 +198,11 @@ TEST(Parameters, AreScaledByTheirFanIn) {
     expect_deviation("experts.linear_fc1.bias", 0.1);
     expect_deviation("router.bias", 0.1);
     expect_deviation("router.expert_bias", 0.01);
+    c.moe_router_load_balancing_type = {"quantile_balancing"};
+    EXPECT_EQ(parameter_shapes(c).at("router.qb_beta"), (Shape{9}));
+    EXPECT_EQ(random_parameters(c, 1).count("router.qb_beta"), 1u);
+    EXPECT_TRUE(is_buffer("router.qb_beta") && is_buffer("router.expert_bias"));
+    EXPECT_FALSE(is_buffer("router.bias"));
 }
 
 }  // namespace

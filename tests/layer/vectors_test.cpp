@@ -42,17 +42,33 @@ Tensor matrix(const json& rows) {
 TEST(Vectors, AreAllKnownHere) {
     std::set<std::string> names;
     for (const auto& [name, value] : vectors().items()) names.insert(name);
-    EXPECT_EQ(names,
-              (std::set<std::string>{
-                  "logits", "softmax_post", "softmax_pre", "sigmoid", "sqrtsoftplus",
-                  "sigmoid_bias_scale2.5", "pre_group2_top1", "sigmoid_k1", "sinkhorn",
-                  "z_loss_1e-3", "aux_softmax", "aux_sigmoid", "aux_sqrtsoftplus",
-                  "seq_aux_S3B2_coeff0.01", "aux_softmax_pad_last2", "z_pad_last2",
-                  "capacity_T6K2E4_cf0.7", "drop_probs_cf0.7_padFalse",
-                  "drop_probs_cf0.7_padTrue", "permute_pre", "permute_droppad", "wswiglu",
-                  "wswiglu_clamp0.4", "wquickgeglu_off1", "wsqrelu", "pad_routing_map_4",
-                  // Not built here: quantile balancing.
-                  "qb_beta0"}));
+    EXPECT_EQ(names, (std::set<std::string>{"logits",
+                                            "softmax_post",
+                                            "softmax_pre",
+                                            "sigmoid",
+                                            "sqrtsoftplus",
+                                            "sigmoid_bias_scale2.5",
+                                            "pre_group2_top1",
+                                            "sigmoid_k1",
+                                            "sinkhorn",
+                                            "z_loss_1e-3",
+                                            "aux_softmax",
+                                            "aux_sigmoid",
+                                            "aux_sqrtsoftplus",
+                                            "seq_aux_S3B2_coeff0.01",
+                                            "aux_softmax_pad_last2",
+                                            "z_pad_last2",
+                                            "capacity_T6K2E4_cf0.7",
+                                            "drop_probs_cf0.7_padFalse",
+                                            "drop_probs_cf0.7_padTrue",
+                                            "permute_pre",
+                                            "permute_droppad",
+                                            "wswiglu",
+                                            "wswiglu_clamp0.4",
+                                            "wquickgeglu_off1",
+                                            "wsqrelu",
+                                            "pad_routing_map_4",
+                                            "qb_beta0"}));
 }
 
 /// Routes the vectors' logits: the weight is the identity, so they arrive as they are.
@@ -101,6 +117,16 @@ TEST_P(VectorsTest, Routing) {
     config_ = small_config(kExperts, kExperts, 1);
     config_.moe_router_score_function = "sigmoid";
     expect_routing("sigmoid_k1");
+}
+
+TEST_P(VectorsTest, QuantileBalancing) {
+    config_.moe_router_load_balancing_type = {"quantile_balancing"};
+    route();
+    const json& expected = vectors()["qb_beta0"];
+    EXPECT_EQ(to_doubles(values_.at("topk_idx")), flat(expected["indices"]));
+    EXPECT_TRUE(Close(values_.at("qb_beta_local"),
+                      Tensor::from({kExperts}, expected["beta_local"].get<Values>()),
+                      bound_));
 }
 
 TEST_P(VectorsTest, AuxiliaryLosses) {

@@ -1,9 +1,11 @@
-// dense_routing_test.cu: dense maps, capacity and sinkhorn, searched for races.
+// dense_routing_test.cu: dense maps, capacity, sinkhorn and quantile balancing, searched
+// for races.
 
 #include "core/transfer.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/multihot.h"
 #include "optimized_gpu/permutation.h"
+#include "optimized_gpu/quantile_balancing.h"
 #include "optimized_gpu/sinkhorn.h"
 #include "optimized_gpu/token_dropping.h"
 #include "tests/observe/support.h"
@@ -76,6 +78,25 @@ TEST(ObserveDenseRouting, SinkhornHasNoRaces) {
                           dlogits, choices.weights, routing.ids, logits, config, nullptr);
                   }),
                   "");
+    }
+}
+
+TEST(ObserveDenseRouting, QuantileBalancingHasNoRaces) {
+    for (const auto [T, K, E] : {std::array{66, 2, 33}, {1, 1, 2}}) {
+        const Choices choices(T, K, E);
+        Tensor ids = choices.ids.clone(), margins = gpu::device_zeros<float>({T, E}),
+               beta = gpu::device_zeros<float>({E}),
+               sums = gpu::device_zeros<float>({E + 1});
+        const Tensor logits = gpu::device_zeros<float>({T, E});
+        EXPECT_EQ(
+            races_of([&] {
+                optimized::choose_by_quantiles(ids, margins, logits, beta, nullptr);
+                if (T * K % E == 0)
+                    optimized::add_margin_quantiles(beta, sums, margins, K, nullptr);
+                optimized::get_updated_qb_beta(
+                    beta, optimized::mean_quantiles(sums, nullptr), 1, 0.5, nullptr);
+            }),
+            "");
     }
 }
 

@@ -52,6 +52,12 @@ const std::vector<GraphCase>& graph_cases() {
         {"overlapped_wgrad",
          [](MoEConfig& c) { c.overlap_dispatch_backward_with_experts_wgrad = true; }},
         {"expert_bias", use_expert_bias, true},
+        {"quantile_balancing",
+         [](MoEConfig& c) {
+             c.num_moe_experts = 6;  // divides T K
+             c.moe_router_load_balancing_type = {"quantile_balancing"};
+             c.moe_router_quantile_balancing_ema = 0.5;
+         }},
         {"dropping", [](MoEConfig& c) { c.moe_expert_capacity_factor = 0.7; }},
         {"padded_with_all",
          [](MoEConfig& c) {
@@ -180,6 +186,11 @@ class LayerGraph : public testing::TestWithParam<GraphCase> {
             const Tensor moved = layer.update_expert_bias();
             if (bias.defined()) {
                 EXPECT_TRUE(BitwiseEqual(moved, bias));
+            }
+            const Tensor beta = called.update_qb_beta();
+            const Tensor moved_beta = layer.update_qb_beta();
+            if (beta.defined()) {
+                EXPECT_TRUE(BitwiseEqual(moved_beta, beta));
             }
         }
         cudaGraphExecDestroy(exec);

@@ -70,8 +70,8 @@ Tensor part_of(const Tensor& whole, const Grid& grid, int rank) {
 /// What a router made of its last micro-batch, with a main loss without gradient.
 struct Outcome {
     Losses losses;
-    Tensor dlogits, dweight;  // (S, B, E), (E, H)
-    Tensor expert_bias;       // after one update; undefined without one
+    Tensor dlogits, dweight;      // (S, B, E), (E, H)
+    Tensor expert_bias, qb_beta;  // after one update; undefined without one
 };
 
 Outcome run(Router& router, const MicroBatches& batches) {
@@ -97,6 +97,7 @@ Outcome run(Router& router, const MicroBatches& batches) {
     }
     outcome.expert_bias =
         transfer(router.update_expert_bias(), {MemorySpace::host, DType::f32});
+    outcome.qb_beta = transfer(router.update_qb_beta(), {MemorySpace::host, DType::f32});
     return outcome;
 }
 
@@ -335,6 +336,27 @@ TEST_P(RanksLossesTest, ExpertBiasCountsTheTokensOfAllRanks) {
         EXPECT_EQ(differ > 0, grid.world() > 1);
         for (const Outcome& rank : over_ranks(c, grid, batches))
             EXPECT_TRUE(BitwiseEqual(rank.expert_bias, expected));
+    }
+}
+
+// A quantile is that of whole sequences, wherever they are cut; of replicas it is the
+// mean.
+TEST_P(RanksLossesTest, QuantilesAreThoseOfWholeSequences) {
+    MoEConfig c = config({"quantile_balancing"}, {0.0});
+    for (const Grid& grid : kGrids) {
+        SCOPED_TRACE(testing::Message() << grid.tp << grid.cp << grid.dp);
+        const MicroBatches batches = {random_batch(grid, 7), random_batch(grid, 8)};
+        // Without a memory what comes out is linear in what goes in
+        Tensor expected;
+        for (int d = 0; d < grid.dp; ++d) {
+            MicroBatches of_replica;
+            for (const auto& [hidden, padding] : batches)
+                of_replica.push_back({block(hidden, 0, kSeq, d * kBatch, kBatch), {}});
+            add(expected, alone(c, of_replica).qb_beta);
+        }
+        for (std::int64_t e = 0; e < kExperts; ++e) expected.data<double>()[e] /= grid.dp;
+        for (const Outcome& rank : over_ranks(c, grid, batches))
+            EXPECT_TRUE(Close(rank.qb_beta, expected, 1e-6));
     }
 }
 
