@@ -226,6 +226,9 @@ void check_router(const MoEConfig& c) {
     require_finite("moe_router_bias_update_rate", c.moe_router_bias_update_rate);
     if (c.moe_router_force_biased)
         require_finite("moe_router_force_biased", *c.moe_router_force_biased);
+    if (const auto eps = c.moe_input_jitter_eps;
+        eps && !(std::isfinite(*eps) && *eps > 0.0))
+        reject("moe_input_jitter_eps", *eps, "must be finite and positive");
     if (c.moe_router_topk_scaling_factor)
         require_finite("moe_router_topk_scaling_factor",
                        *c.moe_router_topk_scaling_factor);

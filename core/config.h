@@ -54,6 +54,7 @@ struct MoEConfig {
     bool moe_router_enable_expert_bias = false;
     double moe_router_bias_update_rate = 1e-3;
     double moe_router_quantile_balancing_ema = 0.0;
+    std::optional<double> moe_input_jitter_eps;
     bool moe_router_fusion = false;
     bool moe_router_force_load_balancing = false;
     std::optional<double> moe_router_force_biased;

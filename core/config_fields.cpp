@@ -48,6 +48,8 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_router_bias_update_rate, "step of the expert bias");
     FIELD(moe_router_quantile_balancing_ema,
           "quantile_balancing: how much of the old number of an expert stays");
+    FIELD(moe_input_jitter_eps,
+          "the router's input times random numbers within 1 - this and 1 + this (none)");
     FIELD(moe_router_fusion, "optimized_gpu: one kernel from logits to losses' sums");
     FIELD(moe_router_force_load_balancing, "random logits, for benchmarks");
     FIELD(moe_router_force_biased,

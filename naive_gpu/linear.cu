@@ -173,7 +173,23 @@ __global__ void add_to_kernel(T* sum, const T* term, std::int64_t count) {
     if (i < count) sum[i] = gpu::narrow<T>(gpu::widen(sum[i]) + gpu::widen(term[i]));
 }
 
+/// One thread per element.
+template <typename T>
+__global__ void multiply_kernel(T* product, const T* a, const T* b, std::int64_t count) {
+    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < count) product[i] = gpu::narrow<T>(gpu::widen(a[i]) * gpu::widen(b[i]));
+}
+
 }  // namespace
+
+template <typename T>
+Tensor multiply(const Tensor& a, const Tensor& b) {
+    Tensor product = gpu::device_empty<T>(a.shape());
+    gpu::launch("multiply_kernel", multiply_kernel<T>, gpu::one_thread_per(a.numel()),
+                gpu::device_data<T>(product), gpu::device_data<T>(a),
+                gpu::device_data<T>(b), a.numel());
+    return product;
+}
 
 template <typename T>
 void add_to(Tensor& sum, const Tensor& term) {
@@ -193,7 +209,8 @@ template Tensor linear_forward<__nv_bfloat16, float>(const Tensor&, const Tensor
                                               const RowGroups&, cudaStream_t);        \
     template Tensor linear_backward_bias<T>(const Tensor&, const Tensor&,             \
                                             const RowGroups&);                        \
-    template void add_to<T>(Tensor&, const Tensor&);
+    template void add_to<T>(Tensor&, const Tensor&);                                  \
+    template Tensor multiply<T>(const Tensor&, const Tensor&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(__nv_bfloat16)

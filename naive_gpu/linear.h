@@ -63,4 +63,8 @@ Tensor linear_backward_bias(const Tensor& dy, const Tensor& row_scale,
 template <typename T>
 void add_to(Tensor& sum, const Tensor& term);
 
+/// a times b, element by element.
+template <typename T>
+Tensor multiply(const Tensor& a, const Tensor& b);
+
 }  // namespace moe::naive

@@ -23,7 +23,8 @@ namespace {
 struct RouterSaved : Saved {
     TokenGrid grid;
     Tensor padding_mask;  // keeps grid.padding_mask alive
-    Tensor hidden;        // (T, H)
+    Tensor hidden;        // (T, H), with jitter if there is any
+    Tensor jitter;        // (T, H) or undefined
     Tensor logits;        // (T, E)
     Routing routing;
     Tensor kept_map;  // (T, E) u8 after dropping, undefined without a capacity
@@ -79,7 +80,8 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
       config_(config),
       groups_(groups),
       local_tokens_per_expert_(gpu::device_zeros<std::int64_t>({config.num_experts()})),
-      random_logits_(config, groups, placement()) {
+      random_logits_(config, groups, placement()),
+      input_jitter_(config, groups, placement()) {
     const std::int64_t E = config.num_experts();
     weight_ = transfer(parameters.at("router.weight"), placement())
                   .reshaped({1, E, config.hidden_size});
@@ -114,11 +116,17 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     // ② logits = X Wᵀ + b
     {
         StepTimer timer(context, Step::gating);
+        if (config_.moe_input_jitter_eps) {
+            saved->jitter = input_jitter_.of(S, B);
+            saved->hidden = multiply<Scalar>(saved->hidden, saved->jitter);
+        }
         saved->logits = linear_forward<Scalar>(saved->hidden, weight_, bias_, {},
                                                make_row_groups({S * B}));
         if (!config_.has_random_logits()) require_finite<Scalar>(saved->logits);
         gpu::synchronize();
     }
+    if (saved->jitter.defined())
+        context.value(Step::gating, "jittered_hidden_states", saved->hidden);
     context.value(Step::gating, "logits", saved->logits);
     if (config_.has_random_logits()) {
         saved->logits = random_logits_.of(S, B);
@@ -212,11 +220,12 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
     }
     context.value(Step::routing_backward, "d_logits", dlogits);
 
-    // ⑲ dX += dlogits W, dW = dlogitsᵀ X, db = Σ dlogits
+    // ⑲ dX += dlogits W, times the jitter; dW = dlogitsᵀ X, db = Σ dlogits
     {
         StepTimer timer(context, Step::gating_backward);
-        add_to<Scalar>(dhidden,
-                       linear_backward_input<Scalar>(dlogits, weight_, all_tokens));
+        Tensor dx = linear_backward_input<Scalar>(dlogits, weight_, all_tokens);
+        if (saved.jitter.defined()) dx = multiply<Scalar>(dx, saved.jitter);
+        add_to<Scalar>(dhidden, dx);
         gradients["router.weight"] =
             linear_backward_weight<Scalar>(dlogits, saved.hidden, all_tokens)
                 .reshaped({weight_.dim(1), weight_.dim(2)});

@@ -5,6 +5,7 @@
 #include "core/components.h"
 #include "core/config.h"
 #include "core/tier.h"
+#include "distributed/input_jitter.h"
 #include "distributed/random_logits.h"
 #include "naive_gpu/load_balancing.h"
 
@@ -43,6 +44,7 @@ class TopKRouter : public Router {
     std::int64_t qb_beta_count_ = 0;  // since the last update
     GlobalTokenCounts global_counts_;
     distributed::RandomLogits random_logits_;
+    distributed::InputJitter input_jitter_;
 };
 
 }  // namespace moe::naive

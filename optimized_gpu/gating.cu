@@ -31,10 +31,12 @@ struct StoreChunk {
 template <typename Sum, typename T>
 struct AddTo {
     T* data;
+    const float* factors;  // of what is added; or null
     std::int64_t columns;
 
     __device__ void operator()(std::int64_t row, std::int64_t column, Sum sum) const {
         T& value = data[row * columns + column];
+        if (factors != nullptr) sum *= Sum(factors[row * columns + column]);
         value = gpu::narrow<T>(static_cast<gpu::Accumulator<T>>(gpu::widen(value) + sum));
     }
 };
@@ -92,9 +94,10 @@ Tensor gating_forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
 
 //! [gating_backward]
 void gating_backward_input(Tensor& dhidden, const Tensor& dlogits, const Tensor& weight,
-                           cudaStream_t stream) {
+                           const Tensor& factors, cudaStream_t stream) {
     const std::int64_t E = weight.dim(0), H = weight.dim(1);
     MOE_CHECK_EQ(dlogits.dim(1), E);
+    MOE_CHECK(!factors.defined() || factors.shape() == dhidden.shape());
     MOE_CHECK_EQ(dhidden.dim(0), dlogits.dim(0));
     MOE_CHECK_EQ(dhidden.dim(1), H);
     with_sums(dlogits.dtype(), [&](auto sum_type) {
@@ -102,7 +105,8 @@ void gating_backward_input(Tensor& dhidden, const Tensor& dlogits, const Tensor&
             using Sum = typename decltype(sum_type)::type;
             using Token = typename decltype(token_type)::type;
             const auto add_product = [&](const auto& columns) {
-                const AddTo<Sum, Token> add = {gpu::device_data<Token>(dhidden), H};
+                const AddTo<Sum, Token> add = {gpu::device_data<Token>(dhidden),
+                                               gpu::device_data<float>(factors), H};
                 gating::launch_product<Sum>(rows_of<Sum>(dlogits), columns,
                                             Chunks{E, E, 1}, add, stream);
             };
@@ -182,6 +186,14 @@ Tensor gating_backward_bias(const Tensor& dlogits, cudaStream_t stream) {
 namespace {
 
 /// One thread per element.
+/// One thread per element.
+template <typename Sum, typename T>
+__global__ void jitter_kernel(Sum* jittered, const T* x, const float* factors,
+                              std::int64_t count) {
+    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < count) jittered[i] = Sum(gpu::widen(x[i])) * Sum(factors[i]);
+}
+
 template <typename To, typename From>
 __global__ void cast_kernel(To* to, const From* from, std::int64_t count) {
     const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -205,6 +217,24 @@ Tensor cast_logits(const Tensor& logits, DType dtype, cudaStream_t stream) {
         });
     });
     return result;
+}
+
+Tensor jitter_tokens(const Tensor& x, const Tensor& factors, DType dtype,
+                     cudaStream_t stream) {
+    MOE_CHECK(factors.shape() == x.shape());
+    Tensor jittered;
+    with_sums(dtype, [&](auto sum_type) {
+        with_tokens(x.dtype(), [&](auto token_type) {
+            using Sum = typename decltype(sum_type)::type;
+            using Token = typename decltype(token_type)::type;
+            jittered = gpu::device_empty<Sum>(x.shape());
+            gpu::launch("jitter_kernel", jitter_kernel<Sum, Token>,
+                        gpu::one_thread_per(x.numel(), stream),
+                        gpu::device_data<Sum>(jittered), gpu::device_data<Token>(x),
+                        gpu::device_data<float>(factors), x.numel());
+        });
+    });
+    return jittered;
 }
 
 }  // namespace moe::optimized

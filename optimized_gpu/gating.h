@@ -24,11 +24,19 @@ namespace moe::optimized {
 Tensor gating_forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
                       cudaStream_t stream = gpu::current_stream());
 
+/// ② Tokens with jitter. One launch.
+/// @param x (T, H) bf16, f32 or f64 @param factors (T, H) f32
+/// @return (T, H) of `dtype` f32 or f64
+Tensor jitter_tokens(const Tensor& x, const Tensor& factors, DType dtype,
+                     cudaStream_t stream = gpu::current_stream());
+
 /// ⑲ dhidden += dlogits W, in place, rounded once. One launch.
 /// @param dhidden  (T, H) bf16, f32 or f64
 /// @param dlogits  (T, E) f32 or f64
 /// @param weight   (E, H) as dlogits; or bf16 where those are f32
+/// @param factors  (T, H) f32, the tokens' jitter; or undefined
 void gating_backward_input(Tensor& dhidden, const Tensor& dlogits, const Tensor& weight,
+                           const Tensor& factors = {},
                            cudaStream_t stream = gpu::current_stream());
 
 /// ⑲ dW = dlogitsᵀ X; zeros without tokens. One or two launches.

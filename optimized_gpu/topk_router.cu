@@ -18,7 +18,8 @@
 namespace moe::optimized {
 
 struct RouterSaved : Saved {
-    Tensor hidden;                           // (T, H)
+    Tensor hidden;                           // (T, H), with jitter if there is any
+    Tensor jitter;                           // (T, H) f32 or undefined
     Tensor padding_mask;                     // (S, B) u8 or undefined
     Tensor gate_logits;                      // (T, E) in the gate's dtype
     Tensor logits;                           // the same in fp32
@@ -93,7 +94,8 @@ TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& pa
       rule_(make_routing_rule(config)),
       local_tokens_per_expert_(gpu::device_zeros<std::int64_t>({config.num_experts()})),
       global_counts_(gpu::device_zeros<double>({config.num_experts() + 1})),
-      random_logits_(config, groups, {MemorySpace::device, DType::f32}) {
+      random_logits_(config, groups, {MemorySpace::device, DType::f32}),
+      input_jitter_(config, groups, {MemorySpace::device, DType::f32}) {
     const std::int64_t E = config.num_experts();
     const Tensor& weight = parameters.at("router.weight");
     weight_ = transfer(weight, placement());
@@ -139,10 +141,16 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
     // ② logits = X Wᵀ + b
     {
         StepTimer timer(context, Step::gating);
+        if (config_.moe_input_jitter_eps) {
+            saved->jitter = input_jitter_.of(S, B);
+            saved->hidden = jitter_tokens(saved->hidden, saved->jitter, weight_.dtype());
+        }
         saved->gate_logits = gate(saved->hidden);
         saved->logits = cast_logits(saved->gate_logits, DType::f32);
         synchronize_if_watched(context);
     }
+    if (saved->jitter.defined())
+        context.value(Step::gating, "jittered_hidden_states", saved->hidden);
     context.value(Step::gating, "logits", saved->gate_logits);
     if (config_.has_random_logits()) {
         saved->logits = random_logits_.of(S, B);
@@ -324,13 +332,13 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
     });
     context.value(Step::routing_backward, "d_logits", dlogits);
 
-    // ⑲ dX += dlogits W, dW = dlogitsᵀ X, db = Σ dlogits
+    // ⑲ dX += dlogits W, times the jitter; dW = dlogitsᵀ X, db = Σ dlogits
     {
         StepTimer timer(context, Step::gating_backward);
         // The same values in half the bytes, where they are exact
         const Tensor weight =
             bf16_weight_.defined() ? bf16_weight_.reshaped(weight_.shape()) : weight_;
-        gating_backward_input(dhidden, dlogits, weight);
+        gating_backward_input(dhidden, dlogits, weight, saved.jitter);
         gradients["router.weight"] = gating_backward_weight(dlogits, saved.hidden);
         if (bias_.defined()) gradients["router.bias"] = gating_backward_bias(dlogits);
         synchronize_if_watched(context);

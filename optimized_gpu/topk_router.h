@@ -5,6 +5,7 @@
 #include "core/components.h"
 #include "core/config.h"
 #include "core/tier.h"
+#include "distributed/input_jitter.h"
 #include "distributed/random_logits.h"
 #include "optimized_gpu/grouped_gemm/all_tokens.h"
 #include "optimized_gpu/load_balancing.h"
@@ -58,6 +59,7 @@ class TopKRouter : public Router {
                                       // micro-batches, since the last update
     Tensor global_counts_;            // (E + 1) f64, see auxiliary_losses()
     distributed::RandomLogits random_logits_;
+    distributed::InputJitter input_jitter_;
 };
 
 }  // namespace moe::optimized

@@ -22,7 +22,8 @@ namespace {
 struct RouterSaved : Saved {
     TokenGrid grid;
     Tensor padding_mask;  // keeps grid.padding_mask alive
-    Tensor hidden;        // (T, H)
+    Tensor hidden;        // (T, H), with jitter if there is any
+    Tensor jitter;        // (T, H) or undefined
     Tensor logits;        // (T, E)
     Routing routing;
     Tensor kept_map;  // (T, E) u8 after dropping, undefined without a capacity
@@ -36,6 +37,14 @@ void require_finite(const Tensor& logits) {
         if (!std::isfinite(static_cast<float>(values[i])))
             reject(fmt::format("logits[token {}, expert {}]", i / E, i % E), values[i],
                    "every router logit must be finite in fp32, as scores are");
+}
+
+/// Element by element.
+template <typename Scalar>
+Tensor multiply(const Tensor& a, const Tensor& b) {
+    Tensor product = Tensor::empty(a.shape(), a.dtype());
+    as_matrix<Scalar>(product) = as_matrix<Scalar>(a).cwiseProduct(as_matrix<Scalar>(b));
+    return product;
 }
 
 /// Adds the tokens that `map` sends to each expert, padding left out.
@@ -57,7 +66,8 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
       config_(config),
       groups_(groups),
       local_tokens_per_expert_(Tensor::zeros({config.num_experts()}, DType::i64)),
-      random_logits_(config, groups, placement()) {
+      random_logits_(config, groups, placement()),
+      input_jitter_(config, groups, placement()) {
     const std::int64_t E = config.num_experts();
     weight_ = transfer(parameters.at("router.weight"), placement())
                   .reshaped({1, E, config.hidden_size});
@@ -94,10 +104,16 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     // ② logits = X Wᵀ + b
     {
         StepTimer timer(context, Step::gating);
+        if (config_.moe_input_jitter_eps) {
+            saved->jitter = input_jitter_.of(S, B);
+            saved->hidden = multiply<Scalar>(saved->hidden, saved->jitter);
+        }
         saved->logits = linear_forward<Scalar>(saved->hidden, weight_, bias_, {},
                                                make_row_groups({S * B}));
         if (!config_.has_random_logits()) require_finite(saved->logits);
     }
+    if (saved->jitter.defined())
+        context.value(Step::gating, "jittered_hidden_states", saved->hidden);
     context.value(Step::gating, "logits", saved->logits);
     if (config_.has_random_logits()) {
         saved->logits = random_logits_.of(S, B);
@@ -185,11 +201,14 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
     }
     context.value(Step::routing_backward, "d_logits", dlogits);
 
-    // ⑲ dX += dlogits W, dW = dlogitsᵀ X, db = Σ dlogits
+    // ⑲ dX += dlogits W, times the jitter; dW = dlogitsᵀ X, db = Σ dlogits
     {
         StepTimer timer(context, Step::gating_backward);
-        as_matrix<Scalar>(dhidden) +=
+        Tensor dx = Tensor::empty(dhidden.shape(), dhidden.dtype());
+        as_matrix<Scalar>(dx) =
             as_matrix<Scalar>(dlogits) * matrix_at<Scalar>(weight_, 0);
+        if (saved.jitter.defined()) dx = multiply<Scalar>(dx, saved.jitter);
+        as_matrix<Scalar>(dhidden) += as_matrix<Scalar>(dx);
         gradients["router.weight"] =
             linear_backward_weight<Scalar>(dlogits, saved.hidden, all_tokens)
                 .reshaped({weight_.dim(1), weight_.dim(2)});

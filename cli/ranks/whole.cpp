@@ -38,8 +38,8 @@ RankTokens split_runs(const RankJob& job, const RankTokens& tokens,
     if (depends_on_rank(job.config)) return tokens;
     const RankTokens all = all_tokens(tokens, sizes);
     if (sizes.data() == 1 || !has_losses_of_replica(job.config) ||
-        job.config.has_random_logits())
-        return all;
+        job.config.has_random_logits() || job.config.moe_input_jitter_eps)
+        return all;  // random numbers know their tokens by the place among all
     return split_tokens({.world = sizes.data()}, all.seq_len, all.micro_batch);
 }
 
@@ -76,6 +76,9 @@ WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
     if (config.has_random_logits() && depends_on_rank(config))
         reject("moe_router_force_load_balancing, moe_router_force_biased",
                "random logits",
+               "must be left out over ranks with a capacity or sinkhorn");
+    if (config.moe_input_jitter_eps && depends_on_rank(config))
+        reject("moe_input_jitter_eps", *config.moe_input_jitter_eps,
                "must be left out over ranks with a capacity or sinkhorn");
     const ParallelSizes sizes =
         distributed::parallel_sizes(job.config, int(tokens.of_rank.size()));

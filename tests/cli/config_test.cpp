@@ -149,6 +149,7 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_router_dtype", {"fp64", "fp64"}},
         {"moe_router_bias_update_rate", {"1e-4", 1e-4}},
         {"moe_router_quantile_balancing_ema", {"0.9", 0.9}},
+        {"moe_input_jitter_eps", {"0.01", 0.01}},
         {"moe_router_force_biased", {"-0.5", -0.5}},
         {"moe_router_load_balancing_type", {"none", {"none"}}},
         {"moe_aux_loss_coeff", {"0.125", {0.125}}},

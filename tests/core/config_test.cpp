@@ -167,6 +167,17 @@ TEST(ConfigRules, LossesHaveOneCoefficientEach) {
     });
 }
 
+TEST(ConfigRules, JitterIsPositive) {
+    expect_accepted({R"({"moe_input_jitter_eps": null})",
+                     R"({"moe_input_jitter_eps": 0.01})",
+                     R"({"moe_input_jitter_eps": 2})"});
+    expect_rejected({
+        {R"({"moe_input_jitter_eps": 0})", "moe_input_jitter_eps = 0: ", "positive"},
+        {R"({"moe_input_jitter_eps": -0.1})",
+         "moe_input_jitter_eps = -0.1: ", "positive"},
+    });
+}
+
 TEST(ConfigRules, QuantileBalancingStandsAlone) {
     const auto with = [](const std::string& other) {
         return R"({"moe_router_load_balancing_type": "quantile_balancing")" + other + "}";
@@ -343,6 +354,7 @@ TEST(ConfigRules, NumbersAreFinite) {
          [](auto& c, double x) { c.moe_router_bias_update_rate = x; }},
         {"moe_router_quantile_balancing_ema",
          [](auto& c, double x) { c.moe_router_quantile_balancing_ema = x; }},
+        {"moe_input_jitter_eps", [](auto& c, double x) { c.moe_input_jitter_eps = x; }},
         {"moe_router_force_biased",
          [](auto& c, double x) { c.moe_router_force_biased = x; }},
         {"moe_router_topk_scaling_factor",

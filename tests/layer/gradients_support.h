@@ -165,6 +165,7 @@ inline const Change aux_seq_global =
     losses({"aux_loss", "seq_aux_loss", "global_aux_loss"}, {3.0, 5.0, 7.0});
 inline const Change sinkhorn = losses({"sinkhorn"}, {0.0});
 inline const Change quantiles = losses({"quantile_balancing"}, {0.0});
+inline const Change jitter = [](auto& c) { c.moe_input_jitter_eps = 0.5; };
 inline const Change z_loss = [](auto& c) { c.moe_z_loss_coeff = 0.5; };
 inline const Change per_token = [](auto& c) { c.calculate_per_token_loss = true; };
 

@@ -31,6 +31,7 @@ const std::vector<Case> kLayerCases = {
     {"one_token", {aux_seq_global, z_loss}, false, 1.0, false, {1, 1, 20}},
     {"sinkhorn_k1", {sinkhorn, k1}},
     {"sinkhorn_k2", {sinkhorn}},
+    {"jitter", {jitter, bias, aux_seq_global, z_loss}},
     {"quantiles", {quantiles, z_loss}, false, 1.0, false, {2, 3, 7}},
     {"quantiles_before_topk", {quantiles, softmax_first}, false, 1.0, false, {2, 3, 7}},
     {"quantiles_sigmoid", {quantiles, sigmoid, k3, scaled}, false, 1.0, false, {2, 3, 7}},

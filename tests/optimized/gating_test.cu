@@ -249,7 +249,7 @@ TEST(OptimizedGating, StaysInItsStream) {
         const Tensor dweight = gating_backward_weight(dlogits, x, stream);
         const Tensor dbias = gating_backward_bias(dlogits, stream);
         const Tensor again = gating_forward(x, dweight, dbias, stream);
-        gating_backward_input(dhidden, again, dweight, stream);
+        gating_backward_input(dhidden, again, dweight, {}, stream);
         const Tensor last = cast_logits(dhidden, DType::f64, stream);
         return std::vector{logits, wide, dlogits, dweight, dbias, again, dhidden, last};
     };

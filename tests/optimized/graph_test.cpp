@@ -52,6 +52,7 @@ const std::vector<GraphCase>& graph_cases() {
         {"overlapped_wgrad",
          [](MoEConfig& c) { c.overlap_dispatch_backward_with_experts_wgrad = true; }},
         {"expert_bias", use_expert_bias, true},
+        {"jitter", [](MoEConfig& c) { c.moe_input_jitter_eps = 0.1; }},
         {"quantile_balancing",
          [](MoEConfig& c) {
              c.num_moe_experts = 6;  // divides T K

@@ -339,6 +339,18 @@ TEST_P(RanksLossesTest, ExpertBiasCountsTheTokensOfAllRanks) {
     }
 }
 
+// A rank's tokens have the noise that they would have had on one rank.
+TEST_P(RanksLossesTest, JitterBelongsToTheTokens) {
+    MoEConfig c = config({"global_aux_loss"}, {0.5});
+    c.moe_input_jitter_eps = 0.5;
+    for (const Grid& grid : kGrids) {
+        SCOPED_TRACE(testing::Message() << grid.tp << grid.cp << grid.dp);
+        const MicroBatch batch = random_batch(grid);
+        expect_parts_of(alone(c, {batch}), over_ranks(c, grid, {batch}), grid,
+                        {"global_load_balancing_loss"});
+    }
+}
+
 // A quantile is that of whole sequences, wherever they are cut; of replicas it is the
 // mean.
 TEST_P(RanksLossesTest, QuantilesAreThoseOfWholeSequences) {
