@@ -142,13 +142,13 @@ TEST_P(QuantileBalancing, IsPlainRoutingWithoutBeta) {
 TEST_P(QuantileBalancing, TakesAnyBeta) {
     MoEConfig config = balanced(4, 2);
     config.moe_router_score_function = "softmax";
-    make(config, Tensor::from<float>({4}, {300, 0, 0, 300}));
-    const auto output = forward(Tensor::from<float>({2, 4}, {200, 1, 2, 400,  //
+    make(config, Tensor::from<float>({4}, {0, 0, 0, 300}));
+    const auto output = forward(Tensor::from<float>({2, 4}, {0, -500, -500, 299,  //
                                                              0, 2, 1, 300.5f}));
-    EXPECT_EQ(to_doubles(output.routing_map), (Values{0, 0, 1, 1, 0, 1, 1, 0}));
+    EXPECT_EQ(to_doubles(output.routing_map), (Values{1, 0, 0, 1, 0, 1, 1, 0}));
     const Values p = to_doubles(output.probs);
     EXPECT_NEAR(p[3], 1.0, 1e-6);
-    EXPECT_NEAR(p[2], 0.0, 1e-6);
+    EXPECT_NEAR(p[0], 0.0, 1e-6);
     EXPECT_NEAR(p[5], 1.0 / (1.0 + std::exp(-1.0)), 1e-6);
 }
 
