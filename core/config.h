@@ -196,8 +196,8 @@ const std::vector<FieldInfo>& config_fields();
 /// @param scale  widths (hidden, FFN, shared) are divided by it; >= 1, must leave >= 1
 MoEConfig preset(const std::string& name, std::int64_t scale);
 
-/// Divides the widths that a config states (hidden, FFN, shared) by `scale`. InputError
-/// naming "scale" unless it is >= 1 and leaves >= 1 of each.
+/// Divides the widths that a config states (hidden, latent, FFN, shared) by `scale`.
+/// InputError naming "scale" unless it is >= 1 and leaves >= 1 of each.
 void scale_widths(MoEConfig& config, std::int64_t scale);
 
 /// Names that preset() knows.

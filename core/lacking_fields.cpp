@@ -85,17 +85,7 @@ std::map<std::string, LackingField> make_lacking_fields() {
          {"false", would("run a dense layer's FFN as a grouped product of one group")}},
         {"moe_pad_experts_for_cuda_graph_inference", {"false", inference}},
         {"inference_moe_disable_fused_quant_kernels", {"false", inference}},
-        {"inference_moe_token_dispatcher_type", {"\"nvls\"", inference}},
-        // What changes the layer's values
-        {"moe_router_quantile_balancing_ema",
-         {"0.0", would("smooth the bias of quantile balancing")}},
-        {"moe_input_jitter_eps", {"null", would("multiply the router's input by noise")}},
-        {"moe_latent_size", {"null", would("give the experts a narrower hidden state")}},
-        {"moe_mlp_glu_interleave_size",
-         {"null", would("take an expert's gate and up rows in alternating blocks")}},
-        {"moe_shared_expert_glu_interleave_size",
-         {"null", would("take the shared expert's gate and up rows in alternating "
-                        "blocks")}}};
+        {"inference_moe_token_dispatcher_type", {"\"nvls\"", inference}}};
 }
 
 const std::map<std::string, LackingField>& lacking_fields() {

@@ -252,6 +252,7 @@ void scale_widths(MoEConfig& config, std::int64_t scale) {
     };
     shrink_given("ffn_hidden_size", config.ffn_hidden_size);
     shrink_given("moe_ffn_hidden_size", config.moe_ffn_hidden_size);
+    shrink_given("moe_latent_size", config.moe_latent_size);
     shrink_given("moe_shared_expert_intermediate_size",
                  config.moe_shared_expert_intermediate_size);
 }
