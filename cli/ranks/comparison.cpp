@@ -84,7 +84,7 @@ class Judge {
                 true);
         compare(Step::combine, "output",
                 join([](const RankRecord& r) { return r.output; }), whole_.output);
-        judge_losses(records, join);
+        judge_losses(config, records, join);
         // The last part of the sum
         compare(Step::shared_experts_backward, "d_hidden_states",
                 join([](const RankRecord& r) { return r.d_hidden; }), whole_.d_hidden);
@@ -92,21 +92,26 @@ class Judge {
     }
 
   private:
-    /// The losses of each replica, or of all, from what its ranks have of it, and the
-    /// gradient that they give each logit.
+    /// What each rank has of a loss, what that is together, of a replica or of all, and
+    /// the gradient that the losses give each logit.
     template <typename Join>
-    void judge_losses(const std::vector<RankRecord>& records, const Join& join) {
+    void judge_losses(const MoEConfig& config, const std::vector<RankRecord>& records,
+                      const Join& join) {
         const RankGenerator grid = RankGenerator::dense(request_.sizes);
-        for (const auto& [name, expected] : whole_.losses) {
+        for (const auto& [name, of_whole] : whole_.losses) {
             const bool of_all = name.starts_with("global");
-            std::vector<double> sums(expected.size());
+            std::vector<double> got, sums(of_whole.size());
             for (std::size_t rank = 0; rank < records.size(); ++rank) {
-                const double value = to_doubles(records[rank].losses.at(name))[0];
+                got.push_back(to_doubles(records[rank].losses.at(name))[0]);
                 sums[of_all ? 0 : grid.key(int(rank), "dp")] +=
-                    name == "z_loss" ? value / grid.group_size("tp-cp") : value;
+                    name == "z_loss" ? got.back() / grid.group_size("tp-cp") : got.back();
             }
-            const Shape shape = {std::int64_t(sums.size())};
-            compare(Step::auxiliary_losses, name, Tensor::from(shape, sums),
+            std::vector<double> expected =
+                losses_by_rank(name, whole_, config, tokens_, request_.sizes);
+            got.insert(got.end(), sums.begin(), sums.end());
+            expected.insert(expected.end(), of_whole.begin(), of_whole.end());
+            const Shape shape = {std::int64_t(got.size())};
+            compare(Step::auxiliary_losses, name, Tensor::from(shape, got),
                     Tensor::from(shape, expected));
         }
         if (!whole_.losses.empty())

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
+#include "cli/ranks/run.h"
 #include "core/config.h"
 #include "distributed/rank_generator.h"
 
@@ -25,5 +27,12 @@ bool depends_on_rank(const MoEConfig& config);
 /// Why run_whole() cannot have the losses of these ranks; "" where it can.
 std::string why_no_losses(const MoEConfig& config,
                           const distributed::ParallelSizes& sizes);
+
+/// What each rank has of a loss, by its definition (docs/definitions.md) from the whole's
+/// logits and scores, in plain loops: the populations' counts with its own tokens'
+/// scores, or, of the z-loss, the mean over its own tokens. @return by world rank
+std::vector<double> losses_by_rank(const std::string& name, const WholeRecord& whole,
+                                   const MoEConfig& config, const RankTokens& tokens,
+                                   const distributed::ParallelSizes& sizes);
 
 }  // namespace moe

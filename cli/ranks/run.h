@@ -96,6 +96,7 @@ RankRecord run_layer(MoELayer& layer, const Tensor& hidden, const Tensor& doutpu
 struct WholeRecord {
     Tensor output, d_hidden;    ///< (T, H)
     Tensor probs, routing_map;  ///< (T, E)
+    Tensor logits, aux_scores;  ///< (T, E), that losses look at; aux_scores if they do
     Tensor d_logits_losses;     ///< (T, E): the losses' gradient
     TensorMap gradients;        ///< f64, summed over all tokens
     /// By name, before their coefficients: one of each replica, or, of the global loss

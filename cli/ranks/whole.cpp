@@ -32,6 +32,21 @@ RankTokens all_tokens(const RankTokens& tokens, const ParallelSizes& sizes) {
     return all;
 }
 
+/// The logits that the losses see.
+const Tensor& logits_of(const RankRecord& record) {
+    const TensorMap& gating = record.values.at(Step::gating);
+    const auto random = gating.find("random_logits");
+    return random == gating.end() ? gating.at("logits") : random->second;
+}
+
+/// What the load-balancing losses see; undefined without one.
+Tensor aux_scores_of(const RankRecord& record) {
+    const auto values = record.values.find(Step::auxiliary_losses);
+    if (values == record.values.end()) return {};
+    const auto scores = values->second.find("aux_scores");
+    return scores == values->second.end() ? Tensor() : scores->second;
+}
+
 /// The tokens that have to run together.
 RankTokens split_runs(const RankJob& job, const RankTokens& tokens,
                       const ParallelSizes& sizes) {
@@ -61,6 +76,7 @@ void add_global_loss(WholeRecord& whole, const RankJob& job, const RankTokens& a
         {all.seq_len, all.micro_batch, config.hidden_size}, silent, [](Step) {});
     const std::string name = "global_load_balancing_loss";
     whole.losses[name] = to_doubles(record.losses.at(name));
+    whole.aux_scores = aux_scores_of(record);
     add(whole.d_hidden, record.d_hidden);
     add(whole.d_logits_losses,
         record.values.at(Step::auxiliary_losses_backward).at("d_logits_losses"));
@@ -94,7 +110,7 @@ WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
     const Shape shape = {runs.seq_len, runs.micro_batch, config.hidden_size};
     WholeRecord whole;
     whole.runs = int(runs.of_rank.size());
-    std::vector<Tensor> outputs, d_hidden, probs, maps, d_logits;
+    std::vector<Tensor> outputs, d_hidden, probs, maps, logits, scores, d_logits;
     {
         MoELayer layer(config, job.spec, job.parameters);
         for (const auto& mine : runs.of_rank) {
@@ -107,6 +123,9 @@ WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
             d_hidden.push_back(record.d_hidden);
             probs.push_back(dropped.at("probs"));
             maps.push_back(dropped.at("routing_map"));
+            logits.push_back(logits_of(record));
+            if (const Tensor seen = aux_scores_of(record); seen.defined())
+                scores.push_back(seen);
             d_logits.push_back(
                 record.values.at(Step::auxiliary_losses_backward).at("d_logits_losses"));
             for (const auto& [name, loss] : record.losses)
@@ -119,6 +138,8 @@ WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
     whole.d_hidden = join_rows(d_hidden, runs);
     whole.probs = join_rows(probs, runs);
     whole.routing_map = join_rows(maps, runs);
+    whole.logits = join_rows(logits, runs);
+    if (!scores.empty()) whole.aux_scores = join_rows(scores, runs);
     whole.d_logits_losses = join_rows(d_logits, runs);
     if (apart) {
         const int weight = config.calculate_per_token_loss ? sizes.data() : 1;
