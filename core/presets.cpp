@@ -28,27 +28,18 @@ MoEConfig swiglu_layer(std::int64_t hidden, std::int64_t experts, std::int64_t t
     return config;
 }
 
-/// Hugging Face divides the experts' counts by the T tokens, Megatron by their T K
-/// choices: the same coefficient weighs K times more there. (It also takes one loss over
-/// the tokens of all layers; Megatron adds up a loss of each.) Source:
-/// modeling_mixtral.py, load_balancing_loss_func.
-std::vector<double> hugging_face_coeff(const MoEConfig& config, double coeff) {
-    return {double(config.moe_router_topk) * coeff};
-}
-
 MoEConfig mixtral_8x7b() {
     MoEConfig config = swiglu_layer(4096, 8, 2, 14336);
-    config.moe_aux_loss_coeff = hugging_face_coeff(config, 0.02);
+    config.moe_aux_loss_coeff = {0.01};
     return config;
 }
 
 MoEConfig mixtral_8x22b() {
     MoEConfig config = swiglu_layer(6144, 8, 2, 16384);
-    config.moe_aux_loss_coeff = hugging_face_coeff(config, 0.001);
+    config.moe_aux_loss_coeff = {0.01};
     return config;
 }
 
-/// The coefficient is Megatron's own.
 MoEConfig qwen3(std::int64_t hidden, std::int64_t ffn) {
     MoEConfig config = swiglu_layer(hidden, 128, 8, ffn);
     config.moe_aux_loss_coeff = {0.001};
@@ -64,7 +55,6 @@ MoEConfig qwen3_235b_a22b() {
     return qwen3(4096, 1536);
 }
 
-/// The coefficient is Megatron's own.
 MoEConfig qwen3_next_80b() {
     MoEConfig config = swiglu_layer(2048, 512, 10, 512);
     config.moe_shared_expert_intermediate_size = 512;
@@ -103,7 +93,6 @@ MoEConfig deepseek_v4_flash() {
     return config;
 }
 
-/// The coefficient is Megatron's own.
 MoEConfig glm_4_5() {
     MoEConfig config = swiglu_layer(5120, 160, 8, 1536);
     config.moe_shared_expert_intermediate_size = 1536;
@@ -114,6 +103,14 @@ MoEConfig glm_4_5() {
     config.moe_aux_loss_coeff = {0.001};
     config.moe_router_dtype = "fp32";
     return config;
+}
+
+/// Hugging Face divides the experts' counts by the T tokens, Megatron by their T K
+/// choices: the same coefficient weighs K times more there. (It also takes one loss over
+/// the tokens of all layers; Megatron adds up a loss of each.) Source:
+/// modeling_mixtral.py, load_balancing_loss_func.
+std::vector<double> hugging_face_coeff(const MoEConfig& config, double coeff) {
+    return {double(config.moe_router_topk) * coeff};
 }
 
 /// Hugging Face's loss has a softmax of the logits where Megatron's has the normalised
@@ -158,13 +155,14 @@ MoEConfig gpt_oss_120b() {
     return gpt_oss(128);
 }
 
-/// No source gives it a loss.
 MoEConfig llama4_scout() {
     MoEConfig config = swiglu_layer(5120, 16, 1, 8192);
     config.moe_shared_expert_intermediate_size = 8192;
     config.moe_router_score_function = "sigmoid";
     config.moe_apply_probs_on_input = true;
-    config.moe_router_load_balancing_type = {"none"};
+    config.moe_router_load_balancing_type = {"seq_aux_loss"};
+    config.moe_aux_loss_coeff = {0.001};
+    config.moe_router_dtype = "fp32";
     return config;
 }
 
@@ -175,26 +173,28 @@ struct Preset {
 };
 
 const std::vector<Preset> kPresets = {
-    {"mixtral_8x7b", "mlcommons/training: mixture_of_experts_pretraining/mixtral80.json",
+    {"mixtral_8x7b",
+     "NVIDIA/Megatron-LM: examples/mixtral/train_mixtral_8x7b_distributed.sh",
      mixtral_8x7b},
     {"mixtral_8x22b",
-     "scaleapi/llm-engine: model-engine/tests/unit/domain/test_llm_use_cases.py",
+     "NVIDIA/Megatron-LM: tests/functional_tests/test_cases/mixtral/"
+     "mixtral_8x22b_tp2pp8ep8vpp1_release/model_config.yaml",
      mixtral_8x22b},
     {"qwen3_30b_a3b",
-     "NVIDIA/NeMo: nemo/collections/llm/gpt/model/qwen3.py; NVIDIA-NeMo/Megatron-Bridge: "
-     "src/megatron/bridge/perf_recipes/qwen/h100/qwen3_moe.py (router dtype)",
+     "NVIDIA/Megatron-LM: examples/post_training/modelopt/conf/"
+     "Qwen/Qwen3-30B-A3B.sh",
      qwen3_30b_a3b},
     {"qwen3_235b_a22b",
-     "NVIDIA/NeMo: nemo/collections/llm/gpt/model/qwen3.py; NVIDIA-NeMo/Megatron-Bridge: "
-     "src/megatron/bridge/perf_recipes/qwen/h100/qwen3_moe.py (router dtype)",
+     "NVIDIA/Megatron-LM: examples/post_training/modelopt/conf/"
+     "Qwen/Qwen3-235B-A22B.sh",
      qwen3_235b_a22b},
     {"qwen3_next_80b",
      "transformers: configuration_qwen3_next.py; NVIDIA-NeMo/Megatron-Bridge: "
      "src/megatron/bridge/models/qwen/qwen3_next_bridge.py (loss, router dtype)",
      qwen3_next_80b},
     {"deepseek_v3",
-     "transformers: configuration_deepseek_v3.py; NVIDIA-NeMo/Megatron-Bridge: "
-     "src/megatron/bridge/models/deepseek/deepseek_v3_bridge.py (loss, router dtype)",
+     "transformers: configuration_deepseek_v3.py; NVIDIA/Megatron-LM: "
+     "examples/post_training/modelopt/conf/deepseek-ai/DeepSeek-R1.sh",
      deepseek_v3},
     {"deepseek_v4_flash",
      "transformers: configuration_deepseek_v4.py; NVIDIA-NeMo/Megatron-Bridge: "
@@ -210,15 +210,17 @@ const std::vector<Preset> kPresets = {
      "NVIDIA-NeMo/Megatron-Bridge: src/megatron/bridge/models/olmoe/olmoe_bridge.py "
      "(router dtype)",
      olmoe},
-    {"gpt_oss_20b", "NVIDIA/NeMo: nemo/collections/llm/gpt/model/gpt_oss.py",
+    {"gpt_oss_20b",
+     "NVIDIA/Megatron-LM: examples/post_training/modelopt/conf/"
+     "openai/gpt-oss-20b.sh",
      gpt_oss_20b},
     {"gpt_oss_120b",
-     "transformers: configuration_gpt_oss.py; NVIDIA/NeMo: "
-     "nemo/collections/llm/gpt/model/gpt_oss.py",
+     "NVIDIA/Megatron-LM: examples/post_training/modelopt/conf/"
+     "openai/gpt-oss-120b.sh",
      gpt_oss_120b},
     {"llama4_scout",
-     "transformers: configuration_llama4.py; NVIDIA/NeMo: "
-     "nemo/collections/llm/gpt/model/llama.py",
+     "NVIDIA/Megatron-LM: examples/post_training/modelopt/conf/"
+     "meta-llama/Llama-4-Scout-17B-16E-Instruct.sh",
      llama4_scout}};
 
 const Preset& find_preset(const std::string& name) {

@@ -219,9 +219,9 @@ TEST(Presets, AreThePublishedLayers) {
     // What each sets; the rest are Megatron's defaults.
     const std::map<std::string, std::string> published = {
         {"mixtral_8x7b", R"({"hidden_size": 4096, "num_moe_experts": 8,
-            "moe_ffn_hidden_size": 14336, "moe_aux_loss_coeff": [0.04]})"},
+            "moe_ffn_hidden_size": 14336, "moe_aux_loss_coeff": [0.01]})"},
         {"mixtral_8x22b", R"({"hidden_size": 6144, "num_moe_experts": 8,
-            "moe_ffn_hidden_size": 16384, "moe_aux_loss_coeff": [0.002]})"},
+            "moe_ffn_hidden_size": 16384, "moe_aux_loss_coeff": [0.01]})"},
         {"qwen3_30b_a3b", R"({"hidden_size": 2048, "num_moe_experts": 128,
             "moe_router_topk": 8, "moe_ffn_hidden_size": 768, "moe_router_dtype": "fp32",
             "moe_aux_loss_coeff": [0.001]})"},
@@ -277,7 +277,9 @@ TEST(Presets, AreThePublishedLayers) {
             "moe_router_topk": 1, "moe_ffn_hidden_size": 8192,
             "moe_shared_expert_intermediate_size": 8192,
             "moe_router_score_function": "sigmoid", "moe_apply_probs_on_input": true,
-            "moe_router_load_balancing_type": ["none"]})"}};
+            "moe_router_dtype": "fp32",
+            "moe_router_load_balancing_type": ["seq_aux_loss"],
+            "moe_aux_loss_coeff": [0.001]})"}};
     EXPECT_EQ(preset_names().size(), published.size());
     for (const std::string& name : preset_names()) {
         json expected = megatron_defaults();
