@@ -18,6 +18,7 @@
 #include "core/moe_layer.h"
 #include "core/parameters.h"
 #include "core/rng.h"
+#include "distributed/quantile_balancing.h"
 #include "distributed/sharding.h"
 
 namespace moe {
@@ -219,6 +220,8 @@ int run_trace(const TraceOptions& options) {
     const TraceInput input = make_input(options, config);
     const std::int64_t T = input.tokens();
     if (options.token) require_token(*options.token, T);
+    if (config.is_quantile_balancing())  // before anything is printed
+        distributed::even_share(T, config.moe_router_topk, config.num_experts());
 
     MoELayer layer(config, spec, random_parameters(config, options.layer->seed()));
     print_header(options, input, layer, config);

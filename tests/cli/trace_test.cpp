@@ -117,6 +117,13 @@ TEST_F(TraceTest, TracesWhatItIsGiven) {
     EXPECT_TRUE(has(balanced, "qb_beta_updated (4) fp32"));
     EXPECT_TRUE(has(balanced, ", by logit less beta"));
     EXPECT_FALSE(has(bias, "qb_beta"));
+    const Output uneven =
+        moe("trace --moe-router-load-balancing-type quantile_balancing --seq-length 3 "
+            "--micro-batch-size 1 --moe-aux-loss-coeff 0 "
+            "--moe-expert-capacity-factor -1");
+    EXPECT_EQ(uneven.code, kExitBadInput);
+    EXPECT_EQ(uneven.out, "");
+    EXPECT_TRUE(uneven.err.starts_with("moe: tokens * moe_router_topk = 6: "));
     const Output mixed = moe("trace --spec router=reference_cpu:fp32");
     EXPECT_TRUE(has(mixed, "router=reference_cpu:fp32 dispatcher=reference_cpu:fp64"));
     EXPECT_TRUE(has(mixed, "logits (8, 4) fp32"));
