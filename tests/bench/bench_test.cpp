@@ -357,7 +357,7 @@ TEST_F(CliTest, BenchNamesWrongValues) {
                            {"--component = dispatcher: ", "router, experts"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--pass twice", {"--pass = twice: ", "both"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--moe-latent-size 8", {"moe_latent_size = 8: "}));
-    EXPECT_TRUE(IsBadInput(kSmall + "--moe-mlp-glu-interleave-size 8",
+    EXPECT_TRUE(IsBadInput(kSmall + "--moe-mlp-glu-interleave-size 1",
                            {"moe_mlp_glu_interleave_size, ", "plain weights"}));
     EXPECT_TRUE(IsBadInput(kSmall + "--seconds 0", {"--seconds = 0: "}));
     EXPECT_TRUE(IsBadInput(kSmall + "--seq-length 4", {"--tokens = 9: ", "left out"}));

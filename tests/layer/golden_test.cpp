@@ -147,7 +147,7 @@ INSTANTIATE_TEST_SUITE_P(Files, GoldenRouter,
                          name_and_supplier);
 
 TEST(GoldenCases, AreAllHere) {
-    EXPECT_EQ(golden_names().size(), 39u);
+    EXPECT_EQ(golden_names().size(), 42u);
     EXPECT_EQ(golden_names("models/").size(), 27u);
 }
 
