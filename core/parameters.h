@@ -20,12 +20,13 @@ namespace moe {
 /// | router.bias, router.expert_bias, router.qb_beta | (E) |
 /// | fc1_latent_proj.weight, .bias | (ℓ, H), (ℓ), with moe_latent_size |
 /// | fc2_latent_proj.weight, .bias | (H, ℓ), (H), with moe_latent_size |
-/// | experts.linear_fc1.weight, .bias | (L, 2F or F, ℓ), (L, 2F or F): gate, then up, or |
-/// | | in blocks, see core/glu_interleaving.h |
+/// | experts.linear_fc1.weight, .bias | (L, 2F or F, ℓ), (L, 2F or F): gate, then up |
 /// | experts.linear_fc2.weight, .bias | (L, ℓ, F), (L, ℓ) |
 /// | shared_experts.linear_fc1.weight | (2F_s or F_s, H) |
 /// | shared_experts.linear_fc2.weight | (H, F_s) |
 /// | shared_experts.gate_weight | (1, H) |
+///
+/// Gates and ups in turn, in blocks: see core/glu_interleaving.h.
 std::map<std::string, Shape> parameter_shapes(const MoEConfig& config);
 
 /// True for "router.expert_bias" and "router.qb_beta", which have no gradient.

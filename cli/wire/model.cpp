@@ -20,8 +20,8 @@ double seconds_of(const Link& link, double bytes, int rounds) {
 /// FLOP of the experts' products for one token, forward; backward has twice as many.
 double products_of_token(const MoEConfig& config) {
     const double matrices = config.gated_linear_unit ? 3.0 : 2.0;
-    return 2.0 * matrices * double(config.moe_router_topk) * double(config.latent_size()) *
-           double(config.ffn());
+    return 2.0 * matrices * double(config.moe_router_topk) *
+           double(config.latent_size()) * double(config.ffn());
 }
 
 void require_even_routing(const MoEConfig& config) {
