@@ -18,7 +18,8 @@ struct Layout {
 };
 
 constexpr std::array<Layout, 2> kLayouts = {{
-    {"gate and up rows take turns: gate 0, up 0, gate 1, …",
+    {"gate and up rows take turns: gate 0, up 0, gate 1, … (moe_mlp_glu_interleave_size "
+     "1)",
      [](std::int64_t row, std::int64_t F) {
          return row < F ? 2 * row : 2 * (row - F) + 1;
      }},
@@ -70,6 +71,9 @@ std::string layout_hint(const GoldenCase& golden, const CaseResult& result,
         std::any_of(result.checks.begin(), result.checks.end(),
                     [](const TensorCheck& c) { return !c.ok && is_output(c.name); });
     if (!golden.config.gated_linear_unit || !differs) return "";
+    if (golden.config.moe_mlp_glu_interleave_size ||
+        golden.config.moe_shared_expert_glu_interleave_size)
+        return "";  // who says how they lie has looked
     const Fc1 experts = {{"experts.linear_fc1.weight", 1},
                          {"experts.linear_fc1.bias", 1}};
     const Fc1 shared = {{"shared_experts.linear_fc1.weight", 0}};

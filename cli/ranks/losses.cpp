@@ -84,9 +84,10 @@ std::string why_no_losses(const MoEConfig& config, const ParallelSizes& sizes) {
     if (depends_on_rank(config) && sizes.tensor * sizes.context > 1)
         return "one rank takes each rank's tokens in turn (capacity and sinkhorn look at "
                "them together), and losses look at whole sequences";
-    if (config.has_random_logits() && sizes.data() > 1 && has_losses_of_replica(config))
-        return "random logits are drawn for all replicas together, and losses look at "
-               "each by itself";
+    const bool random = config.has_random_logits() || config.moe_input_jitter_eps;
+    if (random && sizes.data() > 1 && has_losses_of_replica(config))
+        return "random logits and jitter are drawn for all replicas together, and losses "
+               "look at each by itself";
     return "";
 }
 

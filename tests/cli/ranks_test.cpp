@@ -140,6 +140,10 @@ TEST_F(RanksTest, CompareHoldsTheLosses) {
         << off.out;
     EXPECT_TRUE(has(off, "tiers agree, without the losses that are off here\n"));
     EXPECT_FALSE(has(off, "\n  z_loss ")) << off.out;
+    // Random numbers know a token by its place among all replicas' tokens
+    const Output jitter = moe(compare + "2 --moe-input-jitter-eps 0.1");
+    EXPECT_EQ(jitter.code, kExitOk) << jitter.out << jitter.err;
+    EXPECT_TRUE(has(jitter, "z_loss: random logits and jitter")) << jitter.out;
 }
 
 TEST_F(RanksTest, GivesFlexItsHeap) {
