@@ -125,6 +125,22 @@ MoEConfig minimax_m2() {
     return config;
 }
 
+/// Experts of squared ReLU, without a gate, in a latent space.
+MoEConfig nemotron_3_super() {
+    MoEConfig config = swiglu_layer(4096, 512, 22, 2688);
+    config.gated_linear_unit = false;
+    config.activation_func = "squared_relu";
+    config.moe_latent_size = 1024;
+    config.moe_shared_expert_intermediate_size = 5376;
+    config.moe_router_score_function = "sigmoid";
+    config.moe_router_topk_scaling_factor = 5.0;
+    config.moe_router_enable_expert_bias = true;
+    config.moe_router_load_balancing_type = {"seq_aux_loss"};
+    config.moe_aux_loss_coeff = {0.0001};
+    config.moe_router_dtype = "fp32";
+    return config;
+}
+
 /// It was trained with megablocks, whose loss is over T K choices as Megatron's is, and
 /// over the layers: no factor K.
 MoEConfig olmoe() {
@@ -205,6 +221,10 @@ const std::vector<Preset> kPresets = {
      "src/megatron/bridge/models/glm/glm45_bridge.py (loss, router dtype)",
      glm_4_5},
     {"minimax_m2", "transformers: configuration_minimax_m2.py", minimax_m2},
+    {"nemotron_3_super",
+     "NVIDIA/Megatron-LM: examples/post_training/modelopt/conf/"
+     "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16.sh",
+     nemotron_3_super},
     {"olmoe",
      "allenai/OLMoE: configs/olmoe-8x1b-newhp-newds-cx5-fine1-normreorder.yml; "
      "NVIDIA-NeMo/Megatron-Bridge: src/megatron/bridge/models/olmoe/olmoe_bridge.py "

@@ -39,8 +39,9 @@ const std::vector<ModelRow>& model_rows() {
         {"Mistral Small 4", "mistral4", "", "models/hf_mistral4", "",
          "with more than one group: groups chosen by softmax probabilities"},
         {"Mixtral", "mixtral", "mixtral_8x7b, mixtral_8x22b", "hf_mixtral"},
-        {"Nemotron-H, Nemotron-3 Nano", "nemotron_h", "", "models/hf_nemotron_h", "",
-         "in Nemotron-3 Super: `moe_latent_size`"},
+        {"Nemotron-3 Super, Ultra", "nemotron_h", "nemotron_3_super",
+         "models/hf_nemotron_h_latent"},
+        {"Nemotron-H, Nemotron-3 Nano", "nemotron_h", "", "models/hf_nemotron_h"},
         {"OLMoE", "olmoe", "olmoe", "models/hf_olmoe"},
         {"OpenAI privacy filter", "openai_privacy_filter", "",
          "models/hf_openai_privacy_filter"},
@@ -94,7 +95,7 @@ const std::vector<ModelRow>& model_rows() {
          "NVIDIA-NeMo/Megatron-Bridge: "
          "src/megatron/bridge/models/kimi/kimi_k3_layers.py",
          "", "", "",
-         "`moe_latent_size`, with an RMS norm before the projection back; its activation "
+         "an RMS norm in the latent space, before the projection back; its activation "
          "(situ)"},
         {"Kolibri 1", "kolibri1", "", "", "",
          "an expert bias that is added to logits, not to scores; without "
@@ -104,8 +105,8 @@ const std::vector<ModelRow>& model_rows() {
         {"LongCat-Flash", "longcat_flash", "", "", "",
          "zero experts, which return their input; an expert bias beside softmax scores"},
         {"Muse Spark", "muse_spark", "", "", "",
-         "`moe_latent_size` with a norm after the first projection and one after each "
-         "expert, scaled logits"},
+         "norms in the latent space, after the first projection and after each expert; "
+         "scaled logits"},
         {"Phi-3.5-MoE", "phimoe", "", "", "", "sparsemixer in place of top-k"},
         {"ZAYA1", "zaya", "", "", "",
          "a router that is an MLP and hands its state to the next block; an expert bias "

@@ -259,6 +259,14 @@ TEST(Presets, AreThePublishedLayers) {
             "moe_router_topk": 8, "moe_ffn_hidden_size": 1536, "moe_router_dtype": "fp32",
             "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": true,
             "moe_aux_loss_coeff": [0.008]})"},
+        {"nemotron_3_super", R"({"hidden_size": 4096, "num_moe_experts": 512,
+            "moe_router_topk": 22, "moe_ffn_hidden_size": 2688,
+            "gated_linear_unit": false, "activation_func": "squared_relu",
+            "moe_latent_size": 1024, "moe_shared_expert_intermediate_size": 5376,
+            "moe_router_dtype": "fp32", "moe_router_score_function": "sigmoid",
+            "moe_router_topk_scaling_factor": 5.0, "moe_router_enable_expert_bias": true,
+            "moe_router_load_balancing_type": ["seq_aux_loss"],
+            "moe_aux_loss_coeff": [0.0001]})"},
         {"olmoe", R"({"hidden_size": 2048, "num_moe_experts": 64, "moe_router_topk": 8,
             "moe_ffn_hidden_size": 1024, "moe_router_dtype": "fp32",
             "moe_router_pre_softmax": true, "moe_aux_loss_coeff": [0.01],
@@ -306,8 +314,10 @@ TEST(Presets, ShrinkInWidthOnly) {
         EXPECT_EQ(small.hidden_size, full.hidden_size / 48);
         EXPECT_EQ(small.ffn(), full.ffn() / 48);
         EXPECT_EQ(small.shared_ffn(), full.shared_ffn() / 48);
+        EXPECT_EQ(small.latent_size(), full.latent_size() / 48);
         small.hidden_size = full.hidden_size;
         small.moe_ffn_hidden_size = full.moe_ffn_hidden_size;
+        small.moe_latent_size = full.moe_latent_size;
         small.moe_shared_expert_intermediate_size =
             full.moe_shared_expert_intermediate_size;
         EXPECT_EQ(config_to_json(small), config_to_json(full)) << "other fields stay";

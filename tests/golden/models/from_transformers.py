@@ -17,6 +17,7 @@ from transformers import __version__
 
 S, B, H, E, K, F = 7, 3, 20, 12, 3, 9
 FS = 2 * F  # of two shared experts, or of one that is twice as wide
+LATENT = 8
 
 SIGMOID = {"moe_router_score_function": "sigmoid"}
 BIASED = SIGMOID | {"moe_router_enable_expert_bias": True}
@@ -63,6 +64,13 @@ MODELS = {
                            "moe_router_topk_scaling_factor": 2.0}),
     "mistral4": ("Mistral4MoE", {"routed_scaling_factor": 1.25, "n_shared_experts": 2},
                  SHARED | {"moe_router_topk_scaling_factor": 1.25}),
+    "nemotron_h_latent": (
+        "NemotronHMoE",
+        {"mlp_hidden_act": "relu2", "moe_latent_size": LATENT, "routed_scaling_factor": 5.0,
+         "moe_shared_expert_intermediate_size": FS},
+        BIASED | SHARED | {"gated_linear_unit": False, "activation_func": "squared_relu",
+                           "moe_latent_size": LATENT,
+                           "moe_router_topk_scaling_factor": 5.0}),
     "olmoe": ("OlmoeSparseMoeBlock", {"norm_topk_prob": False, "intermediate_size": F},
               {"moe_router_pre_softmax": True}),
     "qwen2_moe": ("Qwen2MoeSparseMoeBlock", {"norm_topk_prob": False},
@@ -98,15 +106,18 @@ def find(block, *names):
 
 
 def stacked_fc1(mlp):
-    """The parameters of (2 FS, H): gate rows, then up rows."""
+    """The parameters of (2 FS or FS, H): gate rows, then up rows."""
     if hasattr(mlp, "gate_up_proj"):
         return [mlp.gate_up_proj.weight]
-    return [mlp.gate_proj.weight, mlp.up_proj.weight]
+    if hasattr(mlp, "gate_proj"):
+        return [mlp.gate_proj.weight, mlp.up_proj.weight]
+    return [mlp.up_proj.weight]
 
 
 def run(model, seed):
     name, own, words = MODELS[model]
-    module = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+    code = model.removesuffix("_latent")
+    module = importlib.import_module(f"transformers.models.{code}.modeling_{code}")
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float64)
     block = getattr(module, name)(make_config(own)).double().train()
@@ -157,13 +168,16 @@ def run(model, seed):
         expect["grad." + name] = torch.cat([turned(p.grad) for p in parameters])
 
     add("router.weight", [weight])
-    add("experts.linear_fc1.weight", [experts.gate_up_proj], turned)
+    add("experts.linear_fc1.weight", [find(experts, "gate_up_proj", "up_proj")], turned)
     add("experts.linear_fc2.weight", [experts.down_proj], turned)
     if shared is not None:
         add("shared_experts.linear_fc1.weight", stacked_fc1(shared))
         add("shared_experts.linear_fc2.weight", [shared.down_proj.weight])
     if gate is not None:
         add("shared_experts.gate_weight", [gate.weight])
+    if "moe_latent_size" in words:
+        add("fc1_latent_proj.weight", [block.fc1_latent_proj.weight])
+        add("fc2_latent_proj.weight", [block.fc2_latent_proj.weight])
     if biased:
         tensors["router.expert_bias"] = bias
     tensors = {k: v.detach().float().contiguous() for k, v in tensors.items()}
