@@ -41,7 +41,7 @@ TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     const auto rejects = [](const std::string& flags, const Words& words) {
         return IsBadInput("trace " + flags, words);
     };
-    EXPECT_TRUE(rejects("--preset gpt5", {"--preset = gpt5: ", "mixtral_8x7b, qwen3"}));
+    EXPECT_TRUE(rejects("--preset gpt5", {"--preset = gpt5: ", "mixtral_8x7b, mixtral_8x22b"}));
     EXPECT_TRUE(rejects("--scale 4", {"--scale = 4: ", "--preset"}));
     EXPECT_TRUE(rejects("--preset olmoe --scale 0", {"--scale = 0: ", "at least 1"}));
     EXPECT_TRUE(rejects("--preset olmoe --scale 1025", {"scale = 1025: ", "at most"}));
