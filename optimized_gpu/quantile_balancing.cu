@@ -87,6 +87,7 @@ __device__ void narrow(QuantilesSmem& s, int column) {
     int mine = 0;
     for (int i = 0; i < kEach; ++i) mine += counts[kDigits - 1 - lane * kEach - i];
     int larger = warp_sum_before(mine);
+    __syncwarp();  // all have read the rank that one of them replaces
     if (rank < larger || rank >= larger + mine) return;
     for (int i = 0; i < kEach; ++i) {  // one lane of the warp
         const int digit = kDigits - 1 - lane * kEach - i;
