@@ -4,14 +4,11 @@
 
 #include <algorithm>
 #include <charconv>
-#include <utility>
 
 #include "cli/files.h"
-#include "cli/megatron_args.h"
 #include "cli/options.h"
 #include "core/error.h"
 #include "core/known_names.h"
-#include "core/lacking_fields.h"
 
 namespace moe {
 namespace {
@@ -45,58 +42,6 @@ json parse_value(const std::string& flag, const std::string& text,
     return text;
 }
 
-/// How ranks share a layer, which is no part of it.
-bool is_of_ranks(const std::string& field) {
-    return field.ends_with("_parallel_size") || field == "sequence_parallel" ||
-           field == "moe_token_dispatcher_type" || field == "moe_enable_deepep" ||
-           field.starts_with("moe_flex_");
-}
-
-/// The flag that turns a boolean off.
-std::string opposite_name(const std::string& field) {
-    return field == "add_bias_linear" ? "--disable-bias-linear"
-                                      : "--no-" + flag_name(field).substr(2);
-}
-
-/// The field that a flag gives, or null.
-const FieldInfo* field_of(const std::string& flag) {
-    for (const FieldInfo& field : config_fields())
-        if (flag == flag_name(field.name) ||
-            (field.kind == FieldKind::boolean && flag == opposite_name(field.name)))
-            return &field;
-    return nullptr;
-}
-
-/// What a script gives a field.
-std::vector<std::string> script_values(const std::string& name, const ScriptFlag& flag,
-                                       const FieldInfo& field) {
-    const std::string where = name + ": " + flag.name;
-    if (flag.values.empty()) reject(where, "missing", "needs a value");
-    std::vector<std::string> values = flag.values;
-    if (field.kind != FieldKind::list) values.resize(1);  // the rest is the program's
-    for (const std::string& value : values)
-        if (value.find('$') != std::string::npos)
-            reject(where, value, "a variable that the text does not set");
-    return values;
-}
-
-/// A flag that is passed over must not be one that the layer's values depend on.
-void require_no_change(const std::string& name, const ScriptFlag& flag) {
-    std::string field = flag.name.substr(2);
-    std::replace(field.begin(), field.end(), '-', '_');
-    if (changes_values(field)) reject(name, flag.name, why_not_here(field));
-}
-
-void tell_left_out(const std::string& why, const std::vector<std::string>& flags) {
-    if (flags.empty()) return;
-    constexpr std::size_t kMost = 12;
-    const std::size_t shown = std::min(flags.size(), kMost);
-    fmt::print(
-        stderr, "moe: note: --megatron-args: {}: {}{}\n", why,
-        fmt::join(flags.begin(), flags.begin() + std::ptrdiff_t(shown), ", "),
-        flags.size() > kMost ? fmt::format(" and {} more", flags.size() - kMost) : "");
-}
-
 /// A seed of 64 bits; CLI11 would wrap -1 around.
 std::uint64_t parse_seed(const std::string& text) {
     std::uint64_t seed = 0;
@@ -114,6 +59,19 @@ std::string flag_name(const std::string& field) {
     std::string flag = "--" + field;
     std::replace(flag.begin(), flag.end(), '_', '-');
     return flag;
+}
+
+std::string opposite_name(const std::string& field) {
+    return field == "add_bias_linear" ? "--disable-bias-linear"
+                                      : "--no-" + flag_name(field).substr(2);
+}
+
+bool is_of_ranks(const std::string& field, const std::vector<std::string>& values) {
+    if (field == "moe_token_dispatcher_type" && !values.empty())
+        return values[0] == "flex";
+    return field.ends_with("_parallel_size") || field == "sequence_parallel" ||
+           field == "moe_token_dispatcher_type" || field == "moe_enable_deepep" ||
+           field.starts_with("moe_flex_");
 }
 
 LayerOptions::LayerOptions(Command& command, Defaults defaults) : defaults_(defaults) {
@@ -184,7 +142,9 @@ LayerOptions::Chosen LayerOptions::start() const {
             reject("--preset", *preset_, "must be left out with --megatron-args");
         if (config_path_)
             reject("--config", *config_path_, "must be left out with --megatron-args");
-        return start_from_script();
+        Chosen chosen = start_from_script();
+        naming_flags([&] { scale_widths(chosen.config, scale_.value_or(1)); });
+        return chosen;
     }
     Chosen chosen;
     MoEConfig& config = chosen.config;
@@ -238,42 +198,6 @@ void LayerOptions::FieldFlags::apply(Chosen& chosen) const {
                   "");
         chosen.given.insert(field.name);
     }
-}
-
-LayerOptions::Chosen LayerOptions::start_from_script() const {
-    const std::string name = "--megatron-args";
-    // Arguments, or the file that has them
-    const std::string& given = *megatron_args_;
-    const std::string text =
-        given.find("--") == std::string::npos ? read_file(name, given) : given;
-    FieldFlags flags;
-    std::vector<std::string> elsewhere, of_ranks;
-    for (const ScriptFlag& flag : read_script_flags(name, text)) {
-        if (flag.name == "--swiglu")
-            flags.swiglu = true;
-        else if (flag.name == "--squared-relu")
-            flags.squared_relu = true;
-        else if (flag.name == "--quick-geglu")
-            flags.quick_geglu = true;
-        else if (const FieldInfo* field = field_of(flag.name); field == nullptr) {
-            require_no_change(name, flag);
-            elsewhere.push_back(flag.name);
-        } else if (is_of_ranks(field->name) && !ranks_)
-            of_ranks.push_back(flag.name);
-        else if (field->kind == FieldKind::boolean)
-            flags.booleans[field->name] = flag.name == flag_name(field->name);
-        else
-            flags.texts[field->name] = script_values(name, flag, *field);
-    }
-    if (!flags.any()) reject(name, given, "has no flag of the MoE layer");
-    if (!std::exchange(told_, true)) {
-        tell_left_out("not the layer's", elsewhere);
-        tell_left_out("left out without --ranks", of_ranks);
-    }
-    Chosen chosen;
-    flags.apply(chosen);
-    naming_flags([&] { scale_widths(chosen.config, scale_.value_or(1)); });
-    return chosen;
 }
 
 LayerOptions::Chosen LayerOptions::choose() const {

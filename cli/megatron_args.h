@@ -16,8 +16,9 @@ struct ScriptFlag {
 };
 
 /// The flags in a text of shell: quotes, comments, lines that go on after a backslash,
-/// the brackets of arrays and variables that the text sets before are understood; other
-/// variables stay as they are. InputError naming `field` for a quote that does not end.
+/// arrays, and variables where they are used are understood; variables that the text does
+/// not set stay as they are. Where no flag is used, those count that variables hold.
+/// InputError naming `field` for a quote that does not end.
 std::vector<ScriptFlag> read_script_flags(const std::string& field,
                                           const std::string& text);
 

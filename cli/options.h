@@ -80,6 +80,13 @@ class LayerOptions {
 /// Megatron's flag for a config field: "moe_router_topk" gives "--moe-router-topk".
 std::string flag_name(const std::string& field);
 
+/// The flag that turns a boolean field off.
+std::string opposite_name(const std::string& field);
+
+/// Whether a field says how ranks share a layer, which is no part of the layer.
+/// @param values  given to the field, if known: of all dispatchers only flex needs ranks
+bool is_of_ranks(const std::string& field, const std::vector<std::string>& values = {});
+
 /// The suppliers that --spec names; `otherwise` for the rest. InputError naming the flag.
 ModuleSpec parse_spec(const std::string& spec, const ComponentSpec& otherwise);
 

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "core/config.h"
 #include "core/tensor.h"
 
 namespace moe {
@@ -25,7 +26,16 @@ struct Closeness {
 
 /// Compares values of any dtype, on the host or elsewhere. An expectation that is all
 /// zero must be met exactly: any other value has an infinite error.
-Closeness measure_closeness(const TensorView& got, const TensorView& expected);
+/// @param noise  where neither the expectation nor the distance has a larger norm, both
+///               are 0 but for rounding, and the error is 0
+Closeness measure_closeness(const TensorView& got, const TensorView& expected,
+                            double noise = 0.0);
+
+/// The noise of a value of a step: where every token goes to every expert, the gradient
+/// of the auxiliary losses by the logits ("d_logits_losses") is 0, and what a tier has is
+/// what rounding leaves of terms as large as the coefficient over √T. 0 of other values.
+double noise_of(const std::string& name, const MoEConfig& config,
+                std::int64_t num_tokens);
 
 /// "element (3, 7): got 0.25, expected 0.5", or "shape …", or "not finite …".
 std::string describe_worst(const Closeness& closeness, const TensorView& got,

@@ -179,7 +179,8 @@ const Tensor& used_logits(const TensorMap& gating) {
     return random == gating.end() ? gating.at("logits") : random->second;
 }
 
-void judge_steps(ColumnOutcome& column, const std::map<Step, TensorMap>& values,
+void judge_steps(ColumnOutcome& column, const MoEConfig& config, std::int64_t num_tokens,
+                 const std::map<Step, TensorMap>& values,
                  const std::map<Step, TensorMap>& reference) {
     const DType dtype = column.spec.coarsest_dtype();
     for (const auto& [step, tensors] : reference) {
@@ -187,7 +188,8 @@ void judge_steps(ColumnOutcome& column, const std::map<Step, TensorMap>& values,
         outcome.bound = tier_bound(dtype, is_backward(step));
         for (const auto& [name, expected] : tensors) {
             const Tensor& got = values.at(step).at(name);
-            const Closeness closeness = measure_closeness(got, expected);
+            const Closeness closeness =
+                measure_closeness(got, expected, noise_of(name, config, num_tokens));
             const bool exact = !is_floating(expected.dtype());
             const bool ok = closeness.within(exact ? 0.0 : outcome.bound);
             if (!ok && outcome.detail.empty())
@@ -324,10 +326,11 @@ Comparison run_comparison(const ComparisonRequest& request) {
         if (result.columns.empty())
             reference = std::move(recorder.values);
         else if (request.config.moe_router_padding_for_quantization)
-            judge_steps(column, without_padding(recorder.values),
-                        without_padding(reference));
+            judge_steps(column, request.config, hidden.dim(0) * hidden.dim(1),
+                        without_padding(recorder.values), without_padding(reference));
         else
-            judge_steps(column, recorder.values, reference);
+            judge_steps(column, request.config, hidden.dim(0) * hidden.dim(1),
+                        recorder.values, reference);
         if (!column.emulated) {
             request.progress(column.label + ": times");
             time_steps(column, runner, request.repeats);

@@ -145,7 +145,8 @@ class Judge {
         value.step = step;
         value.exact = integers || !is_floating(expected.dtype());
         if (!value.exact) value.bound = tier_bound(dtype_of(name), is_backward(step));
-        const Closeness closeness = measure_closeness(got, expected);
+        const Closeness closeness = measure_closeness(
+            got, expected, noise_of(name, request_.configs[0], tokens_.per_rank()));
         value.error = closeness.error;
         if (!closeness.within(value.bound))
             value.detail = describe_worst(closeness, got, expected);

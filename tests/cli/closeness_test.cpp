@@ -83,6 +83,20 @@ TEST(Closeness, SeesTheSmallestAndTheLargestDifference) {
         measure_closeness(row({1.2e154, 1e154}), row({2e154, 1e154})).within(0.1));
 }
 
+TEST(Closeness, HasNoErrorWhereBothAreNoise) {
+    const Tensor zero = Tensor::zeros({2}, DType::f64);
+    const Tensor tiny = Tensor::from<double>({2}, {3e-12, -4e-12});  // norm 5e-12
+    EXPECT_EQ(measure_closeness(zero, tiny, 6e-12).error, 0.0);
+    EXPECT_EQ(measure_closeness(tiny, zero, 6e-12).error, 0.0);
+    EXPECT_EQ(measure_closeness(zero, tiny, 4e-12).error, 1.0);
+    MoEConfig config;
+    config.moe_aux_loss_coeff = {0.5, 0.5};
+    EXPECT_DOUBLE_EQ(noise_of("d_logits_losses", config, 100), 1e-6);
+    config.calculate_per_token_loss = true;
+    EXPECT_DOUBLE_EQ(noise_of("d_logits_losses", config, 100), 1e-4);
+    EXPECT_EQ(noise_of("d_logits", config, 100), 0.0);
+}
+
 TEST(Closeness, WantsOneShape) {
     const auto within = [](const Tensor& got, const Tensor& expected) {
         return measure_closeness(got, expected).within(1e30);
