@@ -151,6 +151,10 @@ double tier_bound(DType dtype, bool gradient) {
     }
 }
 
+double tier_bound(const MoEConfig& config, DType dtype, bool gradient) {
+    return tier_bound(dtype, gradient) * (config.moe_latent_size ? 1.5 : 1.0);
+}
+
 double golden_bound(DType dtype, const std::string& tensor_name, double source_error) {
     switch (dtype) {
         case DType::f64: return 1e-6;  // Megatron's own scores are fp32

@@ -48,4 +48,8 @@ double golden_bound(DType dtype, const std::string& tensor_name, double source_e
 /// The bound on the relative error between tiers on the same inputs.
 double tier_bound(DType dtype, bool gradient);
 
+/// The same for a whole layer: with moe_latent_size half as much again, as values are
+/// rounded behind two more products on their way.
+double tier_bound(const MoEConfig& config, DType dtype, bool gradient);
+
 }  // namespace moe

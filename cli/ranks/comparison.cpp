@@ -144,7 +144,9 @@ class Judge {
         value.name = name;
         value.step = step;
         value.exact = integers || !is_floating(expected.dtype());
-        if (!value.exact) value.bound = tier_bound(dtype_of(name), is_backward(step));
+        if (!value.exact)
+            value.bound =
+                tier_bound(request_.configs[0], dtype_of(name), is_backward(step));
         const Closeness closeness = measure_closeness(
             got, expected, noise_of(name, request_.configs[0], tokens_.per_rank()));
         value.error = closeness.error;

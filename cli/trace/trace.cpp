@@ -210,12 +210,24 @@ void print_header(const TraceOptions& options, const TraceInput& input,
     fmt::print("t3→e1 is the row of token 3 for expert 1\n");
 }
 
+/// Of what is on because nobody said otherwise, quantile balancing goes without some.
+MoEConfig choose_config(const LayerOptions& layer) {
+    auto [config, given] = layer.choose();
+    if (config.is_quantile_balancing()) {
+        if (!given.contains("moe_expert_capacity_factor"))
+            config.moe_expert_capacity_factor.reset();
+        if (!given.contains("moe_aux_loss_coeff")) config.moe_aux_loss_coeff = {0.0};
+    }
+    config.finalize();
+    return config;
+}
+
 int run_trace(const TraceOptions& options) {
     if (options.ranks->given()) return run_rank_trace(options);
     require_no_rank_flags(*options.layer);
     if (options.text)
         options.layer->set_defaults({"tiny", 1, kTextLength, 1, tiny_config()});
-    const MoEConfig config = options.layer->config();
+    const MoEConfig config = choose_config(*options.layer);
     const ModuleSpec spec = choose_spec(options);
     const TraceInput input = make_input(options, config);
     const std::int64_t T = input.tokens();

@@ -270,7 +270,7 @@ class RankPrinter {
 
     void print_outputs() {
         const std::int64_t H = run_.config().hidden_size;
-        const double bound = tier_bound(spec_.coarsest_dtype(), false);
+        const double bound = tier_bound(run_.config(), spec_.coarsest_dtype(), false);
         const auto expected = to_doubles(run_.whole().output);
         std::vector<Tensor> parts;
         fmt::print("\n");

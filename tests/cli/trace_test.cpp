@@ -111,8 +111,7 @@ TEST_F(TraceTest, TracesWhatItIsGiven) {
     EXPECT_FALSE(has(moe("trace"), "expert_bias_updated"));
     const Output balanced =
         moe("trace --moe-router-load-balancing-type quantile_balancing "
-            "--moe-router-quantile-balancing-ema 0.5 --moe-aux-loss-coeff 0 "
-            "--moe-expert-capacity-factor -1 --swiglu --token 3");
+            "--moe-router-quantile-balancing-ema 0.5 --swiglu --token 3");
     EXPECT_TRUE(has(balanced, "qb_beta_local (4)"));
     EXPECT_TRUE(has(balanced, "qb_beta_updated (4) fp32"));
     EXPECT_TRUE(has(balanced, ", by logit less beta"));
