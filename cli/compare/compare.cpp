@@ -235,7 +235,7 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     if (options.repeats)
         reject("--repeats", *options.repeats,
                "must be left out with --ranks: ranks that share cores have no times");
-    if (options.golden)
+    if (options.golden && *options.golden != "none")
         reject(
             "--golden", *options.golden,
             "must be left out with --ranks: moe verify runs the golden cases of ranks");

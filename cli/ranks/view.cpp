@@ -85,7 +85,7 @@ void print_ranks(const RankComparison& c) {
         fmt::print("{:>4}  {:<24}{:<16}{:>13}\n", rank, token_range(c, rank),
                    held + shard, c.rows_of(rank));
     }
-    if (c.sizes.world > 1)
+    if (c.sizes.world > 1 && c.overload_factor() > 0.0)
         fmt::print("Overload factor {:.2f}: rows of the fullest rank over the mean\n",
                    c.overload_factor());
 }

@@ -63,7 +63,7 @@ wire::Outlook make_outlook(const LayerOptions& layer, std::int64_t tokens,
     if (outlook.estimates.empty())
         throw InputError(outlook.left_out.empty()
                              ? fmt::format("num_moe_experts = {}: must be even: EP goes "
-                                           "from 2 to 64 by twos",
+                                           "from 2 to 64, doubled each time",
                                            outlook.config.num_experts())
                              : outlook.left_out[0]);
     return outlook;
