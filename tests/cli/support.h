@@ -64,6 +64,14 @@ inline bool has(const Output& output, const std::string& words) {
     return output.out.find(words) != std::string::npos;
 }
 
+/// Runs of blanks as one, so that a table's row can be named.
+inline std::string squeezed(const std::string& text) {
+    std::string result;
+    for (const char c : text)
+        if (c != ' ' || result.empty() || result.back() != ' ') result += c;
+    return result;
+}
+
 /// `moe compare`, small enough for a test; the text is to follow.
 inline const std::string kSmall =
     "compare --scale 256 --seq-length 33 --micro-batch-size 3 "

@@ -7,19 +7,14 @@
 
 #include "core/moe_layer.h"
 #include "core/parameters.h"
-#include "core/transfer.h"
-#include "distributed/communicators/thread_communicator.h"
 #include "distributed/input_jitter.h"
 #include "distributed/process_groups.h"
-#include "tests/support.h"
+#include "tests/layer/random_support.h"
 
 namespace moe::test {
 namespace {
 
 using distributed::InputJitter;
-using Values = std::vector<double>;
-constexpr Placement kHost{MemorySpace::host, DType::f32};
-constexpr std::int64_t kSeqLength = 7, kBatch = 3, kWidth = 5, kExperts = 6;
 
 MoEConfig jittered(double eps, std::int64_t width = kWidth) {
     MoEConfig config = small_config(width, kExperts, 2);
@@ -30,7 +25,7 @@ MoEConfig jittered(double eps, std::int64_t width = kWidth) {
 
 Values draw(const MoEConfig& config, std::int64_t seq_len = kSeqLength,
             std::int64_t micro_batch = kBatch) {
-    return to_doubles(InputJitter(config, nullptr, kHost).of(seq_len, micro_batch));
+    return draw_alone<InputJitter>(config, seq_len, micro_batch);
 }
 
 TEST(InputJitterNumbers, AreUniformAroundOne) {
@@ -58,56 +53,15 @@ TEST(InputJitterNumbers, AreTheSameNoiseForEveryEps) {
         ASSERT_NEAR(2.0 * (small[i] - 1.0), large[i] - 1.0, 2e-7) << i;
 }
 
-// TP and CP cut the sequence, DP the batch.
 TEST(InputJitterNumbers, FollowTheirTokensOverRanks) {
-    MoEConfig config = jittered(0.3);
-    const Values whole = draw(config, 4 * kSeqLength, 2 * kBatch);
-    config.tensor_model_parallel_size = config.context_parallel_size = 2;
-    config.sequence_parallel = true;
-    std::vector<Values> drawn(8);
-    distributed::run_ranks(8, [&](distributed::Communicator& world) {
-        const auto groups = distributed::make_process_groups(world, config);
-        drawn[world.rank()] =
-            to_doubles(InputJitter(config, groups, kHost).of(kSeqLength, kBatch));
-    });
-    for (std::int64_t rank = 0; rank < 8; ++rank)
-        for (std::int64_t s = 0; s < kSeqLength; ++s)
-            for (std::int64_t b = 0; b < kBatch; ++b)
-                for (std::int64_t h = 0; h < kWidth; ++h) {
-                    const std::int64_t t =
-                        (rank % 4 * kSeqLength + s) * 2 * kBatch + rank / 4 * kBatch + b;
-                    ASSERT_EQ(drawn[rank][(s * kBatch + b) * kWidth + h],
-                              whole[t * kWidth + h])
-                        << rank << " " << s << " " << b << " " << h;
-                }
+    expect_tokens_keep_numbers<InputJitter>(jittered(0.3), kWidth);
 }
 
-class InputJitterRouter : public testing::TestWithParam<ComponentSpec> {
-  protected:
-    struct Run {
-        Router::Output output;
-        ValueRecorder values;
-        Tensor dhidden;
-        TensorMap gradients;
-    };
-    void run(Run& run, const MoEConfig& config, const Tensor& hidden, bool training) {
-        const Tensor weight = random_tensor({kExperts, kWidth}, 2);
-        const auto router = make_router(GetParam(), config, {{"router.weight", weight}});
-        const RunContext context{.training = training, .observer = &run.values};
-        const Tensor x = transfer(hidden, router->placement());
-        run.output = dense_forward(*router, x, {}, context);
-        const std::int64_t T = kSeqLength * kBatch;
-        const Tensor dprobs = transfer(random_tensor({T, kExperts}, 4),
-                                       probs_placement(router->placement()));
-        run.dhidden =
-            transfer(Tensor::zeros({T, kWidth}, DType::f32), router->placement());
-        dense_backward(*router, run.dhidden, run.gradients, dprobs, *run.output.saved,
-                       context);
-    }
-};
+class InputJitterRouter : public RandomRouterTest {};
 
 TEST_P(InputJitterRouter, GoesOnAsIfTheProductHadBeenGiven) {
     const Tensor hidden = random_tensor({kSeqLength, kBatch, kWidth}, 3);
+    const Tensor weight = random_tensor({kExperts, kWidth}, 2);
     MoEConfig config = jittered(0.5);
     config.moe_z_loss_coeff = 0.1;
     config.moe_aux_loss_coeff = {0.3};
@@ -118,8 +72,9 @@ TEST_P(InputJitterRouter, GoesOnAsIfTheProductHadBeenGiven) {
     plain.moe_input_jitter_eps.reset();
     for (const bool training : {true, false}) {
         Run got, expected;
-        run(got, config, hidden, training);
-        run(expected, plain, Tensor::from<double>(hidden.shape(), product), training);
+        run(got, config, weight, hidden, training);
+        run(expected, plain, weight, Tensor::from<double>(hidden.shape(), product),
+            training);
         const auto same = [&](const Tensor& a, const Tensor& b) {
             EXPECT_TRUE(Close(a, b, 0.0));
         };
@@ -134,7 +89,7 @@ TEST_P(InputJitterRouter, GoesOnAsIfTheProductHadBeenGiven) {
         EXPECT_TRUE(Close(got.dhidden, Tensor::from(got.dhidden.shape(), dx),
                           bound_of(GetParam())));
         Run without;
-        run(without, plain, hidden, training);
+        run(without, plain, weight, hidden, training);
         EXPECT_FALSE(Close(got.output.probs, without.output.probs, 1e-2));
     }
 }

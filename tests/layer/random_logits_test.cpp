@@ -3,19 +3,14 @@
 
 #include <cmath>
 
-#include "core/transfer.h"
-#include "distributed/communicators/thread_communicator.h"
 #include "distributed/process_groups.h"
 #include "distributed/random_logits.h"
-#include "tests/support.h"
+#include "tests/layer/random_support.h"
 
 namespace moe::test {
 namespace {
 
 using distributed::RandomLogits;
-using Values = std::vector<double>;
-constexpr Placement kHost{MemorySpace::host, DType::f32};
-constexpr std::int64_t kSeqLength = 7, kBatch = 3, kWidth = 5, kExperts = 6;
 
 MoEConfig forced(std::int64_t experts = kExperts) {
     MoEConfig config = small_config(kWidth, experts, 2);
@@ -33,7 +28,7 @@ MoEConfig biased(double std, std::int64_t experts = kExperts) {
 
 Values draw(const MoEConfig& config, std::int64_t seq_len = kSeqLength,
             std::int64_t micro_batch = kBatch) {
-    return to_doubles(RandomLogits(config, nullptr, kHost).of(seq_len, micro_batch));
+    return draw_alone<RandomLogits>(config, seq_len, micro_batch);
 }
 
 /// Mean and variance.
@@ -63,53 +58,11 @@ TEST(RandomLogitsNumbers, GetOneBiasForEachExpert) {
     EXPECT_EQ(draw(biased(0.0, kMany)), plain);
 }
 
-// TP and CP cut the sequence, DP the batch.
 TEST(RandomLogitsNumbers, FollowTheirTokensOverRanks) {
-    MoEConfig config = biased(0.7);
-    const Values whole = draw(config, 4 * kSeqLength, 2 * kBatch);
-    config.tensor_model_parallel_size = config.context_parallel_size = 2;
-    config.sequence_parallel = true;
-    std::vector<Values> drawn(8);
-    distributed::run_ranks(8, [&](distributed::Communicator& world) {
-        const auto groups = distributed::make_process_groups(world, config);
-        drawn[world.rank()] =
-            to_doubles(RandomLogits(config, groups, kHost).of(kSeqLength, kBatch));
-    });
-    for (std::int64_t rank = 0; rank < 8; ++rank)
-        for (std::int64_t s = 0; s < kSeqLength; ++s)
-            for (std::int64_t b = 0; b < kBatch; ++b)
-                for (std::int64_t e = 0; e < kExperts; ++e) {
-                    const std::int64_t t =
-                        (rank % 4 * kSeqLength + s) * 2 * kBatch + rank / 4 * kBatch + b;
-                    ASSERT_EQ(drawn[rank][(s * kBatch + b) * kExperts + e],
-                              whole[t * kExperts + e])
-                        << rank << " " << s << " " << b << " " << e;
-                }
+    expect_tokens_keep_numbers<RandomLogits>(biased(0.7), kExperts);
 }
 
-class RandomLogitsRouter : public testing::TestWithParam<ComponentSpec> {
-  protected:
-    struct Run {
-        Router::Output output;
-        ValueRecorder values;
-        Tensor dhidden;
-        TensorMap gradients;
-    };
-    void run(Run& run, const MoEConfig& config, const Tensor& weight,
-             const Tensor& hidden) {
-        const auto router = make_router(GetParam(), config, {{"router.weight", weight}});
-        const RunContext context{.observer = &run.values};
-        const Tensor x = transfer(hidden, router->placement());
-        run.output = dense_forward(*router, x, {}, context);
-        const Tensor dprobs = transfer(random_tensor({kSeqLength * kBatch, kExperts}, 4),
-                                       probs_placement(router->placement()));
-        const std::int64_t T = kSeqLength * kBatch;
-        run.dhidden =
-            transfer(Tensor::zeros({T, hidden.dim(2)}, DType::f32), router->placement());
-        dense_backward(*router, run.dhidden, run.gradients, dprobs, *run.output.saved,
-                       context);
-    }
-};
+class RandomLogitsRouter : public RandomRouterTest {};
 
 TEST_P(RandomLogitsRouter, GoesOnAsIfTheGatingHadMadeThem) {
     for (MoEConfig config : {forced(), biased(2.0)}) {
