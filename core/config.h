@@ -49,6 +49,13 @@ struct MoEConfig {
     std::string moe_router_score_function = "softmax";
     std::optional<std::int64_t> moe_router_num_groups;
     std::optional<std::int64_t> moe_router_group_topk;
+    /// Ours: how many of a group's best experts make its score; Megatron's ⌊K /
+    /// moe_router_group_topk⌋ without it, 1 a group's maximum.
+    std::optional<std::int64_t> moe_router_group_score_topk;
+    /// Ours: false leaves the K chosen sigmoid scores as they are.
+    bool moe_router_norm_topk_prob = true;
+    /// Ours: V, rows of the table that gives each token id its K experts.
+    std::optional<std::int64_t> moe_router_hash_vocab_size;
     std::optional<double> moe_router_topk_scaling_factor;
     std::optional<std::string> moe_router_dtype;
     bool moe_router_enable_expert_bias = false;
@@ -58,6 +65,7 @@ struct MoEConfig {
     bool moe_router_fusion = false;
     bool moe_router_force_load_balancing = false;
     std::optional<double> moe_router_force_biased;
+    bool moe_enable_routing_replay = false;
 
     // ------------------------------------------------------------------ auxiliary losses
     std::vector<std::string> moe_router_load_balancing_type = {"aux_loss"};
@@ -92,6 +100,10 @@ struct MoEConfig {
     /// f: a rank's experts have room for T K f rows, T being the most tokens of any rank;
     /// see expert_rank_capacity().
     std::optional<double> moe_expert_rank_capacity_factor;
+
+    // ------------------------------------------------------------------ recompute
+    std::optional<std::string> recompute_granularity;
+    std::optional<std::vector<std::string>> recompute_modules;
 
     // ------------------------------------------------------------------ ranks
     std::int64_t tensor_model_parallel_size = 1;

@@ -41,6 +41,13 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_router_score_function, "softmax, sigmoid or sqrtsoftplus");
     FIELD(moe_router_num_groups, "G, groups of experts for limited routing (none)");
     FIELD(moe_router_group_topk, "groups a token may use (none)");
+    FIELD(moe_router_group_score_topk,
+          "best experts that make a group's score (K / moe_router_group_topk); not "
+          "Megatron's");
+    FIELD(moe_router_norm_topk_prob,
+          "sigmoid, sqrtsoftplus: weights over their sum; not Megatron's");
+    FIELD(moe_router_hash_vocab_size,
+          "V: experts by token id, from a table of V rows (none); not Megatron's");
     FIELD(moe_router_topk_scaling_factor, "factor on the final probabilities (none)");
     FIELD(moe_router_dtype,
           "fp32 or fp64: router precision (the layer's, at least fp32)");
@@ -54,6 +61,7 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_router_force_load_balancing, "random logits, for benchmarks");
     FIELD(moe_router_force_biased,
           "random logits and a bias of N(0, |this|) for each expert (none)");
+    FIELD(moe_enable_routing_replay, "take the experts of a recorded run, where given");
     FIELD(moe_router_load_balancing_type,
           "aux_loss, seq_aux_loss, global_aux_loss (one or several), sinkhorn, "
           "quantile_balancing or none");
@@ -82,6 +90,8 @@ void visit_fields(Config& c, Visit&& visit) {
           "(none: they do); not Megatron's");
     FIELD(moe_expert_rank_capacity_factor,
           "flex: drop rows of a rank's experts over T K * factor (none)");
+    FIELD(recompute_granularity, "selective: the modules below run again in backward");
+    FIELD(recompute_modules, "moe_act, shared_experts: kept by their input alone (none)");
     FIELD(tensor_model_parallel_size, "TP");
     FIELD(context_parallel_size, "CP");
     FIELD(expert_model_parallel_size, "EP");

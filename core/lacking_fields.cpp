@@ -67,8 +67,6 @@ std::map<std::string, LackingField> make_lacking_fields() {
         {"expert_gtp_weight_remat_size", {"1", weights}},
         {"expert_tensor_parallel_num_weight_shards", {"null", weights}},
         // Router and experts
-        {"moe_enable_routing_replay",
-         {"false", would("choose the experts of a recorded run again"), true}},
         {"moe_router_topk_limited_devices",
          {"null", "not here: use moe_router_num_groups and moe_router_group_topk", true}},
         {"moe_token_dropping",

@@ -109,6 +109,12 @@ struct RunContext {
     /// loss). Source: moe_utils.py, MoEAuxLossAutoScaler.main_loss_backward_scale.
     LossScale main_loss_backward_scale = 1.0;
     Observer* observer = nullptr;
+    /// (B, S) i64, any memory space: the tokens' ids, for moe_router_hash_vocab_size; or
+    /// undefined.
+    Tensor token_ids = {};
+    /// (T, K) i64, any memory space: the experts to take, with moe_enable_routing_replay;
+    /// or undefined, and the router chooses. Source: router_replay.py, RouterReplay.
+    Tensor target_topk_idx = {};
 
     void value(Step step, const std::string& name, const TensorView& view) const {
         if (observer != nullptr) observer->on_value(step, name, view);
