@@ -5,8 +5,8 @@
 ///
 /// Every tensor that enters or leaves a component lies in the component's own
 /// placement(), unless it says otherwise. Integers (maps, ids, counts) keep their type in
-/// every placement, and probabilities with their gradients stay fp32 between bf16
-/// components, as Megatron's do: see probs_placement().
+/// every placement, and probabilities with their gradients lie in fp32 between bf16
+/// components, as Megatron's behind a router of fp32 do: see probs_placement().
 ///
 /// A component may have more than one form for what it hands on: K experts of each token,
 /// or a dense map of all; rows, or where to find them. Who can take the compact form says
@@ -89,7 +89,7 @@ class Component {
 };
 
 /// Where a component at `placement` wants probs, row_probs, drow_probs and dprobs: there,
-/// but never in less than fp32.
+/// but never in less than fp32, which holds those of a router of bf16 as they are.
 inline Placement probs_placement(const Placement& placement) {
     return {placement.space,
             placement.dtype == DType::bf16 ? DType::f32 : placement.dtype};

@@ -57,7 +57,7 @@ struct MoEConfig {
     /// Ours: V, rows of the table that gives each token id its K experts.
     std::optional<std::int64_t> moe_router_hash_vocab_size;
     std::optional<double> moe_router_topk_scaling_factor;
-    std::optional<std::string> moe_router_dtype;
+    std::optional<std::string> moe_router_dtype;  ///< none: the layer's dtype
     bool moe_router_enable_expert_bias = false;
     double moe_router_bias_update_rate = 1e-3;
     double moe_router_quantile_balancing_ema = 0.0;

@@ -50,7 +50,7 @@ void visit_fields(Config& c, Visit&& visit) {
           "V: experts by token id, from a table of V rows (none); not Megatron's");
     FIELD(moe_router_topk_scaling_factor, "factor on the final probabilities (none)");
     FIELD(moe_router_dtype,
-          "fp32 or fp64: router precision (the layer's, at least fp32)");
+          "fp32 or fp64: the router's precision (none: the layer's)");
     FIELD(moe_router_enable_expert_bias, "bias that steers selection, not weights");
     FIELD(moe_router_bias_update_rate, "step of the expert bias");
     FIELD(moe_router_quantile_balancing_ema,

@@ -94,8 +94,8 @@ void ModuleSpec::check_dtypes() const {
 }
 
 void ModuleSpec::raise_router_dtype(const MoEConfig& config) {
-    const DType wanted =
-        parse_dtype("moe_router_dtype", config.moe_router_dtype.value_or("fp32"));
+    if (!config.moe_router_dtype) return;
+    const DType wanted = parse_dtype("moe_router_dtype", *config.moe_router_dtype);
     if (size_of(wanted) > size_of(router.dtype)) router.dtype = wanted;
 }
 

@@ -38,10 +38,8 @@ struct ModuleSpec {
     /// named.
     void check_dtypes() const;
 
-    /// The router works at least in fp32, and at least in moe_router_dtype. A logit
-    /// rounded to bf16 would choose other experts than fp32 does, and who goes where must
-    /// not depend on the experts' precision. Source: router.py, Router.gating; Megatron
-    /// leaves fp32 to the user (moe_router_dtype), and recommends it.
+    /// The router works at least in moe_router_dtype; without one it has the layer's, bf16
+    /// in a layer of bf16: see core/router_rounding.h. Source: router.py, Router.gating.
     void raise_router_dtype(const MoEConfig& config);
 
     /// The least precise dtype of all: it decides what errors may be.

@@ -22,7 +22,7 @@ class MoELayer {
   public:
     /// @param config      finalized
     /// @param spec        who supplies which component, in dtypes that its tier has; the
-    ///                    router is raised to moe_router_dtype
+    ///                    router is raised to moe_router_dtype, if that is set
     /// @param stored      this rank's parameters, see core/parameters.h; checked here
     /// @param groups      of this rank; null for a layer on one rank (InputError when the
     ///                    config needs more)

@@ -28,6 +28,7 @@ MoEConfig swiglu_layer(std::int64_t hidden, std::int64_t experts, std::int64_t t
     return config;
 }
 
+/// Neither model's router has a dtype of its own: it has the layer's.
 MoEConfig mixtral_8x7b() {
     MoEConfig config = swiglu_layer(4096, 8, 2, 14336);
     config.moe_aux_loss_coeff = {0.01};

@@ -43,8 +43,8 @@ class Tier {
     virtual bool works_on_ranks() const { return true; }
     /// InputError for a layer that it cannot do; who can is named.
     virtual void check(const MoEConfig&) const {}
-    /// Floating-point types of a component, most precise first. A router of bf16 is one
-    /// for a layer of bf16, and raised: ModuleSpec::raise_router_dtype.
+    /// Floating-point types of a component, most precise first. A router may have
+    /// more of them than the layer: see ModuleSpec::raise_router_dtype.
     virtual std::vector<DType> dtypes(ComponentKind) const = 0;
     /// Those of a layer that is all of this tier: what every component has.
     std::vector<DType> dtypes() const;

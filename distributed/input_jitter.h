@@ -12,8 +12,8 @@ namespace moe::distributed {
 /// evaluation, too. Source: router.py, TopKRouter.apply_input_jitter (Switch
 /// Transformers, arXiv 2101.03961).
 ///
-/// Factors are fp32, and the products are in the router's dtype, fp32 at least; Megatron
-/// rounds both to that of the hidden states.
+/// Factors are fp32, and the products are in the router's dtype; Megatron rounds both to
+/// that of the hidden states, as a router of bf16 does here.
 class InputJitter : public RandomByToken {
   public:
     /// of() is (S B, H).

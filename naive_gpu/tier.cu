@@ -42,6 +42,7 @@ class NaiveGpu : public Tier {
     /// What reference_cpu keeps, with h in fp32.
     std::vector<KeptTensor> kept(const MoEConfig& config, DType router,
                                  DType dtype) const override {
+        if (router == DType::bf16) router = DType::f32;  // holds its values
         const int halves = config.gated_linear_unit ? 2 : 1;
         std::vector<KeptTensor> kept = {{"tokens", 1, "TH", router},
                                         {"rows", 1, "Nl", dtype},
@@ -63,12 +64,12 @@ class NaiveGpu : public Tier {
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
                                         const TensorMap& parameters,
                                         const GroupsPtr& groups) const override {
-        // The router works in fp32 or, if moe_router_dtype says so, in fp64
+        // Values of a router of bf16 lie in fp32
         if (dtype == DType::f64)
             return std::make_unique<TopKRouter<double>>(config, parameters,
                                                         or_single(groups));
-        MOE_CHECK(dtype == DType::f32);
-        return std::make_unique<TopKRouter<float>>(config, parameters, or_single(groups));
+        return std::make_unique<TopKRouter<float>>(config, parameters, or_single(groups),
+                                                   dtype);
     }
     std::unique_ptr<TokenDispatcher> make_dispatcher(
         const MoEConfig& config, DType dtype, const GroupsPtr& groups) const override {

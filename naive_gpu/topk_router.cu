@@ -75,18 +75,21 @@ void count_tokens(Tensor& counts, const Tensor& map, const TokenGrid& grid) {
 
 template <typename Scalar>
 TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& parameters,
-                               const GroupsPtr& groups)
+                               const GroupsPtr& groups, DType dtype)
     : Router({MemorySpace::device, dtype_of<Scalar>}),
       config_(config),
       groups_(groups),
+      rounding_(dtype),
       local_tokens_per_expert_(gpu::device_zeros<std::int64_t>({config.num_experts()})),
       random_logits_(config, groups, placement()),
       input_jitter_(config, groups, placement()) {
     const std::int64_t E = config.num_experts();
-    weight_ = transfer(parameters.at("router.weight"), placement())
-                  .reshaped({1, E, config.hidden_size});
-    if (config.add_bias_linear)
-        bias_ = transfer(parameters.at("router.bias"), placement()).reshaped({1, E});
+    const auto parameter = [&](const char* name, Shape shape) {
+        return rounding_.of(transfer(parameters.at(name), placement()))
+            .reshaped(std::move(shape));
+    };
+    weight_ = parameter("router.weight", {1, E, config.hidden_size});
+    if (config.add_bias_linear) bias_ = parameter("router.bias", {1, E});
     const auto buffer = [&](const char* name) {
         const auto found = parameters.find(name);
         return found == parameters.end()
@@ -116,12 +119,13 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     // ② logits = X Wᵀ + b
     {
         StepTimer timer(context, Step::gating);
+        saved->hidden = rounding_.of(saved->hidden);
         if (config_.moe_input_jitter_eps) {
-            saved->jitter = input_jitter_.of(S, B);
-            saved->hidden = multiply<Scalar>(saved->hidden, saved->jitter);
+            saved->jitter = rounding_.of(input_jitter_.of(S, B));
+            saved->hidden = rounding_.of(multiply<Scalar>(saved->hidden, saved->jitter));
         }
-        saved->logits = linear_forward<Scalar>(saved->hidden, weight_, bias_, {},
-                                               make_row_groups({S * B}));
+        saved->logits = rounding_.of(linear_forward<Scalar>(
+            saved->hidden, weight_, bias_, {}, make_row_groups({S * B})));
         if (!config_.has_random_logits()) require_finite<Scalar>(saved->logits);
         gpu::synchronize();
     }
@@ -129,7 +133,7 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
         context.value(Step::gating, "jittered_hidden_states", saved->hidden);
     context.value(Step::gating, "logits", saved->logits);
     if (config_.has_random_logits()) {
-        saved->logits = random_logits_.of(S, B);
+        saved->logits = rounding_.of(random_logits_.of(S, B));
         context.value(Step::gating, "random_logits", saved->logits);
     }
 
@@ -145,6 +149,7 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
             config_.is_sinkhorn()
                 ? route_sinkhorn<Scalar>(saved->logits, config_, context.training)
                 : route<Scalar>(saved->logits, expert_bias_, config_, precomputed_idx);
+        saved->routing.probs = rounding_.of(saved->routing.probs);
         result.probs = saved->routing.probs;
         result.routing_map = saved->routing.map;
         gpu::synchronize();
@@ -202,10 +207,10 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
     context.value(Step::auxiliary_losses_backward, "d_logits_losses", dlogits);
 
     // ⑰ a dropped choice has no gradient of its own, but stays in its token's sum
-    Tensor dtopk_probs = dprobs;
+    Tensor dtopk_probs = rounding_.of(dprobs);
     if (saved.kept_map.defined()) {
         StepTimer timer(context, Step::token_dropping_backward);
-        dtopk_probs = apply_token_dropping_backward<Scalar>(dprobs, saved.kept_map);
+        dtopk_probs = apply_token_dropping_backward<Scalar>(dtopk_probs, saved.kept_map);
         gpu::synchronize();
     }
     context.value(Step::token_dropping_backward, "d_topk_probs", dtopk_probs);
@@ -216,6 +221,7 @@ void TopKRouter<Scalar>::backward(Tensor& dhidden, TensorMap& gradients,
         const auto through = config_.is_sinkhorn() ? route_sinkhorn_backward<Scalar>
                                                    : route_backward<Scalar>;
         through(dlogits, dtopk_probs, saved.logits, saved.routing, config_);
+        dlogits = rounding_.of(dlogits);
         gpu::synchronize();
     }
     context.value(Step::routing_backward, "d_logits", dlogits);

@@ -4,6 +4,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/router_rounding.h"
 #include "core/tier.h"
 #include "distributed/input_jitter.h"
 #include "distributed/random_logits.h"
@@ -12,13 +13,14 @@
 namespace moe::naive {
 
 /// Gating, scores, selection, weights, dropping and auxiliary losses.
-/// Scalar is the router dtype (moe_router_dtype); scores are fp32 in any case.
+/// Scalar is the router dtype (moe_router_dtype), or what holds the values of one of
+/// bf16; scores are fp32 in any case.
 /// Source: router.py, TopKRouter.
 template <typename Scalar>
 class TopKRouter : public Router {
   public:
     TopKRouter(const MoEConfig& config, const TensorMap& parameters,
-               const GroupsPtr& groups);
+               const GroupsPtr& groups, DType dtype = dtype_of<Scalar>);
 
     Output forward(const Tensor& hidden, const Tensor& padding_mask,
                    const RunContext& context) override;
@@ -34,6 +36,7 @@ class TopKRouter : public Router {
 
     MoEConfig config_;
     GroupsPtr groups_;
+    RouterRounding rounding_;
     Tensor weight_;                   // (1, E, H)
     Tensor bias_;                     // (1, E), undefined without add_bias_linear
     Tensor expert_bias_;              // (E) f32, undefined without

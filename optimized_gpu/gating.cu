@@ -186,7 +186,6 @@ Tensor gating_backward_bias(const Tensor& dlogits, cudaStream_t stream) {
 namespace {
 
 /// One thread per element.
-/// One thread per element.
 template <typename Sum, typename T>
 __global__ void jitter_kernel(Sum* jittered, const T* x, const float* factors,
                               std::int64_t count) {
@@ -198,6 +197,14 @@ template <typename To, typename From>
 __global__ void cast_kernel(To* to, const From* from, std::int64_t count) {
     const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < count) to[i] = static_cast<To>(from[i]);
+}
+
+/// One thread per element.
+template <typename T>
+__global__ void round_kernel(T* rounded, const T* values, std::int64_t count) {
+    const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    rounded[i] = T(gpu::widen(gpu::narrow<__nv_bfloat16>(float(values[i]))));
 }
 
 }  // namespace
@@ -217,6 +224,18 @@ Tensor cast_logits(const Tensor& logits, DType dtype, cudaStream_t stream) {
         });
     });
     return result;
+}
+
+Tensor round_to_bf16(const Tensor& values, cudaStream_t stream) {
+    Tensor rounded;
+    with_sums(values.dtype(), [&](auto type) {
+        using T = typename decltype(type)::type;
+        rounded = gpu::device_empty<T>(values.shape());
+        gpu::launch(
+            "round_kernel", round_kernel<T>, gpu::one_thread_per(values.numel(), stream),
+            gpu::device_data<T>(rounded), gpu::device_data<T>(values), values.numel());
+    });
+    return rounded;
 }
 
 Tensor jitter_tokens(const Tensor& x, const Tensor& factors, DType dtype,

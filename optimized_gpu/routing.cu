@@ -81,7 +81,8 @@ __device__ ChosenExpert route_token(const float (&x)[N], const float (&s)[N],
         value = score_of(rule.function, logit, softmax_of_row);
     }
     const float largest = __shfl_sync(kAllLanes, value, 0);
-    return {chosen.index, rule.scaling_factor * weight_of(value, largest, rule, lane)};
+    const float weight = rule.scaling_factor * weight_of(value, largest, rule, lane);
+    return {chosen.index, rule.rounded(weight)};
 }
 
 /// ⑤ for one valid token: adds its scores to the warp's sums, and its choices by them to

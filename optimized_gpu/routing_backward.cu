@@ -36,7 +36,7 @@ __device__ ChosenGradient load_chosen(const BackwardPointers& from,
     if (lane >= K) return {-1, -INFINITY, 0.0f};
     const int id = from.ids[t * K + lane];
     return {id, from.logits[t * E + id],
-            rule.scaling_factor * from.dweights[t * K + lane]};
+            rule.scaling_factor * rule.rounded(from.dweights[t * K + lane])};
 }
 
 /// dx of the chosen, without a softmax over all experts.
@@ -102,6 +102,8 @@ __global__ void __launch_bounds__(kThreads)
                 loss_scores_backward(dx, x, softmax_of_row,
                                      to.dscores + t % populations * E, scale, rule, lane);
         }
+#pragma unroll
+    for (int j = 0; j < N; ++j) dx[j] = rule.rounded(dx[j]);
     store_row(to.dlogits + t * E, dx, E, lane);
 }
 //! [route_backward_kernel]

@@ -2,6 +2,7 @@
 /// How experts are chosen, as a struct for kernels. Source: transformer_config.py.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -26,6 +27,7 @@ struct RoutingRule {
     int num_groups = 0;  ///< 0: every expert may be chosen
     int group_topk = 0;
     float scaling_factor = 1.0f;
+    bool rounds = false;  ///< weights and gradients are those of a router of bf16
 
     bool operator==(const RoutingRule&) const = default;
     /// Softmax over all experts, of which the K largest are chosen.
@@ -35,6 +37,10 @@ struct RoutingRule {
     /// Softmax after top-k: the logits choose, and only the chosen share the softmax.
     __host__ __device__ bool is_post_softmax() const {
         return function == ScoreFunction::softmax && !pre_softmax;
+    }
+    /// A weight, or a gradient, as the router has it: core/router_rounding.h.
+    __device__ float rounded(float value) const {
+        return rounds ? __bfloat162float(__float2bfloat16(value)) : value;
     }
     /// Softmax before top-k stays as it is, and so does a single score.
     __host__ __device__ bool normalizes() const {

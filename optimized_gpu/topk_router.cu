@@ -88,7 +88,7 @@ LateLosses late_losses(const RouterSaved& saved) {
 
 TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& parameters,
                        const GroupsPtr& groups)
-    : Router({MemorySpace::device, dtype}),
+    : Router({MemorySpace::device, dtype == DType::f64 ? DType::f64 : DType::f32}),
       config_(config),
       groups_(groups),
       rule_(make_routing_rule(config)),
@@ -97,12 +97,12 @@ TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& pa
       random_logits_(config, groups, {MemorySpace::device, DType::f32}),
       input_jitter_(config, groups, {MemorySpace::device, DType::f32}) {
     const std::int64_t E = config.num_experts();
-    const Tensor& weight = parameters.at("router.weight");
-    weight_ = transfer(weight, placement());
+    rule_.rounds = dtype == DType::bf16;
+    weight_ = rounded(transfer(parameters.at("router.weight"), placement()));
     if (config.add_bias_linear)
-        bias_ = transfer(parameters.at("router.bias"), placement());
-    if (dtype == DType::f32) {
-        bf16_weight_ = exact_in_bf16(weight, {1, E, config.hidden_size});
+        bias_ = rounded(transfer(parameters.at("router.bias"), placement()));
+    if (placement().dtype == DType::f32) {
+        bf16_weight_ = exact_in_bf16(weight_, {1, E, config.hidden_size});
         if (bias_.defined()) bf16_bias_ = exact_in_bf16(bias_, {1, E});
     }
     const auto buffer = [&](const char* name) {
@@ -128,6 +128,12 @@ Tensor TopKRouter::gate(const Tensor& hidden) {
                           all_tokens_.of(hidden.dim(0)), DType::f32);
 }
 
+/// As a router of bf16 has it, see core/router_rounding.h; any other's as it is. What is
+/// not rounded here, the kernels of the routing round: RoutingRule::rounds.
+Tensor TopKRouter::rounded(const Tensor& values) const {
+    return rule_.rounds && values.dtype() != DType::bf16 ? round_to_bf16(values) : values;
+}
+
 //! [router_forward]
 Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_mask,
                                    const RunContext& context) {
@@ -141,11 +147,13 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
     // ② logits = X Wᵀ + b
     {
         StepTimer timer(context, Step::gating);
+        saved->hidden = rounded(saved->hidden);
         if (config_.moe_input_jitter_eps) {
-            saved->jitter = input_jitter_.of(S, B);
-            saved->hidden = jitter_tokens(saved->hidden, saved->jitter, weight_.dtype());
+            saved->jitter = rounded(input_jitter_.of(S, B));
+            saved->hidden =
+                rounded(jitter_tokens(saved->hidden, saved->jitter, weight_.dtype()));
         }
-        saved->gate_logits = gate(saved->hidden);
+        saved->gate_logits = rounded(gate(saved->hidden));
         saved->logits = cast_logits(saved->gate_logits, DType::f32);
         synchronize_if_watched(context);
     }
@@ -153,7 +161,7 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
         context.value(Step::gating, "jittered_hidden_states", saved->hidden);
     context.value(Step::gating, "logits", saved->gate_logits);
     if (config_.has_random_logits()) {
-        saved->logits = random_logits_.of(S, B);
+        saved->logits = rounded(random_logits_.of(S, B));
         context.value(Step::gating, "random_logits", saved->logits);
     }
 
@@ -178,7 +186,7 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
             if (context.training) require_finite(saved->routed, saved->logits);
             saved->balanced = route_sinkhorn(saved->logits, config_, context.training);
             saved->ids = saved->balanced.ids;
-            saved->weights = saved->balanced.weights;
+            saved->weights = rounded(saved->balanced.weights);
         }
         synchronize_if_watched(context);
     }
@@ -299,7 +307,7 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
                                                   saved.padding_mask, losses};
         if (!config_.moe_router_fusion) {
             unfused = route_unfused_backward(operands, rule_);
-            return unfused.dlogits;
+            return rounded(unfused.dlogits);
         }
         Tensor dlogits = gpu::device_empty<float>(saved.logits.shape());
         route_backward(dlogits, operands, rule_);
@@ -317,7 +325,9 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
         if (config_.is_sinkhorn()) {
             dlogits =
                 has_losses ? of_losses() : gpu::device_zeros<float>(saved.logits.shape());
-            route_sinkhorn_backward(dlogits, dweights, saved.ids, saved.logits, config_);
+            route_sinkhorn_backward(dlogits, rounded(dweights), saved.ids, saved.logits,
+                                    config_);
+            dlogits = rounded(dlogits);
         } else {
             dlogits = through(dweights);
         }

@@ -16,8 +16,9 @@ namespace moe::optimized {
 /// Gating, scores, selection, weights, dropping and auxiliary losses, without a wait of
 /// the host: losses and the word on the logits are read when somebody asks. It hands on K
 /// choices of each token; dense maps only of experts padded to capacity, where a token
-/// may have more. The gate works in fp32 or, by moe_router_dtype, in fp64; scores are
-/// fp32 in any case. Source: router.py, TopKRouter.
+/// may have more. The gate works in fp32 or, by moe_router_dtype, in fp64, which also
+/// hold the values of a router of bf16; scores are fp32 in any case. Source: router.py,
+/// TopKRouter.
 ///
 /// With sinkhorn the host waits in every round: the data decide how many there are.
 class TopKRouter : public Router {
@@ -40,6 +41,7 @@ class TopKRouter : public Router {
 
   private:
     Tensor gate(const Tensor& hidden);
+    Tensor rounded(const Tensor& values) const;
     /// Quantile balancing's ids; in training its quantiles are added up.
     void choose_by_quantiles(struct RouterSaved& saved, bool training);
     void apply_capacity(Output& output, struct RouterSaved& saved) const;

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
     // The first is the largest, unless quantile balancing chose
     const float largest = warp_max(lane < K ? value : -INFINITY);
     const float weight = rule.scaling_factor * weight_of(value, largest, rule, lane);
-    if (lane < K) weights[t * K + lane] = weight;
+    if (lane < K) weights[t * K + lane] = rule.rounded(weight);
 }
 
 /// One thread per choice; token t belongs to population t mod P.

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads)
     if (t >= num_tokens) return;
     float value = 0.0f, g = 0.0f;
     if (lane < K) {
-        g = rule.scaling_factor * dweights[t * K + lane];
+        g = rule.scaling_factor * rule.rounded(dweights[t * K + lane]);
         value = logits[t * E + ids[t * K + lane]];
         if (rule.normalizes()) value = score_of(rule.function, value);
     }

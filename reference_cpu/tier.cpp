@@ -44,13 +44,16 @@ class ReferenceCpu : public Tier {
                            EIGEN_MAJOR_VERSION, EIGEN_MINOR_VERSION,
                            Eigen::SimdInstructionSetsInUse());
     }
-    std::vector<DType> dtypes(ComponentKind) const override {
+    /// A router of bf16, to hold those of others against, rounds what fp64 computes.
+    std::vector<DType> dtypes(ComponentKind kind) const override {
+        if (kind == ComponentKind::router) return {DType::f64, DType::f32, DType::bf16};
         return {DType::f64, DType::f32};
     }
     /// All of it once more for every expert that a token visits: nothing is computed
     /// twice.
     std::vector<KeptTensor> kept(const MoEConfig& config, DType router,
                                  DType dtype) const override {
+        if (router == DType::bf16) router = DType::f64;  // holds its values
         const int halves = config.gated_linear_unit ? 2 : 1;
         std::vector<KeptTensor> kept = {{"tokens", 1, "TH", router},
                                         {"rows", 1, "Nl", dtype},
@@ -72,6 +75,9 @@ class ReferenceCpu : public Tier {
     std::unique_ptr<Router> make_router(const MoEConfig& config, DType dtype,
                                         const TensorMap& parameters,
                                         const GroupsPtr& groups) const override {
+        if (dtype == DType::bf16)
+            return std::make_unique<TopKRouter<double>>(config, parameters,
+                                                        or_single(groups), dtype);
         return make<Router, TopKRouter>(dtype, config, parameters, or_single(groups));
     }
     std::unique_ptr<TokenDispatcher> make_dispatcher(

@@ -79,6 +79,25 @@ void print_losses(const Comparison& c) {
     }
 }
 
+/// What the router's precision does.
+void print_changed_experts(const Comparison& c) {
+    if (c.columns.size() < 2 || c.sizes.num_tokens == 0) return;
+    fmt::print("\nTokens whose experts changed against fp64, of {}\n",
+               grouped(c.sizes.num_tokens));
+    bool rounds = false;
+    for (const ColumnOutcome& column : c.columns) {
+        if (&column == &c.columns.front()) continue;
+        rounds = rounds || column.spec.router.dtype == DType::bf16;
+        fmt::print("{}\n", wrapped(fmt::format("  {:<20}{}", column.label,
+                                               in_words(column.changed)),
+                                   34));
+    }
+    if (rounds)
+        fmt::print("{}\n", wrapped("  moe_router_dtype is not set: a router of bf16 is "
+                                   "held against one of bf16 in fp64's place",
+                                   2));
+}
+
 /// What training needs for every layer at once.
 void print_kept(const Comparison& c) {
     const std::int64_t T = c.sizes.num_tokens;
@@ -318,6 +337,7 @@ int run_compare(const CompareOptions& options) {
     print_header(comparison);
     print_steps(comparison, options.report);
     print_losses(comparison);
+    print_changed_experts(comparison);
     print_kept(comparison);
     print_expert_load(comparison);
     print_verdict(comparison);

@@ -210,6 +210,19 @@ void judge_steps(ColumnOutcome& column, const MoEConfig& config, std::int64_t nu
     }
 }
 
+/// Every value of the layer in one supplier.
+std::map<Step, TensorMap> record_values(const ComparisonRequest& request,
+                                        const ModuleSpec& spec,
+                                        const TensorMap& parameters, const Tensor& hidden,
+                                        const Tensor& doutput) {
+    request.progress(to_string(spec) + ": every value");
+    ValueRecorder recorder([](Step) {});
+    Runner(request, spec, parameters, hidden, doutput).run(recorder);
+    Runner unwatched(request, spec, parameters, hidden, doutput);
+    put_results(recorder.values, unwatched.run_unwatched());
+    return std::move(recorder.values);
+}
+
 std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
                                             const std::vector<ComponentSpec>& suppliers) {
     namespace fs = std::filesystem;
@@ -280,6 +293,12 @@ std::optional<Step> ColumnOutcome::first_deviation() const {
     return std::nullopt;
 }
 
+ModuleSpec exact_spec(const ModuleSpec& spec) {
+    ModuleSpec exact = ModuleSpec::uniform({"reference_cpu", DType::f64});
+    if (spec.router.dtype == DType::bf16) exact.router.dtype = DType::bf16;
+    return exact;
+}
+
 Tensor random_gradient(const Shape& shape, std::uint64_t seed) {
     const Rng rng(seed, 200);
     Tensor gradient = Tensor::empty(shape, DType::f32);
@@ -302,7 +321,16 @@ Comparison run_comparison(const ComparisonRequest& request) {
 
     std::vector<ModuleSpec> specs = {ModuleSpec::uniform({"reference_cpu", DType::f64})};
     specs.insert(specs.end(), request.columns.begin(), request.columns.end());
-    std::map<Step, TensorMap> reference;
+    std::map<Step, TensorMap> reference, of_bf16_router;
+    const auto reference_of = [&](const ModuleSpec& spec) -> const auto& {
+        const ModuleSpec exact = exact_spec(spec);
+        if (exact == specs.front()) return reference;
+        if (of_bf16_router.empty())
+            of_bf16_router = record_values(request, exact, parameters, hidden, doutput);
+        return of_bf16_router;
+    };
+    const auto bias = parameters.find("router.expert_bias");
+    Tensor keys;  // (T, E) of fp64
     std::vector<ComponentSpec> uniform_suppliers;
     for (const ModuleSpec& spec : specs) {
         ColumnOutcome column;
@@ -323,14 +351,21 @@ Comparison run_comparison(const ComparisonRequest& request) {
         put_results(recorder.values, unwatched.run_unwatched());
         column.kept_bytes = unwatched.kept_bytes();
 
-        if (result.columns.empty())
+        if (result.columns.empty()) {
             reference = std::move(recorder.values);
-        else if (request.config.moe_router_padding_for_quantization)
+            keys = selection_keys(used_logits(reference.at(Step::gating)),
+                                  bias == parameters.end() ? Tensor() : bias->second,
+                                  request.config);
+        } else {
+            const std::map<Step, TensorMap>& exact = reference_of(column.spec);
+            const bool padded = request.config.moe_router_padding_for_quantization;
             judge_steps(column, request.config, hidden.dim(0) * hidden.dim(1),
-                        without_padding(recorder.values), without_padding(reference));
-        else
-            judge_steps(column, request.config, hidden.dim(0) * hidden.dim(1),
-                        recorder.values, reference);
+                        padded ? without_padding(recorder.values) : recorder.values,
+                        padded ? without_padding(exact) : exact);
+            column.changed =
+                count_changed_experts(recorder.values.at(Step::routing).at("topk_idx"),
+                                      reference.at(Step::routing).at("topk_idx"), keys);
+        }
         if (!column.emulated) {
             request.progress(column.label + ": times");
             time_steps(column, runner, request.repeats);

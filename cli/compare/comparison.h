@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/compare/changed_experts.h"
 #include "core/components.h"
 #include "core/config.h"
 #include "core/floors.h"
@@ -42,6 +43,7 @@ struct ColumnOutcome {
     std::string label;  ///< "reference_cpu:fp32"
     std::array<StepOutcome, kNumSteps> steps;
     Losses losses;
+    ChangedExperts changed;  ///< against fp64, whose router is at least as precise
     /// Bytes that a forward keeps for its backward, counted, …
     std::int64_t kept_bytes = 0;
     Floor kept;             ///< … and by formula; off where suppliers are mixed
@@ -103,6 +105,10 @@ TextTokens read_text(const std::string& path, std::int64_t seq_len,
 /// Hidden states (S, B, H) fp32, exactly representable in bf16: each byte with the two
 /// before it in its sequence, embedded by fixed seeded tables and weighed 1, 1/2, 1/4.
 Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_t seed);
+
+/// The layer in fp64 that a supplier is held against. A router of bf16 chooses other
+/// experts than one of fp64: then this one's is of bf16 as well.
+ModuleSpec exact_spec(const ModuleSpec& spec);
 
 /// Gradient of the output: seeded N(0, 1), exactly representable in bf16.
 Tensor random_gradient(const Shape& shape, std::uint64_t seed);

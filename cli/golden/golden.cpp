@@ -125,6 +125,14 @@ TensorMap run_rank(const GoldenCase& golden, const GoldenRank& rank,
     return values;
 }
 
+/// The supplier with the router that the file asks for.
+ModuleSpec with_router_of_source(const GoldenCase& golden, ModuleSpec spec) {
+    if (golden.source_dtype && !golden.config.moe_router_dtype)
+        spec.router.dtype = *golden.source_dtype;
+    spec.raise_router_dtype(golden.config);
+    return spec;
+}
+
 /// What has no word in an exchange for how much there is of something wants as much of it
 /// from every rank: AllGather of tokens, AlltoAll of rows padded to the capacity.
 void require_equal_ranks(const GoldenCase& golden) {
@@ -162,8 +170,9 @@ std::optional<Step> CaseResult::first_deviation() const {
     return first;
 }
 
-std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& spec,
+std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& supplier,
                                   distributed::Communicator* world) {
+    const ModuleSpec spec = with_router_of_source(golden, supplier);
     if (golden.ranks.size() == 1)
         return {run_rank(golden, golden.ranks[0], spec, golden.parameters, nullptr)};
     const auto run = [&](distributed::Communicator& of_all) {
@@ -193,10 +202,15 @@ std::vector<TensorMap> run_golden(const GoldenCase& golden, const ModuleSpec& sp
     return values;
 }
 
-CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& spec,
+CaseResult verify_golden(const GoldenCase& golden, const ModuleSpec& supplier,
                          distributed::Communicator* world) {
-    CaseResult result{golden.name, spec, true, {}};
-    const DType dtype = spec.coarsest_dtype();
+    const ModuleSpec spec = with_router_of_source(golden, supplier);
+    const bool raised = golden.config.moe_router_dtype.has_value();
+    CaseResult result{golden.name, raised ? supplier : spec, true, {}};
+    DType dtype = spec.coarsest_dtype();
+    // What is expected was rounded as well
+    if (golden.source_dtype && size_of(*golden.source_dtype) < size_of(dtype))
+        dtype = *golden.source_dtype;
     const std::vector<TensorMap> got = run_golden(golden, spec, world);
     std::optional<RoundingDistances> rounding;  // measured where something asks for it
     for (std::size_t rank = 0; rank < got.size(); ++rank)

@@ -34,6 +34,9 @@ struct GoldenRank {
 struct GoldenCase {
     std::string path, name, source;
     MoEConfig config;
+    /// In which the source's layer ran, if the file says so. Where the config has no
+    /// moe_router_dtype, the router is of this one in every supplier.
+    std::optional<DType> source_dtype;
     std::vector<GoldenRank> ranks;  ///< world_size of them
     TensorMap parameters;           ///< of the whole layer; ranks take their shards
     std::vector<std::string> unknown_tensors;  ///< names nobody here knows

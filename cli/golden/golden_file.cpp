@@ -131,6 +131,12 @@ std::map<std::string, Expectation> expectations(const MoEConfig& config, std::in
     return known;
 }
 
+std::optional<DType> read_source_dtype(const SafetensorsFile& file) {
+    const std::string name = metadata_or(file, "source_dtype", "");
+    if (name.empty()) return std::nullopt;
+    return parse_dtype(file.path() + ": __metadata__.source_dtype", name);
+}
+
 std::map<std::string, std::map<std::string, double>> read_source_errors(
     const SafetensorsFile& file) {
     const std::string text = metadata_or(file, "source_errors", "{}");
@@ -199,6 +205,7 @@ GoldenCase load_golden(const std::string& path) {
     golden.config = read_config(file, world_size);
     golden.name = metadata_or(file, "case", path.substr(path.find_last_of('/') + 1));
     golden.source = metadata_or(file, "source", "unknown");
+    golden.source_dtype = read_source_dtype(file);
     golden.source_errors = read_source_errors(file);
 
     std::set<std::string> read;

@@ -97,6 +97,14 @@ CaseResult verify_in(const Verification& run, const GoldenCase& golden,
     }
 }
 
+/// What a file says by saying nothing.
+std::string router_hint(const GoldenCase& golden, const CaseResult& result) {
+    const bool open = !golden.config.moe_router_dtype && !golden.source_dtype;
+    if (result.ok || !open || result.spec.router.dtype != DType::bf16) return "";
+    return "moe_router_dtype is not set: this router is of bf16, and may choose other "
+           "experts; where the source's was fp32 or fp64, moe_config has to say so";
+}
+
 /// Verifies a case in every supplier; true when all values match.
 bool verify_case(const DispatcherCase& subject, const Verification& run) {
     const VerifyOptions& options = run.options;
@@ -121,6 +129,7 @@ bool verify_case(const DispatcherCase& subject, const Verification& run) {
             result.hint = layout_hint(subject.golden, result, [&](const GoldenCase& g) {
                 return verify_in(run, g, spec, shown);
             });
+        if (result.hint.empty()) result.hint = router_hint(subject.golden, result);
         options.json ? print_json(result, subject, !options.dispatcher_type.empty())
                      : print_result(shown, result);
         ok = ok && result.ok;

@@ -200,11 +200,10 @@ std::vector<std::vector<gpu::LogEntry>> logs_of(const std::vector<RankRecord>& r
 }
 
 /// The bytes of ⑥ must be those of the rows that the routing map asks for.
-void judge_bytes(RankColumn& column, const DispatcherOutcome& outcome,
-                 const distributed::ParallelSizes& sizes, bool dense) {
-    const Links expected =
-        exchanged_bytes(outcome.config, sizes, outcome.rows, Step::dispatch,
-                        sending_of(column.spec.dispatcher, dense));
+void judge_bytes(RankColumn& column, const MoEConfig& config,
+                 const distributed::ParallelSizes& sizes, const Links& rows, bool dense) {
+    const Links expected = exchanged_bytes(config, sizes, rows, Step::dispatch,
+                                           sending_of(column.spec.dispatcher, dense));
     const Links sent = column.sent_in({Step::dispatch});
     for (int from = 0; from < sizes.world; ++from)
         for (int to = 0; to < sizes.world; ++to)
@@ -232,9 +231,27 @@ std::function<void(Step)> say_step(const RankComparisonRequest& request,
     };
 }
 
+/// The layer on one rank by the router's precision: what ranks are held against.
+using Wholes = std::map<DType, WholeRecord>;
+
+const WholeRecord& whole_for(Wholes& wholes, const RankComparisonRequest& request,
+                             RankJob job, const ModuleSpec& spec,
+                             const RankTokens& tokens) {
+    job.spec = exact_spec(spec);
+    const DType router = job.spec.router.dtype;
+    if (!wholes.contains(router)) {
+        job.on_step = say_step(request, router == DType::bf16
+                                            ? "one rank with everything, router of bf16"
+                                            : "one rank with everything");
+        wholes[router] = run_whole(job, tokens);
+    }
+    return wholes.at(router);
+}
+
 DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob job,
-                                 const RankTokens& tokens, const WholeRecord& whole) {
+                                 const RankTokens& tokens, Wholes& wholes) {
     DispatcherOutcome outcome;
+    const WholeRecord& whole = wholes.at(DType::f64);
     outcome.config = job.config;
     outcome.rows = dispatched_rows(job.config, request.sizes, tokens, whole.routing_map);
     outcome.rows_per_token = double(total(outcome.rows)) /
@@ -250,14 +267,17 @@ DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob j
         const std::string what = fmt::format("{} over {} ranks: {}", outcome.name(),
                                              request.sizes.world, column.label);
         request.progress(what);
+        const WholeRecord& mine = whole_for(wholes, request, job, column.spec, tokens);
         job.on_step = say_step(request, what);
         job.spec = spec;
         job.counts_asked = spec.uses_device();
         const std::vector<RankRecord> records = run_on_ranks(job, tokens);
-        Judge(column, request, tokens, whole).judge(job.config, records);
+        Judge(column, request, tokens, mine).judge(job.config, records);
         count_traffic(column, records);
         column.schedule = schedule(logs_of(records));
-        judge_bytes(column, outcome, request.sizes, records[0].dense);
+        judge_bytes(column, outcome.config, request.sizes,
+                    dispatched_rows(job.config, request.sizes, tokens, mine.routing_map),
+                    records[0].dense);
         outcome.ok = outcome.ok && column.ok;
         outcome.columns.push_back(column);
     }
@@ -334,18 +354,19 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
 
     request.progress("drawing weights");
     RankJob job;
-    job.on_step = say_step(request, "one rank with everything");
     job.world = request.world;
     result.backend = request.world != nullptr ? request.world->backend() : "threads";
     job.config = comparable(request.configs[0]);
-    job.spec = ModuleSpec::uniform({"reference_cpu", DType::f64});
     job.parameters =
         random_parameters(distributed::single_rank_config(job.config), request.seed);
     const Shape flat = {result.num_tokens(), job.config.hidden_size};
     job.hidden =
         embed_text(request.text, job.config.hidden_size, request.seed).reshaped(flat);
     job.doutput = random_gradient(flat, request.seed);
-    const WholeRecord whole = run_whole(job, result.tokens);
+    Wholes wholes;
+    const WholeRecord& whole =
+        whole_for(wholes, request, job,
+                  ModuleSpec::uniform({"reference_cpu", DType::f64}), result.tokens);
     result.whole_runs = whole.runs;
     result.probs = whole.probs;
     result.rows_per_expert =
@@ -355,7 +376,7 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
 
     for (const MoEConfig& config : request.configs) {
         job.config = comparable(config);
-        result.dispatchers.push_back(run_dispatcher(request, job, result.tokens, whole));
+        result.dispatchers.push_back(run_dispatcher(request, job, result.tokens, wholes));
         result.ok = result.ok && result.dispatchers.back().ok;
     }
     return result;

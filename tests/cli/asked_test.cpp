@@ -112,6 +112,7 @@ TEST_F(AskedTest, CompareShowsItForEveryDispatcherAndTier) {
     const std::string line =
         "compare --hidden-size 24 --moe-ffn-hidden-size 40 --scale 1 "
         "--seq-length 7 --micro-batch-size 2 --num-experts 6 --moe-router-topk 3 "
+        "--moe-router-dtype fp32 "
         "--text " +
         write("text.txt", "abcdefghijklmnopqrstuvwxyz") + " --report ";
     const Output output = moe(line + path("report") + " --ranks 2");

@@ -71,7 +71,7 @@ TEST_F(CompareTest, ComparesAndWritesAReport) {
     for (int n = 1; n <= kNumSteps; ++n)
         EXPECT_TRUE(has(output, "\n" + circled(static_cast<Step>(n)) + " ")) << n;
     for (const char* words :
-         {"S=33 x B=3 = 99 tokens", "198 expert rows", "all tiers agree", "42 of 42",
+         {"S=33 x B=3 = 99 tokens", "198 expert rows", "all tiers agree", "45 of 45",
           "expert 7", "reference_cpu:fp32", "experts=reference_cpu:fp64",
           "load_balancing_loss"})
         EXPECT_TRUE(has(output, words)) << words;
@@ -173,6 +173,8 @@ TEST_F(CompareTest, LeavesOutTheRowsThatPad) {
     ComparisonRequest request;
     request.config = small_config(16, 5, 2, 8);
     request.config.moe_router_padding_for_quantization = true;
+    // So many tokens are the same one that rounding their gradients does not average out
+    request.config.moe_router_dtype = "fp32";
     request.config.finalize();
     request.text = read_text(write("text.txt", std::string(50, 'e') + "abcdefghijklmno"),
                              31, 2, false);

@@ -60,6 +60,8 @@ TEST_F(VerifyTest, NamesWrongMetadata) {
     EXPECT_TRUE(RejectsMetadata("moe_config", "[]", {"moe_config = []: ", "object"}));
     EXPECT_TRUE(RejectsMetadata("moe_config", "{}", {"moe_config: hidden_size = 0: "}));
     EXPECT_TRUE(RejectsMetadata("source_errors", "3", {"source_errors = 3: "}));
+    EXPECT_TRUE(RejectsMetadata("source_dtype", "fp8",
+                                {"source_dtype = fp8: ", "fp64, fp32, bf16"}));
     EXPECT_TRUE(RejectsMetadata("source_errors", R"({"fp32": 3})", {"source_errors"}));
     EXPECT_TRUE(RejectsMetadata("source_errors", "{", {"source_errors", "JSON"}));
     EXPECT_TRUE(RejectsConfig(R"("moe_magic": 1)", {"moe_magic = 1: no such"}));

@@ -157,7 +157,7 @@ TEST(ModuleSpec, IsReadFromText) {
     EXPECT_TRUE(rejects("router=fast_gpu", {"spec router = fast_gpu", "reference_cpu"}));
     EXPECT_TRUE(rejects("router=reference_cpu:fp8", {"fp8", "fp64, fp32, bf16"}));
     EXPECT_TRUE(
-        rejects("router=reference_cpu:bf16", {"reference_cpu:bf16", "fp64, fp32"}));
+        rejects("experts=reference_cpu:bf16", {"reference_cpu:bf16", "fp64, fp32"}));
     EXPECT_TRUE(rejects("router=", {"spec router = :", "reference_cpu"}));
     EXPECT_TRUE(rejects("router=reference_cpu:", {"spec router = :", "fp64"}));
     EXPECT_TRUE(rejects(",router=reference_cpu", {"spec = :", "component=tier"}));
@@ -190,7 +190,8 @@ TEST(ModuleSpec, RaisesTheRouterButNeverLowersIt) {
     EXPECT_EQ(raised(DType::bf16, "fp64"), DType::f64);
     EXPECT_EQ(raised(DType::f32, "fp64"), DType::f64);
     EXPECT_EQ(raised(DType::f64, "fp32"), DType::f64);
-    EXPECT_EQ(raised(DType::bf16, std::nullopt), DType::f32);
+    EXPECT_EQ(raised(DType::bf16, std::nullopt), DType::bf16);
+    EXPECT_EQ(raised(DType::f64, std::nullopt), DType::f64);
 }
 
 }  // namespace

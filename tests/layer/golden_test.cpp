@@ -38,7 +38,13 @@ void expect_match(const GoldenCase& golden, const ModuleSpec& spec) {
         EXPECT_TRUE(check.ok) << check.name << ": error " << check.error << ", bound "
                               << check.bound << "; " << check.detail;
         // A bound that somebody widens makes every case pass.
-        if (spec.coarsest_dtype() != DType::bf16) {
+        if (golden.source_dtype == DType::bf16) {
+            EXPECT_LE(check.bound, 1e-2) << check.name;
+            // A router of bf16 makes the source's numbers, and not only near ones
+            if (check.name == "expect.logits" || check.name == "expect.probs") {
+                EXPECT_LE(check.error, 1e-6) << check.name;
+            }
+        } else if (spec.coarsest_dtype() != DType::bf16) {
             EXPECT_LE(check.bound, 2e-6) << check.name;
         }
         all_ok = all_ok && check.ok;
@@ -147,7 +153,7 @@ INSTANTIATE_TEST_SUITE_P(Files, GoldenRouter,
                          name_and_supplier);
 
 TEST(GoldenCases, AreAllHere) {
-    EXPECT_EQ(golden_names().size(), 42u);
+    EXPECT_EQ(golden_names().size(), 45u);
     EXPECT_EQ(golden_names("models/").size(), 28u);
 }
 

@@ -19,6 +19,7 @@ using distributed::InputJitter;
 MoEConfig jittered(double eps, std::int64_t width = kWidth) {
     MoEConfig config = small_config(width, kExperts, 2);
     config.moe_input_jitter_eps = eps;
+    config.moe_router_dtype = "fp32";
     config.finalize();
     return config;
 }

@@ -1,0 +1,38 @@
+#include "cli/compare/changed_experts.h"
+
+#include "core/transfer.h"
+#include "tests/support.h"
+
+namespace moe::test {
+namespace {
+
+TEST(ChangedExperts, AreCountedByTokenWithTheirGaps) {
+    // Token 0: 3 in place of 1; token 1: another order; token 2: both others
+    const Tensor expected = Tensor::from<double>({3, 2}, {0, 1, 2, 3, 0, 1});
+    const Tensor got = Tensor::from<double>({3, 2}, {3, 0, 3, 2, 2, 3});
+    const Tensor keys = Tensor::from<double>(
+        {3, 4}, {5.0, 3.0, 1.0, 2.0, 0, 1, 2, 3, 1.0, 0.5, 0.0, 0.25});
+    const ChangedExperts changed = count_changed_experts(got, expected, keys);
+    EXPECT_EQ(changed.tokens, 2);
+    EXPECT_EQ(changed.closest, 0.25);
+    EXPECT_EQ(changed.farthest, 1.0);
+    EXPECT_EQ(in_words(changed),
+              "     2: the closest are 2.5e-01 apart in fp64, the farthest 1.0e+00");
+    EXPECT_EQ(in_words(count_changed_experts(expected, expected, keys)), "     0");
+}
+
+TEST(ChangedExperts, HaveTheKeysThatChose) {
+    MoEConfig config = small_config(4, 2, 1, 5);
+    const Tensor logits = Tensor::from<double>({1, 2}, {0.0, 100.0});
+    EXPECT_EQ(to_doubles(selection_keys(logits, {}, config)),
+              (std::vector<double>{0.0, 100.0}));
+    config.moe_router_score_function = "sigmoid";
+    EXPECT_EQ(to_doubles(selection_keys(logits, {}, config)),
+              (std::vector<double>{0.5, 1.0}));
+    const Tensor bias = Tensor::from<double>({2}, {0.25, -2.0});
+    EXPECT_EQ(to_doubles(selection_keys(logits, bias, config)),
+              (std::vector<double>{0.75, -1.0}));
+}
+
+}  // namespace
+}  // namespace moe::test
