@@ -177,6 +177,19 @@ void check_experts(const MoEConfig& c) {
                "must be 1 with moe_apply_probs_on_input");
 }
 
+/// Ours, where Megatron has ⌊K / moe_router_group_topk⌋.
+void check_group_scores(const MoEConfig& c) {
+    if (!c.moe_router_group_score_topk) return;
+    const std::int64_t best = *c.moe_router_group_score_topk;
+    require_positive("moe_router_group_score_topk", best);
+    if (!c.moe_router_group_topk)
+        reject("moe_router_group_score_topk", best, "needs moe_router_group_topk");
+    const std::int64_t size = c.num_experts() / *c.moe_router_num_groups;
+    if (best > size)
+        reject("moe_router_group_score_topk", best,
+               fmt::format("must be at most {}, the experts of a group", size));
+}
+
 void check_groups(const MoEConfig& c) {
     if (c.moe_router_num_groups) {
         require_positive("moe_router_num_groups", *c.moe_router_num_groups);
@@ -184,7 +197,7 @@ void check_groups(const MoEConfig& c) {
             reject("moe_router_num_groups", *c.moe_router_num_groups,
                    fmt::format("must divide num_moe_experts ({})", c.num_experts()));
     }
-    if (!c.moe_router_group_topk) return;
+    if (!c.moe_router_group_topk) return check_group_scores(c);
     const std::int64_t group_topk = *c.moe_router_group_topk;
     require_positive("moe_router_group_topk", group_topk);
     if (!c.moe_router_num_groups)
@@ -195,7 +208,7 @@ void check_groups(const MoEConfig& c) {
                fmt::format("must be at most moe_router_num_groups ({})", groups));
     // Megatron lets the next two through; neither has a meaning. A group's score would be
     // the sum of zero entries, or experts of unchosen groups would be selected.
-    if (c.moe_router_topk < group_topk)
+    if (c.moe_router_topk < group_topk && !c.moe_router_group_score_topk)
         reject("moe_router_topk", c.moe_router_topk,
                fmt::format("must be at least moe_router_group_topk ({})", group_topk));
     const std::int64_t reachable = group_topk * (c.num_experts() / groups);
@@ -204,6 +217,7 @@ void check_groups(const MoEConfig& c) {
             "moe_router_topk", c.moe_router_topk,
             fmt::format("must be at most {}: the experts in moe_router_group_topk groups",
                         reachable));
+    check_group_scores(c);
 }
 
 void check_router(const MoEConfig& c) {
@@ -223,6 +237,13 @@ void check_router(const MoEConfig& c) {
     if (c.moe_router_enable_expert_bias && softmax)
         reject("moe_router_enable_expert_bias", true,
                "needs moe_router_score_function sigmoid or sqrtsoftplus");
+    if (!c.moe_router_norm_topk_prob && c.is_sinkhorn())
+        reject("moe_router_norm_topk_prob", false,
+               "must be true with sinkhorn, whose weights are never normalised");
+    if (!c.moe_router_norm_topk_prob && softmax)
+        reject("moe_router_norm_topk_prob", false,
+               "needs moe_router_score_function sigmoid or sqrtsoftplus; for softmax "
+               "moe_router_pre_softmax says it");
     require_finite("moe_router_bias_update_rate", c.moe_router_bias_update_rate);
     if (c.moe_router_force_biased)
         require_finite("moe_router_force_biased", *c.moe_router_force_biased);

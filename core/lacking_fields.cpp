@@ -118,6 +118,10 @@ const std::map<std::string, std::string>& other_names() {
         is("swiglu", "activation_func, silu with gated_linear_unit true");
         is("quick_geglu", "activation_func, quick_gelu with gated_linear_unit true");
         is("squared_relu", "activation_func, squared_relu");
+        said["norm_topk_prob"] =
+            "not here: use moe_router_norm_topk_prob, or, in place of false with "
+            "softmax, "
+            "moe_router_pre_softmax true";
         is("disable_bias_linear", "add_bias_linear, the other way round");
         return said;
     }();

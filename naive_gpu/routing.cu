@@ -15,10 +15,12 @@ namespace {
 
 template <typename Key>
 Tensor select_experts(const Tensor& keys, const MoEConfig& config) {
-    if (!config.moe_router_group_topk) return top_k<Key>(keys, config.moe_router_topk);
-    return group_limited_top_k<Key>(keys, config.moe_router_topk,
-                                    *config.moe_router_num_groups,
-                                    *config.moe_router_group_topk);
+    const std::int64_t K = config.moe_router_topk;
+    if (!config.moe_router_group_topk) return top_k<Key>(keys, K);
+    const std::int64_t group_topk = *config.moe_router_group_topk;
+    return group_limited_top_k<Key>(
+        keys, K, *config.moe_router_num_groups, group_topk,
+        config.moe_router_group_score_topk.value_or(K / group_topk));
 }
 
 /// One thread per token and choice.
@@ -83,6 +85,12 @@ Tensor add_expert_bias(const Tensor& s, const Tensor& expert_bias) {
     return keys;
 }
 
+/// Whether the weights of the chosen are their scores over the sum of these.
+bool normalizes(ScoreFunction function, const MoEConfig& config) {
+    return function != ScoreFunction::softmax && config.moe_router_topk > 1 &&
+           config.moe_router_norm_topk_prob;
+}
+
 float scaling_factor(const MoEConfig& config) {
     const double factor = config.moe_router_topk_scaling_factor.value_or(0.0);
     return factor == 0.0 ? 1.0f : static_cast<float>(factor);
@@ -117,7 +125,7 @@ Tensor route_tokens(Routing& routing, const Tensor& logits, const Tensor& expert
 
     // Softmax before top-k stays as it is; the others sum to one, unless K is 1
     Tensor p = gather<float>(routing.scores, routing.topk_idx);
-    if (function != ScoreFunction::softmax && config.moe_router_topk > 1) normalize(p);
+    if (normalizes(function, config)) normalize(p);
     return p;
 }
 
@@ -134,8 +142,7 @@ Tensor route_tokens_backward(const Tensor& x, const Routing& routing, Tensor dp,
                                 gather<float>(s, chosen), dp);
         return scatter(dx_chosen, chosen, E);
     }
-    if (function != ScoreFunction::softmax && config.moe_router_topk > 1)
-        normalize_backward(dp, gather<float>(s, chosen));
+    if (normalizes(function, config)) normalize_backward(dp, gather<float>(s, chosen));
     Tensor dx = gpu::device_empty<float>(x.shape());
     compute_scores_backward(dx, function, x, s, scatter(dp, chosen, E));
     return dx;

@@ -25,7 +25,8 @@ struct Routing {
 /// | softmax, moe_router_pre_softmax | largest softmax over E | s_k, as it is |
 /// | sigmoid, sqrtsoftplus | largest s + expert bias | s_k / Σ s; s_k when K = 1 |
 ///
-/// then times moe_router_topk_scaling_factor. Scores are fp32.
+/// with moe_router_norm_topk_prob false always s_k; then times
+/// moe_router_topk_scaling_factor. Scores are fp32.
 /// @param logits (T, E) @param expert_bias (E) f32 or undefined
 /// @param precomputed_idx  (T, K) i64, chosen by somebody else; or undefined
 template <typename Scalar>

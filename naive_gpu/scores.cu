@@ -187,17 +187,17 @@ Tensor top_k(const Tensor& keys, std::int64_t k) {
 
 namespace {
 
-/// One thread per row and group: the sum of its `best_of_group` largest keys.
+/// One thread per row and group: the sum of its `group_score_topk` largest keys.
 template <typename Key>
 __global__ void group_scores_kernel(Key* group_scores, const Key* keys,
                                     std::int64_t count, std::int64_t group_size,
-                                    std::int64_t best_of_group) {
+                                    std::int64_t group_score_topk) {
     const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const Key* group = keys + i * group_size;
     Key score = 0;
     std::int64_t last = -1;
-    for (std::int64_t k = 0; k < best_of_group; ++k) {
+    for (std::int64_t k = 0; k < group_score_topk; ++k) {
         last = next_best(group, group_size, last);
         score += group[last];
     }
@@ -223,12 +223,13 @@ __global__ void limit_groups_kernel(Key* reachable, const Key* keys,
 
 template <typename Key>
 Tensor group_limited_top_k(const Tensor& keys, std::int64_t k, std::int64_t num_groups,
-                           std::int64_t group_topk) {
+                           std::int64_t group_topk, std::int64_t group_score_topk) {
     const std::int64_t T = keys.dim(0), E = keys.dim(1), group_size = E / num_groups;
     Tensor group_scores = gpu::device_empty<Key>({T, num_groups});
     gpu::launch("group_scores_kernel", group_scores_kernel<Key>,
                 gpu::one_thread_per(T * num_groups), gpu::device_data<Key>(group_scores),
-                gpu::device_data<Key>(keys), T * num_groups, group_size, k / group_topk);
+                gpu::device_data<Key>(keys), T * num_groups, group_size,
+                group_score_topk);
 
     const Tensor groups = top_k<Key>(group_scores, group_topk);
     Tensor reachable = gpu::device_empty<Key>({T, E});
@@ -243,7 +244,7 @@ Tensor group_limited_top_k(const Tensor& keys, std::int64_t k, std::int64_t num_
 #define INSTANTIATE(Key)                                                                \
     template Tensor top_k<Key>(const Tensor&, std::int64_t);                            \
     template Tensor group_limited_top_k<Key>(const Tensor&, std::int64_t, std::int64_t, \
-                                             std::int64_t);
+                                             std::int64_t, std::int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

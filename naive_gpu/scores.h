@@ -43,10 +43,11 @@ template <typename Key>
 Tensor top_k(const Tensor& keys, std::int64_t k);
 
 /// Like top_k, but only experts of `group_topk` of the `num_groups` groups may be chosen.
-/// A group's score is the sum of its ⌊K / group_topk⌋ largest keys; equal ones: lower
-/// index. Source: moe_utils.py, group_limited_topk (DeepSeek-V3, arXiv 2412.19437).
+/// A group's score is the sum of its `group_score_topk` largest keys, in Megatron ⌊K /
+/// group_topk⌋; equal ones: lower index. Source: moe_utils.py, group_limited_topk
+/// (DeepSeek-V3, arXiv 2412.19437).
 template <typename Key>
 Tensor group_limited_top_k(const Tensor& keys, std::int64_t k, std::int64_t num_groups,
-                           std::int64_t group_topk);
+                           std::int64_t group_topk, std::int64_t group_score_topk);
 
 }  // namespace moe::naive

@@ -17,7 +17,7 @@ __device__ Choice choose_experts(const unsigned (&keys)[N], const RoutingRule& r
     const unsigned open = rule.num_groups == 0
                               ? slots_below(E, lane)
                               : open_groups(keys, E, rule.num_groups, rule.group_topk,
-                                            K / rule.group_topk, lane);
+                                            rule.group_score_topk, lane);
     return top_k(keys, open, K, lane);
 }
 

@@ -30,9 +30,12 @@ RoutingRule make_routing_rule(const MoEConfig& config) {
                                         : ScoreFunction::sqrtsoftplus;
     MOE_CHECK(rule.function != ScoreFunction::sqrtsoftplus || name == "sqrtsoftplus");
     rule.pre_softmax = config.moe_router_pre_softmax;
+    rule.norm_topk_prob = config.moe_router_norm_topk_prob;
     if (config.moe_router_group_topk) {
         rule.num_groups = int(*config.moe_router_num_groups);
         rule.group_topk = int(*config.moe_router_group_topk);
+        rule.group_score_topk =
+            int(config.moe_router_group_score_topk.value_or(rule.topk / rule.group_topk));
     }
     const double factor = config.moe_router_topk_scaling_factor.value_or(0.0);
     if (factor != 0.0) rule.scaling_factor = static_cast<float>(factor);

@@ -26,6 +26,8 @@ struct RoutingRule {
     bool pre_softmax = false;
     int num_groups = 0;  ///< 0: every expert may be chosen
     int group_topk = 0;
+    int group_score_topk = 0;  ///< best experts that make a group's score
+    bool norm_topk_prob = true;
     float scaling_factor = 1.0f;
     bool rounds = false;  ///< weights and gradients are those of a router of bf16
 
@@ -44,7 +46,7 @@ struct RoutingRule {
     }
     /// Softmax before top-k stays as it is, and so does a single score.
     __host__ __device__ bool normalizes() const {
-        return function != ScoreFunction::softmax && topk > 1;
+        return function != ScoreFunction::softmax && topk > 1 && norm_topk_prob;
     }
 };
 

@@ -143,18 +143,18 @@ __device__ Choice top_k(const unsigned (&keys)[N], unsigned open, int K, int lan
 }
 
 /// The open slots when only the `group_topk` best of `num_groups` groups of equal width
-/// may be chosen from. A group's score is the sum of its `best_of_group` largest values;
-/// equal ones: the lower group. Source: moe_utils.py, group_limited_topk (DeepSeek-V3,
-/// arXiv 2412.19437).
+/// may be chosen from. A group's score is the sum of its `group_score_topk` largest
+/// values; equal ones: the lower group. Source: moe_utils.py, group_limited_topk
+/// (DeepSeek-V3, arXiv 2412.19437).
 template <int N>
 __device__ unsigned open_groups(const unsigned (&keys)[N], int width, int num_groups,
-                                int group_topk, int best_of_group, int lane) {
+                                int group_topk, int group_score_topk, int lane) {
     const int size = width / num_groups;
     unsigned group_keys[N] = {};  // of group 32 j + lane
     for (int g = 0; g < num_groups; ++g) {
         unsigned open = slots_between(g * size, (g + 1) * size, lane);
         float score = 0.0f;
-        for (int i = 0; i < best_of_group; ++i) {
+        for (int i = 0; i < group_score_topk; ++i) {
             const Choice next = largest(keys, open, lane);
             open &= ~slot_of(next.index, lane);
             score += value_of(next.key);

@@ -13,10 +13,12 @@ namespace {
 template <typename Key>
 std::vector<std::int64_t> select_experts(std::span<const Key> keys,
                                          const MoEConfig& config) {
-    if (!config.moe_router_group_topk) return top_k(keys, config.moe_router_topk);
-    return group_limited_top_k(keys, config.moe_router_topk,
-                               *config.moe_router_num_groups,
-                               *config.moe_router_group_topk);
+    const std::int64_t K = config.moe_router_topk;
+    if (!config.moe_router_group_topk) return top_k(keys, K);
+    const std::int64_t group_topk = *config.moe_router_group_topk;
+    return group_limited_top_k(
+        keys, K, *config.moe_router_num_groups, group_topk,
+        config.moe_router_group_score_topk.value_or(K / group_topk));
 }
 
 /// The chosen entries of a row, in the order of `chosen`, and back.
@@ -29,6 +31,12 @@ std::vector<float> gather(std::span<const float> row,
 void scatter(std::span<float> row, std::span<const std::int64_t> chosen,
              std::span<const float> values) {
     for (std::size_t k = 0; k < chosen.size(); ++k) row[chosen[k]] = values[k];
+}
+
+/// Whether the weights of the chosen are their scores over the sum of these.
+bool normalizes(ScoreFunction function, const MoEConfig& config) {
+    return function != ScoreFunction::softmax && config.moe_router_topk > 1 &&
+           config.moe_router_norm_topk_prob;
 }
 
 float scaling_factor(const MoEConfig& config) {
@@ -65,7 +73,7 @@ std::vector<float> route_token(std::span<float> s, std::vector<std::int64_t>& ch
 
     // Softmax before top-k stays as it is; the others sum to one, unless K is 1
     std::vector<float> p = gather(s, chosen);
-    if (function != ScoreFunction::softmax && config.moe_router_topk > 1) normalize(p);
+    if (normalizes(function, config)) normalize(p);
     return p;
 }
 
@@ -82,8 +90,7 @@ void route_token_backward(std::span<float> dx, std::span<const float> x,
         compute_scores_backward(dx_chosen, function, x_chosen, s_chosen, dp);
         return scatter(dx, chosen, dx_chosen);
     }
-    if (function != ScoreFunction::softmax && config.moe_router_topk > 1)
-        normalize_backward(dp, gather(s, chosen));
+    if (normalizes(function, config)) normalize_backward(dp, gather(s, chosen));
     std::vector<float> ds(s.size(), 0.0f);
     scatter(ds, chosen, dp);
     compute_scores_backward(dx, function, x, s, ds);

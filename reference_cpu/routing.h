@@ -22,11 +22,11 @@ struct Routing {
 /// | score function | who is chosen | weight p_k |
 /// |---|---|---|
 /// | softmax | largest logits | softmax over the K chosen |
-/// | softmax, moe_router_pre_softmax | largest s = softmax over E | s_k, not renormalised
-/// | | sigmoid, sqrtsoftplus | largest s + expert bias | s_k / Σ s; s_k itself when K = 1
-/// |
+/// | softmax, moe_router_pre_softmax | largest softmax over E | s_k, as it is |
+/// | sigmoid, sqrtsoftplus | largest s + expert bias | s_k / Σ s; s_k when K = 1 |
 ///
-/// then times moe_router_topk_scaling_factor. Scores are fp32.
+/// with moe_router_norm_topk_prob false always s_k; then times
+/// moe_router_topk_scaling_factor. Scores are fp32.
 /// @param logits (T, E) @param expert_bias (E) f32 or undefined
 /// @param precomputed_idx  (T, K) i64, chosen by somebody else; or undefined
 template <typename Scalar>

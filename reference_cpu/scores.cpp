@@ -100,12 +100,13 @@ std::vector<std::int64_t> top_k(std::span<const Key> keys, std::int64_t k) {
 template <typename Key>
 std::vector<std::int64_t> group_limited_top_k(std::span<const Key> keys, std::int64_t k,
                                               std::int64_t num_groups,
-                                              std::int64_t group_topk) {
+                                              std::int64_t group_topk,
+                                              std::int64_t group_score_topk) {
     const std::int64_t group_size = std::int64_t(keys.size()) / num_groups;
     std::vector<Key> group_scores(num_groups, Key(0));
     for (std::int64_t g = 0; g < num_groups; ++g) {
         const auto group = keys.subspan(g * group_size, group_size);
-        for (std::int64_t best : top_k(group, k / group_topk))
+        for (std::int64_t best : top_k(group, group_score_topk))
             group_scores[g] += group[best];
     }
 
@@ -120,7 +121,7 @@ std::vector<std::int64_t> group_limited_top_k(std::span<const Key> keys, std::in
 #define INSTANTIATE(Key)                                                               \
     template std::vector<std::int64_t> top_k<Key>(std::span<const Key>, std::int64_t); \
     template std::vector<std::int64_t> group_limited_top_k<Key>(                       \
-        std::span<const Key>, std::int64_t, std::int64_t, std::int64_t);
+        std::span<const Key>, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

@@ -61,14 +61,16 @@ double sampled_hit(const MoEConfig& config) {
     constexpr std::int64_t kTokens = 4096;
     const std::int64_t E = config.num_experts(), L = config.num_local_experts();
     const Rng scores(1);
+    const std::int64_t K = config.moe_router_topk,
+                       group_topk = *config.moe_router_group_topk;
     std::vector<double> keys(E);
     std::int64_t hits = 0;
     for (std::int64_t t = 0; t < kTokens; ++t) {
         for (std::int64_t e = 0; e < E; ++e) keys[e] = scores.uniform(t * E + e);
         std::set<std::int64_t> visited;
         for (const std::int64_t e : cpu::group_limited_top_k<double>(
-                 keys, config.moe_router_topk, *config.moe_router_num_groups,
-                 *config.moe_router_group_topk))
+                 keys, K, *config.moe_router_num_groups, group_topk,
+                 config.moe_router_group_score_topk.value_or(K / group_topk)))
             visited.insert(e / L);
         hits += std::int64_t(visited.size());
     }

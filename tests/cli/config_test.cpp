@@ -158,12 +158,13 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_token_drop_policy", {"position", "position"}},
         {"moe_flex_dispatcher_backend", {"hybridep", "hybridep"}},
         {"fp8_recipe", {"mxfp8", "mxfp8"}}};
-    // Only one value is built, so these flags have nothing to change.
+    // Only one value is built, or the flag needs another.
     const std::vector<std::string> fixed = {
         "moe_token_dispatcher_type",    "tensor_model_parallel_size",
         "context_parallel_size",        "expert_model_parallel_size",
         "expert_tensor_parallel_size",  "moe_flex_peer_heap_bytes",
-        "moe_flex_max_tokens_per_rank", "moe_expert_rank_capacity_factor"};
+        "moe_flex_max_tokens_per_rank", "moe_expert_rank_capacity_factor",
+        "moe_router_group_score_topk"};
     for (const FieldInfo& field : config_fields()) {
         const std::string& name = field.name;
         const std::string flag = flag_name(name);

@@ -273,6 +273,12 @@ TEST(WireModel, VisitsNoMoreGroupsThanAreChosen) {
     config.finalize();
     EXPECT_GT(balanced_hit(config), 3.6);  // 8 experts spread over 4 groups at random
     EXPECT_LE(balanced_hit(config), 4.0);
+    const double by_two = balanced_hit(config);
+    config.moe_router_group_score_topk = 2;  // as K = 8 of 4 groups says it
+    EXPECT_EQ(balanced_hit(config), by_two);
+    config.moe_router_group_score_topk = 1;
+    EXPECT_GT(balanced_hit(config), by_two);  // who opened a group is mostly chosen
+    config.moe_router_group_score_topk.reset();
     config.moe_router_num_groups.reset();
     config.moe_router_group_topk.reset();
     EXPECT_NEAR(balanced_hit(config), 5.29, 0.005);

@@ -115,7 +115,11 @@ TEST(ConfigRules, GroupsHoldTheChosen) {
                      R"({"moe_router_num_groups": 4, "moe_router_group_topk": 4,
                          "moe_router_topk": 8})",
                      R"({"moe_router_num_groups": 2, "moe_router_group_topk": 2,
-                         "moe_router_topk": 5})"});
+                         "moe_router_topk": 5})",
+                     R"({"moe_router_num_groups": 4, "moe_router_group_topk": 1,
+                         "moe_router_group_score_topk": 2})",
+                     R"({"moe_router_num_groups": 4, "moe_router_group_topk": 3,
+                         "moe_router_group_score_topk": 1})"});
     expect_rejected({
         {R"({"moe_router_num_groups": 0})", "moe_router_num_groups = 0: ", "positive"},
         {R"({"moe_router_num_groups": 3})",
@@ -133,6 +137,33 @@ TEST(ConfigRules, GroupsHoldTheChosen) {
         {R"({"moe_router_num_groups": 4, "moe_router_group_topk": 1,
              "moe_router_topk": 3})",
          "moe_router_topk = 3: ", "at most 2"},
+        {R"({"moe_router_group_score_topk": 2})",
+         "moe_router_group_score_topk = 2: ", "needs moe_router_group_topk"},
+        {R"({"moe_router_num_groups": 4, "moe_router_group_score_topk": 2})",
+         "moe_router_group_score_topk = 2: ", "needs moe_router_group_topk"},
+        {R"({"moe_router_num_groups": 4, "moe_router_group_topk": 1,
+             "moe_router_group_score_topk": 3})",
+         "moe_router_group_score_topk = 3: ", "at most 2, the experts of a group"},
+        {R"({"moe_router_num_groups": 4, "moe_router_group_topk": 1,
+             "moe_router_group_score_topk": 0})",
+         "moe_router_group_score_topk = 0: ", "must be positive"},
+        {R"({"moe_router_num_groups": 4, "moe_router_group_topk": 1,
+             "moe_router_group_score_topk": 1, "moe_router_topk": 3})",
+         "moe_router_topk = 3: ", "at most 2"},
+    });
+}
+
+TEST(ConfigRules, SigmoidWeightsMayStayScores) {
+    expect_accepted({R"({"moe_router_norm_topk_prob": false,
+                         "moe_router_score_function": "sigmoid"})",
+                     R"({"moe_router_norm_topk_prob": false, "moe_router_topk": 1,
+                         "moe_router_score_function": "sqrtsoftplus"})"});
+    expect_rejected({
+        {R"({"moe_router_norm_topk_prob": false})",
+         "moe_router_norm_topk_prob = false: ", "moe_router_pre_softmax says it"},
+        {R"({"moe_router_norm_topk_prob": false, "moe_router_score_function": "sigmoid",
+             "moe_router_load_balancing_type": "sinkhorn"})",
+         "moe_router_norm_topk_prob = false: ", "must be true with sinkhorn"},
     });
 }
 

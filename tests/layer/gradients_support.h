@@ -150,6 +150,10 @@ inline const Change groups = [](auto& c) {
     c.moe_router_num_groups = 3;
     c.moe_router_group_topk = 2;
 };
+inline const Change by_best = [](auto& c) { c.moe_router_group_score_topk = 1; };
+inline const Change scores_as_they_are = [](auto& c) {
+    c.moe_router_norm_topk_prob = false;
+};
 
 inline Change losses(const std::vector<std::string>& types,
                      const std::vector<double>& coeffs) {

@@ -91,8 +91,8 @@ class RouterOps {
     virtual Tensor normalize_backward(const Tensor& dp, const Tensor& s) const = 0;
     virtual Tensor top_k(const Tensor& keys, std::int64_t k) const = 0;
     virtual Tensor group_limited_top_k(const Tensor& keys, std::int64_t k,
-                                       std::int64_t num_groups,
-                                       std::int64_t group_topk) const = 0;
+                                       std::int64_t num_groups, std::int64_t group_topk,
+                                       std::int64_t group_score_topk) const = 0;
 
     // token_dropping
     virtual DroppedRouting apply_token_dropping(const Tensor& probs,

@@ -140,11 +140,11 @@ class NaiveRouterOps : public RouterOps {
         return on_host(naive::top_k<Scalar>(in(keys, kPlace), k));
     }
     Tensor group_limited_top_k(const Tensor& keys, std::int64_t k,
-                               std::int64_t num_groups,
-                               std::int64_t group_topk) const override {
+                               std::int64_t num_groups, std::int64_t group_topk,
+                               std::int64_t group_score_topk) const override {
         Inputs in;
         return on_host(naive::group_limited_top_k<Scalar>(in(keys, kPlace), k, num_groups,
-                                                          group_topk));
+                                                          group_topk, group_score_topk));
     }
 
     DroppedRouting apply_token_dropping(const Tensor& probs, const Tensor& routing_map,

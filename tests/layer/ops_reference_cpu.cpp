@@ -158,10 +158,11 @@ class CpuRouterOps : public RouterOps {
             keys, k, [&](std::span<const Scalar> row) { return cpu::top_k(row, k); });
     }
     Tensor group_limited_top_k(const Tensor& keys, std::int64_t k,
-                               std::int64_t num_groups,
-                               std::int64_t group_topk) const override {
+                               std::int64_t num_groups, std::int64_t group_topk,
+                               std::int64_t group_score_topk) const override {
         return choose_rows<Scalar>(keys, k, [&](std::span<const Scalar> row) {
-            return cpu::group_limited_top_k(row, k, num_groups, group_topk);
+            return cpu::group_limited_top_k(row, k, num_groups, group_topk,
+                                            group_score_topk);
         });
     }
 

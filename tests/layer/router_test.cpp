@@ -65,7 +65,8 @@ void limit_to_groups(std::vector<double>& keys, const MoEConfig& c) {
         const std::vector<double> group(keys.begin() + g * size,
                                         keys.begin() + (g + 1) * size);
         group_scores.push_back(0.0);
-        for (std::int64_t e : best(group, c.moe_router_topk / *c.moe_router_group_topk))
+        const std::int64_t share = c.moe_router_topk / *c.moe_router_group_topk;
+        for (std::int64_t e : best(group, c.moe_router_group_score_topk.value_or(share)))
             group_scores.back() += group[e];
     }
     const auto chosen = best(group_scores, *c.moe_router_group_topk);
@@ -91,7 +92,9 @@ std::vector<double> weigh(const MoEConfig& c, const std::vector<double>& x,
     const auto chosen = best(keys, c.moe_router_topk);
     double sum = 0.0;
     for (std::int64_t e : chosen) sum += s[e];
-    const bool normalised = softmax ? !c.moe_router_pre_softmax : c.moe_router_topk > 1;
+    const bool normalised = softmax
+                                ? !c.moe_router_pre_softmax
+                                : c.moe_router_topk > 1 && c.moe_router_norm_topk_prob;
     for (std::int64_t e : chosen)
         p[e] = (normalised ? s[e] / sum : s[e]) *
                c.moe_router_topk_scaling_factor.value_or(1.0);
@@ -103,6 +106,8 @@ struct Feature {
     bool pre_softmax = false, bias = false, groups = false;
     std::int64_t topk = 3;
     double scale = 1.0;
+    bool norm = true;
+    std::int64_t group_score = 0;  // 0: Megatron's
 };
 
 TEST_P(RouterTest, FollowsTheDefinition) {
@@ -120,6 +125,12 @@ TEST_P(RouterTest, FollowsTheDefinition) {
         {"sqrtsoftplus", false, false, false, 1},
         {"sigmoid", false, true, false, 3, -1.5},  // turns every weight round
         {"softmax", false, false, false, 3, -0.5},
+        {"sigmoid", false, false, false, 3, 1.0, false},
+        {"sigmoid", false, true, true, 5, 2.5, false, 3},
+        {"sqrtsoftplus", false, true, false, 4, -1.5, false},
+        {"softmax", true, false, true, 5, 16.0, true, 1},  // DeepSeek-V2's
+        {"softmax", false, false, true, 5, 1.0, true, 3},
+        {"sigmoid", false, true, true, 1, 1.0, true, 2},  // K below the groups
     };
     constexpr std::int64_t T = 257, E = 12;
     const Tensor logits = random_tensor({T, E}, 5, 2.0);
@@ -130,7 +141,9 @@ TEST_P(RouterTest, FollowsTheDefinition) {
         c.moe_router_pre_softmax = feature.pre_softmax;
         c.moe_router_topk_scaling_factor = feature.scale;
         c.moe_router_enable_expert_bias = feature.bias;
+        c.moe_router_norm_topk_prob = feature.norm;
         if (feature.groups) c.moe_router_num_groups = 4, c.moe_router_group_topk = 2;
+        if (feature.group_score > 0) c.moe_router_group_score_topk = feature.group_score;
         const auto output = route(c, logits, {{"router.expert_bias", bias}});
 
         Tensor expected = Tensor::empty({T, E}, DType::f64);

@@ -81,13 +81,12 @@ TEST_P(TopKTest, LimitsTheChoiceToTheBestGroups) {
         const Rng rng(seed, 1);
         const std::int64_t groups = 2 + rng.below(0, 5), size = 1 + rng.below(1, 4);
         const std::int64_t group_topk = 1 + rng.below(2, std::uint32_t(groups));
-        const std::int64_t most = group_topk * size;
-        const std::int64_t k =
-            group_topk + rng.below(3, std::uint32_t(most - group_topk + 1));
+        const std::int64_t score_topk = 1 + rng.below(3, std::uint32_t(size));
+        const std::int64_t k = 1 + rng.below(4, std::uint32_t(group_topk * size));
         const std::int64_t E = groups * size;
         Values keys = random_keys(kRows * E, seed, 5);
         const Indices got = indices(ops_->group_limited_top_k(
-            Tensor::from({kRows, E}, keys), k, groups, group_topk));
+            Tensor::from({kRows, E}, keys), k, groups, group_topk, score_topk));
 
         // Two steps: the groups with the largest sums, then among their experts.
         Values sums;
@@ -95,7 +94,7 @@ TEST_P(TopKTest, LimitsTheChoiceToTheBestGroups) {
             Values group(&keys[g * size], &keys[g * size] + size);
             std::sort(group.begin(), group.end(), std::greater<>());
             sums.push_back(
-                std::accumulate(group.begin(), group.begin() + k / group_topk, 0.0));
+                std::accumulate(group.begin(), group.begin() + score_topk, 0.0));
         }
         const Indices best = pick_rows(sums, group_topk);
         for (std::int64_t i = 0; i < kRows * E; ++i) {
@@ -103,17 +102,23 @@ TEST_P(TopKTest, LimitsTheChoiceToTheBestGroups) {
             if (std::count(open, open + group_topk, i % E / size) == 0)
                 keys[i] = -std::numeric_limits<double>::infinity();
         }
-        ASSERT_EQ(got, pick_rows(keys, k)) << groups << " groups of " << size << ", "
-                                           << group_topk << " of them, K = " << k;
+        ASSERT_EQ(got, pick_rows(keys, k))
+            << groups << " groups of " << size << ", " << group_topk
+            << " of them by their " << score_topk << " best, K = " << k;
     }
 }
 
-TEST_P(TopKTest, RoundsTheGroupsShareDown) {
-    // K = 5 of 2 groups: a group counts by its ⌊5 / 2⌋ = 2 best, {9, 0}, {5, 3} and {4,
-    // 3}, so groups 0 and 1 are open. By their three best, group 2 would be.
-    const Tensor keys = one_row({9, 0, 0, 0, 5, 3, 0, 0, 4, 3, 3, 0});
-    EXPECT_EQ(indices(ops_->group_limited_top_k(keys, 5, 3, 2)),
-              (Indices{0, 4, 5, 1, 2}));
+TEST_P(TopKTest, ScoresAGroupByItsBest) {
+    // Sums of the 1, 2 and 3 best: {9, 9, 9}, {5, 8, 8} and {4, 8, 11}
+    const Tensor keys = one_row({9, 0, 0, 0, 5, 3, 0, 0, 4, 4, 3, 0});
+    const auto choose = [&](std::int64_t k, std::int64_t groups, std::int64_t score) {
+        return indices(ops_->group_limited_top_k(keys, k, 3, groups, score));
+    };
+    EXPECT_EQ(choose(5, 2, 1), (Indices{0, 4, 5, 1, 2}));
+    EXPECT_EQ(choose(5, 2, 2), (Indices{0, 4, 5, 1, 2})) << "a tie of groups";
+    EXPECT_EQ(choose(5, 2, 3), (Indices{0, 8, 9, 10, 1}));
+    EXPECT_EQ(choose(1, 2, 3), (Indices{0})) << "fewer experts than groups";
+    EXPECT_EQ(choose(1, 1, 3), (Indices{8})) << "the best group, not the best expert";
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiers, TopKTest,

@@ -47,8 +47,9 @@ inline std::ostream& operator<<(std::ostream& out, const RoutingProblem& p) {
     const char* functions[] = {"softmax", "sigmoid", "sqrtsoftplus"};
     return out << "T " << p.T() << ", E " << p.E() << ", K " << p.K() << ", "
                << functions[int(p.rule.function)] << (p.rule.pre_softmax ? " before" : "")
-               << ", groups " << p.rule.num_groups << "/" << p.rule.group_topk
-               << (p.expert_bias.empty() ? "" : ", bias")
+               << (p.rule.norm_topk_prob ? "" : " as they are") << ", groups "
+               << p.rule.num_groups << "/" << p.rule.group_topk << " by "
+               << p.rule.group_score_topk << (p.expert_bias.empty() ? "" : ", bias")
                << (p.padding_mask.empty() ? "" : ", mask") << ", scale "
                << p.rule.scaling_factor << ", P " << p.populations;
 }
@@ -111,7 +112,7 @@ inline std::vector<int> plain_choice(const RoutingProblem& p, const Doubles& x) 
         for (int g = 0; g < rule.num_groups; ++g) {
             const Doubles group(keys.begin() + g * size, keys.begin() + (g + 1) * size);
             double score = 0.0;
-            for (int e : plain_top_k(group, p.K() / rule.group_topk)) score += group[e];
+            for (int e : plain_top_k(group, rule.group_score_topk)) score += group[e];
             group_scores.push_back(score);
         }
         const auto open = plain_top_k(group_scores, rule.group_topk);
@@ -131,7 +132,7 @@ inline Doubles plain_weights(const RoutingRule& rule, const Doubles& x,
         const Doubles s = plain_scores(rule.function, x);
         for (int e : ids) weights.push_back(s[e]);
     }
-    if (rule.function != ScoreFunction::softmax && rule.topk > 1) {
+    if (rule.function != ScoreFunction::softmax && rule.topk > 1 && rule.norm_topk_prob) {
         const double total = std::accumulate(weights.begin(), weights.end(), 1e-20);
         for (double& weight : weights) weight /= total;
     }
@@ -223,11 +224,25 @@ inline std::vector<RoutingProblem> all_features(std::int64_t T, int E, int K,
         RoutingRule rule;
         rule.num_experts = E;
         rule.topk = K;
-        if (groups) rule.num_groups = num_groups, rule.group_topk = group_topk;
+        if (groups) {
+            rule.num_groups = num_groups;
+            rule.group_topk = group_topk;
+            rule.group_score_topk = K / group_topk;
+        }
         problems.push_back(make_problem(rule, T));
         rule.pre_softmax = true;
         rule.scaling_factor = 2.5f;
         problems.push_back(make_problem(rule, T));
+        for (const auto function :
+             {ScoreFunction::sigmoid, ScoreFunction::sqrtsoftplus}) {
+            const bool sigmoid = function == ScoreFunction::sigmoid;
+            RoutingRule ours = rule;
+            ours.function = function;
+            ours.norm_topk_prob = false;
+            if (groups) ours.group_score_topk = sigmoid ? 1 : E / num_groups;
+            problems.push_back(make_problem(ours, T));
+            if (sigmoid) problems.back().expert_bias = random_multiples(E, 3, 64.0);
+        }
         for (const auto function : {ScoreFunction::sigmoid, ScoreFunction::sqrtsoftplus})
             for (const bool bias : {false, true}) {
                 rule.function = function;

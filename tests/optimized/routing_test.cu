@@ -300,7 +300,14 @@ TEST(OptimizedRouting, TheRuleIsTheConfigs) {
     EXPECT_TRUE(rule.pre_softmax);
     EXPECT_EQ(rule.num_groups, 8);
     EXPECT_EQ(rule.group_topk, 3);
+    EXPECT_EQ(rule.group_score_topk, 1);  // ⌊4 / 3⌋
+    EXPECT_TRUE(rule.norm_topk_prob);
     EXPECT_EQ(rule.scaling_factor, 1.0f);
+    config.moe_router_group_score_topk = 2;
+    config.moe_router_norm_topk_prob = false;
+    rule = optimized::make_routing_rule(config);
+    EXPECT_EQ(rule.group_score_topk, 2);
+    EXPECT_FALSE(rule.norm_topk_prob);
 
     EXPECT_EQ(optimized::count_populations(config, 6), 0);
     config.moe_z_loss_coeff = 1e-3;
