@@ -30,7 +30,8 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_shared_expert_glu_interleave_size,
           "the same for the shared expert's weights (none)");
     FIELD(gated_linear_unit, "act(gate) * up instead of act(x)");
-    FIELD(activation_func, "silu, gelu, quick_gelu or squared_relu");
+    FIELD(activation_func,
+          "silu, gelu, quick_gelu, squared_relu, or, not Megatron's, gelu_tanh");
     FIELD(activation_func_clamp_value, "clamp of both GLU halves (none)");
     FIELD(glu_linear_offset, "constant added to the linear half of a GLU");
     FIELD(add_bias_linear, "bias on router, FC1 and FC2");

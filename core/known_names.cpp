@@ -56,7 +56,7 @@ void reject_unknown(const std::string& field, const std::string& name,
 
 const std::vector<std::string>& allowed_values(const std::string& field) {
     static const std::map<std::string, std::vector<std::string>> values = {
-        {"activation_func", {"silu", "gelu", "quick_gelu", "squared_relu"}},
+        {"activation_func", {"silu", "gelu", "gelu_tanh", "quick_gelu", "squared_relu"}},
         {"moe_router_score_function", {"softmax", "sigmoid", "sqrtsoftplus"}},
         {"moe_router_dtype", {"fp32", "fp64"}},
         {"moe_router_load_balancing_type",

@@ -34,6 +34,18 @@ __device__ inline ValueAndSlope gelu(float x) {
     return {x * cdf, cdf + x * kPdfOfZero * expf(-0.5f * x * x)};
 }
 
+/// x (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³), as x σ(2u). Not Megatron's:
+/// torch.nn.functional.gelu with approximate="tanh".
+__device__ inline ValueAndSlope gelu_tanh(float x) {
+    constexpr float kTwice = 1.59576912160573071f;  // 2 √(2/π)
+    constexpr float kCubic = 0.044715f;
+    const float square = x * x;
+    const float u2 = kTwice * x * (1.0f + kCubic * square);
+    const float s = 1.0f / (1.0f + expf(-u2));
+    const float du2 = kTwice * (1.0f + 3.0f * kCubic * square);
+    return {x * s, s * (1.0f + x * du2 * (1.0f - s))};
+}
+
 /// max(x, 0)². Source: megatron/core/activations.py, squared_relu.
 __device__ inline ValueAndSlope squared_relu(float x) {
     const float positive = x < 0.0f ? 0.0f : x;
@@ -41,7 +53,7 @@ __device__ inline ValueAndSlope squared_relu(float x) {
 }
 
 /// activation_func.
-enum class ActivationFunction { silu, gelu, quick_gelu, squared_relu };
+enum class ActivationFunction { silu, gelu, gelu_tanh, quick_gelu, squared_relu };
 
 /// What the backward makes of one element of a.
 struct ActivationGradient {
@@ -62,6 +74,7 @@ struct ExpertActivation {
             case ActivationFunction::silu: return silu(x, 1.0f);
             case ActivationFunction::quick_gelu: return silu(x, 1.702f);
             case ActivationFunction::gelu: return gelu(x);
+            case ActivationFunction::gelu_tanh: return gelu_tanh(x);
             case ActivationFunction::squared_relu: return squared_relu(x);
         }
         return {};
@@ -106,6 +119,7 @@ inline ExpertActivation make_activation(const MoEConfig& config) {
     const std::string& name = config.activation_func;
     result.function = name == "silu"         ? ActivationFunction::silu
                       : name == "gelu"       ? ActivationFunction::gelu
+                      : name == "gelu_tanh"  ? ActivationFunction::gelu_tanh
                       : name == "quick_gelu" ? ActivationFunction::quick_gelu
                                              : ActivationFunction::squared_relu;
     MOE_CHECK(result.function != ActivationFunction::squared_relu ||

@@ -29,6 +29,19 @@ void gelu(const RowArray<Scalar>& x, RowArray<Scalar>& value, RowArray<Scalar>& 
     slope = cdf + x * pdf_of_zero * (-x * x / 2).exp();
 }
 
+/// x (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³), as x σ(2u). Not Megatron's:
+/// torch.nn.functional.gelu with approximate="tanh".
+template <typename Scalar>
+void gelu_tanh(const RowArray<Scalar>& x, RowArray<Scalar>& value,
+               RowArray<Scalar>& slope) {
+    const Scalar twice = 2 * std::numbers::sqrt2_v<Scalar> *
+                         std::numbers::inv_sqrtpi_v<Scalar>;  // 2 √(2/π)
+    const auto cubic = Scalar(0.044715);
+    const RowArray<Scalar> s = 1 / (1 + (-twice * x * (1 + cubic * x * x)).exp());
+    value = x * s;
+    slope = s * (1 + twice * x * (1 + 3 * cubic * x * x) * (1 - s));
+}
+
 /// x σ(1.702 x). Source: fusions/fused_bias_geglu.py, quick_gelu.
 template <typename Scalar>
 void quick_gelu(const RowArray<Scalar>& x, RowArray<Scalar>& value,
@@ -58,6 +71,8 @@ auto ExpertActivation<Scalar>::function_at(const RowArray<Scalar>& x) const
         silu(x, result.value, result.slope);
     } else if (name_ == "gelu") {
         gelu(x, result.value, result.slope);
+    } else if (name_ == "gelu_tanh") {
+        gelu_tanh(x, result.value, result.slope);
     } else if (name_ == "quick_gelu") {
         quick_gelu(x, result.value, result.slope);
     } else {

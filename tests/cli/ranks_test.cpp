@@ -70,6 +70,10 @@ TEST_F(RanksTest, CompareAgreesOnEveryGrid) {
           "2 --moe-router-padding-for-quantization",
           "4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2 "
           "--moe-router-padding-for-quantization",
+          "4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2 "
+          "--moe-router-score-function sigmoid --no-moe-router-norm-topk-prob "
+          "--moe-router-num-groups 2 --moe-router-group-topk 1 "
+          "--moe-router-group-score-topk 1 --activation-func gelu_tanh",
           "2 --seq-length 0"}) {
         const Output output = moe(common + grid);
         EXPECT_EQ(output.code, kExitOk) << grid << "\n" << output.out << output.err;

@@ -54,10 +54,10 @@ TEST(ConfigRules, SizesArePositive) {
     });
 }
 
-TEST(ConfigRules, ExpertsComputeOneOfFourFunctions) {
+TEST(ConfigRules, ExpertsComputeOneOfFiveFunctions) {
     expect_accepted(
         {R"({"activation_func": "gelu"})", R"({"activation_func": "quick_gelu"})",
-         R"({"activation_func": "squared_relu"})",
+         R"({"activation_func": "gelu_tanh"})", R"({"activation_func": "squared_relu"})",
          R"({"activation_func_clamp_value": 1e-3})", R"({"glu_linear_offset": -0.5})",
          R"({"activation_func_clamp_value": 7, "glu_linear_offset": 1,
                          "activation_func": "quick_gelu"})",
@@ -67,7 +67,7 @@ TEST(ConfigRules, ExpertsComputeOneOfFourFunctions) {
                          "moe_router_pre_softmax": true})"});
     expect_rejected({
         {R"({"activation_func": "relu"})",
-         "activation_func = relu: ", "silu, gelu, quick_gelu, squared_relu"},
+         "activation_func = relu: ", "silu, gelu, gelu_tanh, quick_gelu, squared_relu"},
         {R"({"activation_func": ""})", "activation_func = : ", "silu"},
         {R"({"activation_func_clamp_value": 0})",
          "activation_func_clamp_value = 0: ", "finite and positive"},

@@ -31,6 +31,13 @@ inline ActAndSlope act(const std::string& name, double x) {
         return {x * cdf,
                 cdf + x * std::exp(-0.5 * x * x) / std::sqrt(2.0 * std::numbers::pi)};
     }
+    if (name == "gelu_tanh") {
+        const double c = std::sqrt(2.0 / std::numbers::pi);
+        const double tanh = std::tanh(c * (x + 0.044715 * x * x * x));
+        return {0.5 * x * (1.0 + tanh),
+                0.5 * (1.0 + tanh) +
+                    0.5 * x * (1.0 - tanh * tanh) * c * (1.0 + 3.0 * 0.044715 * x * x)};
+    }
     const double k = name == "quick_gelu" ? 1.702 : 1.0;  // x σ(k x)
     const double s = 1.0 / (1.0 + std::exp(-k * x));
     return {x * s, s + k * x * s * (1.0 - s)};

@@ -70,7 +70,7 @@ class ExpertsTest : public MlpTest {
 };
 
 TEST_P(ExpertsTest, FollowTheFormula) {
-    for (const char* name : {"silu", "gelu", "quick_gelu", "squared_relu"})
+    for (const char* name : {"silu", "gelu", "gelu_tanh", "quick_gelu", "squared_relu"})
         for (bool gated : {false, true})
             for (bool bias : {false, true}) {
                 MoEConfig c = config();
@@ -85,7 +85,7 @@ TEST_P(ExpertsTest, FollowTheFormula) {
 
 TEST_P(ExpertsTest, ClampGatedHalvesAndCountTheBoundAsInside) {
     lattice_ = true;
-    for (const char* name : {"silu", "gelu", "quick_gelu", "squared_relu"}) {
+    for (const char* name : {"silu", "gelu", "gelu_tanh", "quick_gelu", "squared_relu"}) {
         MoEConfig c = config();
         c.activation_func = name;
         c.add_bias_linear = true;

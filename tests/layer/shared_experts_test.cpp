@@ -64,7 +64,8 @@ class SharedExpertsTest : public MlpTest {
 TEST_P(SharedExpertsTest, FollowTheFormula) {
     for (bool gate : {false, true})
         for (bool gated : {false, true})
-            for (const char* name : {"silu", "gelu", "quick_gelu", "squared_relu"}) {
+            for (const char* name :
+                 {"silu", "gelu", "gelu_tanh", "quick_gelu", "squared_relu"}) {
                 MoEConfig c = config();
                 c.moe_shared_expert_gate = gate;
                 c.gated_linear_unit = gated;

@@ -40,7 +40,8 @@ TEST_F(OptimizedActivationBackward, EveryActivation) {
     const GroupedRows rows = {{3, 0, 20}, 16, 24};
     for (const auto function :
          {ActivationFunction::silu, ActivationFunction::gelu,
-          ActivationFunction::quick_gelu, ActivationFunction::squared_relu})
+          ActivationFunction::gelu_tanh, ActivationFunction::quick_gelu,
+          ActivationFunction::squared_relu})
         for (const DType dtype : {DType::bf16, DType::f32}) {
             expect_backward({rows, {function, true}, dtype});
             expect_backward({rows, {function, false}, dtype});

@@ -47,8 +47,9 @@ TEST_F(OptimizedGroupedGemm, UpProjectionTakesTheActivationOfItsSums) {
         for (const bool gated : {true, false})
             for (const DType dtype : {DType::bf16, DType::f32})
                 expect_up_projection(p, {ActivationFunction::silu, gated}, dtype);
-    for (const auto function : {ActivationFunction::gelu, ActivationFunction::quick_gelu,
-                                ActivationFunction::squared_relu})
+    for (const auto function :
+         {ActivationFunction::gelu, ActivationFunction::gelu_tanh,
+          ActivationFunction::quick_gelu, ActivationFunction::squared_relu})
         expect_up_projection(shapes[2], {function, function != ActivationFunction::gelu},
                              DType::bf16, true);
     expect_up_projection(shapes[2], {ActivationFunction::quick_gelu, true, 1.0f, 3.0f},

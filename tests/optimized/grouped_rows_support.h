@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <numbers>
 #include <numeric>
 #include <vector>
 
@@ -101,6 +102,12 @@ inline double activation_of(const optimized::ExpertActivation& activation, doubl
             return gate / (1.0 + std::exp(-1.702 * gate));
         case ActivationFunction::gelu:
             return 0.5 * gate * std::erfc(-gate / std::sqrt(2.0));
+        case ActivationFunction::gelu_tanh: {
+            const double cubed = gate * gate * gate;
+            const double u =
+                std::sqrt(2.0 / std::numbers::pi) * (gate + 0.044715 * cubed);
+            return 0.5 * gate * (1.0 + std::tanh(u));
+        }
         case ActivationFunction::squared_relu: return gate > 0.0 ? gate * gate : 0.0;
     }
     return NAN;
