@@ -26,8 +26,8 @@ const std::set<std::string> kNoSwitches = {"hidden_size",
 
 /// How a config differs from gated silu without biases under a softmax after top-k:
 /// "`moe_router_score_function` sigmoid, …". Numbers are the golden case's, not the
-/// model's, and left out.
-std::string switches(const MoEConfig& config) {
+/// model's, and left out. @param ours  the field that has a mark
+std::string switches(const MoEConfig& config, const std::string& ours) {
     MoEConfig plain;
     plain.gated_linear_unit = true;
     plain.activation_func = "silu";
@@ -39,6 +39,7 @@ std::string switches(const MoEConfig& config) {
         if (name == "moe_router_topk" && value != 1) continue;
         text += (text.empty() ? "`" : ", `") + name + "`";
         if (value.is_string()) text += " " + value.get<std::string>();
+        if (name == ours) text += "\\*";
         if (value == false || name == "moe_router_topk") text += " " + value.dump();
     }
     return text.empty() ? "none" : text;
@@ -72,7 +73,7 @@ Regions model_regions() {
             const GoldenCase golden = golden_of(row);
             verified += fmt::format("| {} | `{}` | {} | {} | `{}` |\n", row.family,
                                     block_of(golden), or_dash(row.presets),
-                                    switches(golden.config), row.golden);
+                                    switches(golden.config, row.ours), row.golden);
         } else if (!row.as.empty()) {
             read += fmt::format("| {} | `{}` | {} |\n", row.family, row.code, row.as);
         }
@@ -97,6 +98,7 @@ void print_models() {
         else if (!row.as.empty())
             text = "its code computes what that of " + row.as + " does";
         if (!row.presets.empty()) text += "; preset " + row.presets;
+        if (!row.ours.empty()) text += "; by " + row.ours + ", which is not Megatron's";
         if (!row.missing.empty()) text += (text.empty() ? "" : "; ✗ ") + row.missing;
         const char* mark = !row.golden.empty() ? "✓" : row.as.empty() ? "✗" : "~";
         fmt::print("{}\n",

@@ -10,7 +10,7 @@
 namespace moe {
 
 /// One family of models. Judged by its code: the module of transformers (5.24.0), or, for
-/// a name with a slash, a file of Megatron-Bridge (067f987d).
+/// a name with a slash, a file of Megatron-Bridge (067f987d) or another repository.
 struct ModelRow {
     std::string family;
     std::string code;     ///< "qwen3_next": models/qwen3_next/modeling_qwen3_next.py
@@ -20,6 +20,7 @@ struct ModelRow {
     /// are the same; empty where something is missing.
     std::string as = {};
     std::string missing = {};  ///< what the layer lacks for it, or for some of its layers
+    std::string ours = {};     ///< the field whose value Megatron does not have
 };
 
 const std::vector<ModelRow>& model_rows();

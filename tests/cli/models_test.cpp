@@ -85,13 +85,36 @@ TEST(Models, ThatHaveAPresetHaveTheSwitchesOfTheirGoldenCase) {
     }
 }
 
+/// The field of ours that a config sets: those of other names are Megatron's.
+std::string field_of_ours(const MoEConfig& config) {
+    if (config.moe_router_group_score_topk) return "moe_router_group_score_topk";
+    if (!config.moe_router_norm_topk_prob) return "moe_router_norm_topk_prob";
+    return config.activation_func == "gelu_tanh" ? "activation_func" : "";
+}
+
+TEST(Models, SayWhichFieldIsNotMegatrons) {
+    std::map<std::string, std::string> ours;
+    for (const ModelRow& row : model_rows()) {
+        if (row.golden.empty()) continue;
+        const std::string file = golden_folder() + "/" + row.golden + ".safetensors";
+        ours[row.family] = field_of_ours(load_golden(file).config);
+        EXPECT_EQ(row.ours, ours[row.family]) << row.family;
+    }
+    for (const ModelRow& row : model_rows()) {
+        if (!row.as.empty()) {
+            EXPECT_EQ(row.ours, ours.at(row.as)) << row.family;
+        }
+        EXPECT_LE(row.family.size(), 31u) << "the column of `moe info --models`";
+    }
+}
+
 TEST(Models, ArePrinted) {
     const Output output = moe("info --models");
     EXPECT_EQ(output.code, kExitOk) << output.err;
     for (const char* words :
          {"✓ Mixtral ", "golden case hf_mixtral; preset mixtral_8x7b, mixtral_8x22b",
           "~ GLM-5 ", "its code computes what that of GLM-4.5 does", "✗ Phi-3.5-MoE ",
-          "sparsemixer"})
+          "sparsemixer", "by moe_router_norm_topk_prob, which is not Megatron's"})
         EXPECT_TRUE(has(output, words)) << words << "\n" << output.out;
     EXPECT_TRUE(IsBadInput("info --models --json", {"--json", "--models"}));
     EXPECT_TRUE(IsBadInput("info --page " + golden_folder() + "/README.md",

@@ -154,7 +154,7 @@ INSTANTIATE_TEST_SUITE_P(Files, GoldenRouter,
 
 TEST(GoldenCases, AreAllHere) {
     EXPECT_EQ(golden_names().size(), 45u);
-    EXPECT_EQ(golden_names("models/").size(), 28u);
+    EXPECT_EQ(golden_names("models/").size(), 32u);
 }
 
 // ------------------------------------------------------- what a check must not let

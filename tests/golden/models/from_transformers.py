@@ -18,10 +18,13 @@ from transformers import __version__
 S, B, H, E, K, F = 7, 3, 20, 12, 3, 9
 FS = 2 * F  # of two shared experts, or of one that is twice as wide
 LATENT = 8
+NARROW_F = 4  # of the cases that came last: smaller files
 
 SIGMOID = {"moe_router_score_function": "sigmoid"}
 BIASED = SIGMOID | {"moe_router_enable_expert_bias": True}
 SHARED = {"moe_shared_expert_intermediate_size": FS}
+NARROW = {"moe_ffn_hidden_size": NARROW_F,
+          "moe_shared_expert_intermediate_size": 2 * NARROW_F}
 
 # model: (class, what the block's own config says, what the layer is in Megatron's words)
 MODELS = {
@@ -36,6 +39,27 @@ MODELS = {
     "deepseek_v2": (
         "DeepseekV2Moe", {"topk_method": "greedy", "n_shared_experts": 2},
         SHARED | {"moe_router_pre_softmax": True}),
+    "deepseek_v2_groups": (
+        "DeepseekV2Moe",
+        {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+         "num_experts_per_tok": 4, "routed_scaling_factor": 16.0, "n_shared_experts": 2,
+         "moe_intermediate_size": NARROW_F},
+        NARROW | {"moe_router_pre_softmax": True, "moe_router_num_groups": 4,
+                  "moe_router_group_topk": 2, "moe_router_group_score_topk": 1,
+                  "moe_router_topk": 4, "moe_router_topk_scaling_factor": 16.0}),
+    "deepseek_v3_top2_groups": (
+        "DeepseekV3MoE",
+        {"n_group": 4, "topk_group": 3, "num_experts_per_tok": 4,
+         "routed_scaling_factor": 2.5, "n_shared_experts": 2,
+         "moe_intermediate_size": NARROW_F},
+        NARROW | BIASED | {"moe_router_num_groups": 4, "moe_router_group_topk": 3,
+                           "moe_router_group_score_topk": 2, "moe_router_topk": 4,
+                           "moe_router_topk_scaling_factor": 2.5}),
+    "dots1": ("Dots1MoE",
+              {"norm_topk_prob": False, "routed_scaling_factor": 2.5,
+               "n_shared_experts": 2, "moe_intermediate_size": NARROW_F},
+              NARROW | BIASED | {"moe_router_norm_topk_prob": False,
+                                 "moe_router_topk_scaling_factor": 2.5}),
     "flint": ("FlintSparseMoeBlock", {}, SIGMOID | SHARED),
     "glm4_moe": ("Glm4MoeMoE", {"routed_scaling_factor": 2.5, "n_shared_experts": 2},
                  BIASED | SHARED | {"moe_router_topk_scaling_factor": 2.5}),
@@ -49,6 +73,11 @@ MODELS = {
               BIASED | SHARED | {"moe_router_topk_scaling_factor": 2.826}),
     "jamba": ("JambaSparseMoeBlock", {"intermediate_size": F},
               {"moe_router_pre_softmax": True}),
+    "jamba_gelu_tanh": (
+        "JambaSparseMoeBlock",
+        {"intermediate_size": NARROW_F, "hidden_act": "gelu_pytorch_tanh"},
+        {"moe_ffn_hidden_size": NARROW_F, "moe_router_pre_softmax": True,
+         "activation_func": "gelu_tanh"}),
     "kimi_linear": (
         "KimiLinearMoE", {"routed_scaling_factor": 2.446, "n_shared_experts": 2},
         BIASED | SHARED | {"moe_router_topk_scaling_factor": 2.446}),
@@ -116,7 +145,9 @@ def stacked_fc1(mlp):
 
 def run(model, seed):
     name, own, words = MODELS[model]
-    code = model.removesuffix("_latent")
+    code = model
+    for suffix in ("_latent", "_gelu_tanh", "_top2_groups", "_groups"):
+        code = code.removesuffix(suffix)
     module = importlib.import_module(f"transformers.models.{code}.modeling_{code}")
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float64)
@@ -198,11 +229,14 @@ def run(model, seed):
 def closest(logits, tensors, config):
     """The least gap between the K-th and the next key, over tokens."""
     keys = logits.sigmoid() if "moe_router_score_function" in config else logits
+    if "moe_router_group_score_topk" in config and keys is logits:
+        keys = logits.softmax(-1)  # before top-k: sums of a group are of these
     keys = keys + tensors.get("router.expert_bias", torch.zeros(E)).double()
     groups = config.get("moe_router_num_groups")
     if groups:
         limit = config["moe_router_group_topk"]
-        each = config["moe_router_topk"] // limit
+        each = config.get("moe_router_group_score_topk",
+                          config["moe_router_topk"] // limit)
         grouped = keys.reshape(len(keys), groups, E // groups)
         scores = grouped.topk(each).values.sum(-1).sort(descending=True).values
         group_gap = (scores[:, limit - 1] - scores[:, limit]).min()
