@@ -272,6 +272,25 @@ void check_quantile_balancing(const MoEConfig& c) {
         reject("moe_router_fusion", true, "must be false with quantile_balancing");
 }
 
+/// Megatron lets replay through where a choice of another kind ignores it.
+void check_given_experts(const MoEConfig& c) {
+    const bool other_choice = c.is_sinkhorn() || c.is_quantile_balancing();
+    if (c.moe_enable_routing_replay && other_choice)
+        reject("moe_enable_routing_replay", true,
+               "must be false with " + c.moe_router_load_balancing_type[0]);
+    if (!c.moe_router_hash_vocab_size) return;
+    const std::int64_t vocab = *c.moe_router_hash_vocab_size;
+    require_positive("moe_router_hash_vocab_size", vocab);
+    const auto refuse = [&](bool given, const std::string& what) {
+        if (given)
+            reject("moe_router_hash_vocab_size", vocab,
+                   "must be left out with " + what + ": the token's id chooses");
+    };
+    if (other_choice) refuse(true, c.moe_router_load_balancing_type[0]);
+    refuse(c.moe_router_num_groups.has_value(), "moe_router_num_groups");
+    refuse(c.moe_router_enable_expert_bias, "moe_router_enable_expert_bias");
+}
+
 void check_losses(const MoEConfig& c) {
     const auto& types = c.moe_router_load_balancing_type;
     const auto& coeffs = c.moe_aux_loss_coeff;
@@ -338,6 +357,7 @@ void MoEConfig::finalize() {
     check_router(*this);
     check_losses(*this);
     check_quantile_balancing(*this);
+    check_given_experts(*this);
     check_capacity(*this);
     check_ranks(*this, etp_given);
     check_dispatcher(*this);

@@ -18,6 +18,7 @@ namespace moe {
 /// |---|---|
 /// | router.weight | (E, H) |
 /// | router.bias, router.expert_bias, router.qb_beta | (E) |
+/// | router.tid2eid | (V, K) integers, with moe_router_hash_vocab_size |
 /// | fc1_latent_proj.weight, .bias | (ℓ, H), (ℓ), with moe_latent_size |
 /// | fc2_latent_proj.weight, .bias | (H, ℓ), (H), with moe_latent_size |
 /// | experts.linear_fc1.weight, .bias | (L, 2F or F, ℓ), (L, 2F or F): gate, then up |
@@ -29,17 +30,20 @@ namespace moe {
 /// Gates and ups in turn, in blocks: see core/glu_interleaving.h.
 std::map<std::string, Shape> parameter_shapes(const MoEConfig& config);
 
-/// True for "router.expert_bias" and "router.qb_beta", which have no gradient.
+/// True for "router.expert_bias", "router.qb_beta" and "router.tid2eid", which have no
+/// gradient.
 bool is_buffer(const std::string& parameter);
 
 /// Throws InputError unless `parameters` holds exactly these shapes; tensors of other
-/// names are ignored. A missing buffer is allowed: it starts at zero.
+/// names are ignored. A missing buffer is allowed: it starts at zero; but for
+/// "router.tid2eid", which must give every token id K different experts.
 /// @param where  named in errors before the tensor, e.g. the file; may be empty
 void check_parameters(const MoEConfig& config, const TensorMap& parameters,
                       const std::string& where);
 
 /// Seeded fp32 values, all exactly representable in bf16, so that every dtype starts from
 /// the same numbers: weights N(0, 1 / fan-in), biases N(0, 0.1), buffers N(0, 0.01).
+/// "router.tid2eid" is i64, each of its rows a draw of K experts.
 TensorMap random_parameters(const MoEConfig& config, std::uint64_t seed);
 
 }  // namespace moe

@@ -80,8 +80,8 @@ MoEConfig deepseek_v3() {
     return config;
 }
 
-/// Layers 3 to 42, counted from 0. Those before choose by a hash of the token's id, which
-/// is not built here.
+/// Layers 3 to 42, counted from 0. Those before choose by the token's id: there
+/// moe_router_hash_vocab_size is 129280, and the expert bias is off.
 MoEConfig deepseek_v4_flash() {
     MoEConfig config = swiglu_layer(4096, 256, 6, 2048);
     config.moe_shared_expert_intermediate_size = 2048;

@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/given_experts.h"
 #include "core/transfer.h"
 #include "distributed/mappings.h"
 #include "distributed/process_groups.h"
 #include "distributed/quantile_balancing.h"
 #include "gpu/launch.h"
 #include "gpu/tensor.h"
+#include "naive_gpu/given_experts.h"
 #include "naive_gpu/linear.h"
 #include "naive_gpu/quantile_balancing.h"
 #include "naive_gpu/routing.h"
@@ -90,6 +92,9 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
     };
     weight_ = parameter("router.weight", {1, E, config.hidden_size});
     if (config.add_bias_linear) bias_ = parameter("router.bias", {1, E});
+    if (const auto vocab = config.moe_router_hash_vocab_size)
+        tid2eid_ = transfer(
+            read_experts(kTid2Eid, parameters.at(kTid2Eid), *vocab, config), placement());
     const auto buffer = [&](const char* name) {
         const auto found = parameters.find(name);
         return found == parameters.end()
@@ -141,7 +146,7 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     Tensor quantiles;
     {
         StepTimer timer(context, Step::routing);
-        Tensor precomputed_idx;
+        Tensor precomputed_idx = given_experts(context, S, B);
         if (qb_beta_.defined())
             precomputed_idx =
                 choose_by_quantiles(quantiles, saved->logits, context.training);
@@ -255,6 +260,15 @@ Tensor TopKRouter<Scalar>::update_expert_bias() {
                                            config_.moe_router_bias_update_rate);
     local_tokens_per_expert_ = gpu::device_zeros<std::int64_t>({config_.num_experts()});
     return expert_bias_;
+}
+
+template <typename Scalar>
+Tensor TopKRouter<Scalar>::given_experts(const RunContext& context, std::int64_t S,
+                                         std::int64_t B) const {
+    const Tensor target = read_target_topk_idx(config_, context, S * B);
+    if (target.defined() || !tid2eid_.defined()) return transfer(target, placement());
+    return look_up_experts(tid2eid_,
+                           transfer(read_token_ids(config_, context, S, B), placement()));
 }
 
 template <typename Scalar>

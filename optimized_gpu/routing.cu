@@ -17,6 +17,7 @@ struct RoutePointers {
     const std::uint8_t* padding_mask;  // or null
     float* weights;
     int* ids;
+    bool has_precomputed_ids;
     int* tokens_per_expert;
     unsigned long long* local_tokens_per_expert;  // or null
     int* non_finite;
@@ -56,13 +57,25 @@ struct ChosenExpert {
 
 /// ③ for one token, x its logits, s the scores of all experts (of a softmax after top-k
 /// they are not looked at). @param logits  (E), where x came from
+/// @param given_ids  (K), chosen by somebody else; or null
 template <int N>
 __device__ ChosenExpert route_token(const float (&x)[N], const float (&s)[N],
                                     const SoftmaxSums& softmax_of_row,
                                     const float* logits, const float* expert_bias,
-                                    const RoutingRule& rule, int lane) {
+                                    const int* given_ids, const RoutingRule& rule,
+                                    int lane) {
     const int E = rule.num_experts;
     const bool post_softmax = rule.is_post_softmax();
+    if (given_ids != nullptr) {
+        const int id = lane < rule.topk ? given_ids[lane] : -1;
+        float value = 0.0f;
+        if (id >= 0)
+            value = post_softmax ? logits[id]
+                                 : score_of(rule.function, logits[id], softmax_of_row);
+        // The first need not be the largest
+        const float largest = warp_max(id >= 0 ? value : -INFINITY);
+        return {id, rule.scaling_factor * weight_of(value, largest, rule, lane)};
+    }
     const bool has_bias = expert_bias != nullptr && !post_softmax;
     unsigned keys[N];
 #pragma unroll
@@ -186,8 +199,9 @@ __global__ void __launch_bounds__(kThreads, blocks_at_a_time(N))
         if (kLosses || !rule.is_post_softmax())
             compute_scores(s, rule.function, x, softmax_of_row);
 
-        const ChosenExpert chosen = route_token(x, s, softmax_of_row, to.logits + t * E,
-                                                to.expert_bias, rule, lane);
+        const ChosenExpert chosen =
+            route_token(x, s, softmax_of_row, to.logits + t * E, to.expert_bias,
+                        to.has_precomputed_ids ? to.ids + t * K : nullptr, rule, lane);
         const bool padding = to.is_padding(t);
         if (lane < K) {
             to.weights[t * K + lane] = chosen.weight;
@@ -234,6 +248,7 @@ void route(RoutedTokens& routed, const RoutingOperands& operands, const RoutingR
         gpu::device_data<std::uint8_t>(operands.padding_mask),
         gpu::device_data<float>(routed.weights),
         gpu::device_data<int>(routed.ids),
+        operands.has_precomputed_ids,
         gpu::device_data<int>(routed.tokens_per_expert),
         gpu::device_counts(local_tokens),
         gpu::device_data<int>(routed.non_finite),

@@ -38,7 +38,7 @@ struct LossStatistics {
 /// Step ③ for all tokens: what the router hands on, before any dropping.
 struct RoutedTokens {
     Tensor weights;            ///< (T, K) f32
-    Tensor ids;                ///< (T, K) i32, best first
+    Tensor ids;                ///< (T, K) i32, best first, or as they were given
     Tensor tokens_per_expert;  ///< (E) i32; padding is routed too
     /// (1) i32: T − t, t the first token with a logit that is NaN or infinite; 0 when
     /// there is none. Weights of such tokens mean nothing; their ids are K experts.
@@ -66,7 +66,7 @@ struct RoutingOperands {
     /// (E) i64 or undefined; gets added the valid tokens of each expert, behind the
     /// update of the expert bias. Source: router.py, TopKRouter.local_tokens_per_expert.
     Tensor local_tokens_per_expert;
-    /// RoutedTokens::ids are there already; for route_unfused() alone.
+    /// RoutedTokens::ids are there already, of each token in any order.
     bool has_precomputed_ids = false;
 };
 

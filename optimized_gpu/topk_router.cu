@@ -3,11 +3,13 @@
 
 #include "optimized_gpu/topk_router.h"
 
+#include "core/given_experts.h"
 #include "core/transfer.h"
 #include "distributed/mappings.h"
 #include "distributed/quantile_balancing.h"
 #include "gpu/tensor.h"
 #include "optimized_gpu/gating.h"
+#include "optimized_gpu/given_experts.h"
 #include "optimized_gpu/multihot.h"
 #include "optimized_gpu/quantile_balancing.h"
 #include "optimized_gpu/sinkhorn.h"
@@ -105,6 +107,9 @@ TopKRouter::TopKRouter(const MoEConfig& config, DType dtype, const TensorMap& pa
         bf16_weight_ = exact_in_bf16(weight_, {1, E, config.hidden_size});
         if (bias_.defined()) bf16_bias_ = exact_in_bf16(bias_, {1, E});
     }
+    if (const auto vocab = config.moe_router_hash_vocab_size)
+        tid2eid_ = to_device_ids(
+            read_experts(kTid2Eid, parameters.at(kTid2Eid), *vocab, config));
     const auto buffer = [&](const char* name) {
         const auto found = parameters.find(name);
         return found == parameters.end()
@@ -172,9 +177,11 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
     {
         StepTimer timer(context, Step::routing);
         saved->routed = make_routed_tokens(rule_, T, populations);
+        const bool given = give_experts(saved->routed.ids, context, S, B);
         const RoutingOperands operands = {
             saved->logits, expert_bias_, padding_mask,
-            counts_choices ? local_tokens_per_expert_ : Tensor(), qb_beta_.defined()};
+            counts_choices ? local_tokens_per_expert_ : Tensor(),
+            given || qb_beta_.defined()};
         if (qb_beta_.defined()) choose_by_quantiles(*saved, context.training);
         if (config_.moe_router_fusion)
             route(saved->routed, operands, rule_);
@@ -234,6 +241,17 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
     return result;
 }
 //! [router_forward]
+
+bool TopKRouter::give_experts(Tensor& ids, const RunContext& context, std::int64_t S,
+                              std::int64_t B) const {
+    const Tensor target = read_target_topk_idx(config_, context, S * B);
+    if (target.defined())
+        ids = to_device_ids(target);
+    else if (tid2eid_.defined())
+        look_up_experts(ids, tid2eid_,
+                        to_device_ids(read_token_ids(config_, context, S, B)));
+    return target.defined() || tid2eid_.defined();
+}
 
 void TopKRouter::choose_by_quantiles(RouterSaved& saved, bool training) {
     if (training) saved.margins = gpu::device_empty<float>(saved.logits.shape());

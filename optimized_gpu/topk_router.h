@@ -20,7 +20,8 @@ namespace moe::optimized {
 /// hold the values of a router of bf16; scores are fp32 in any case. Source: router.py,
 /// TopKRouter.
 ///
-/// With sinkhorn the host waits in every round: the data decide how many there are.
+/// With sinkhorn the host waits in every round: the data decide how many there are. Token
+/// ids, or experts to replay, are checked and copied by the host.
 class TopKRouter : public Router {
   public:
     /// InputError for more experts, or more of them per token, than its kernels take.
@@ -42,6 +43,9 @@ class TopKRouter : public Router {
   private:
     Tensor gate(const Tensor& hidden);
     Tensor rounded(const Tensor& values) const;
+    /// Puts experts that are given into `ids`, (T, K) i32. @return whether there are any
+    bool give_experts(Tensor& ids, const RunContext& context, std::int64_t S,
+                      std::int64_t B) const;
     /// Quantile balancing's ids; in training its quantiles are added up.
     void choose_by_quantiles(struct RouterSaved& saved, bool training);
     void apply_capacity(Output& output, struct RouterSaved& saved) const;
@@ -53,6 +57,8 @@ class TopKRouter : public Router {
     Tensor weight_, bias_;            // (E, H), (E) or undefined; fp32 or fp64
     Tensor bf16_weight_, bf16_bias_;  // (1, E, H), (1, E); defined where exact
     AllTokens all_tokens_;
+    Tensor tid2eid_;                  // (V, K) i32, undefined without
+                                      // moe_router_hash_vocab_size
     Tensor expert_bias_;              // (E) f32, undefined without
                                       // moe_router_enable_expert_bias
     Tensor local_tokens_per_expert_;  // (E) i64 since the last update

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t t = std::int64_t(blockIdx.x) * kWarps + warp_index();
     if (t >= num_tokens) return;
     const float value = lane < K ? values[t * E + ids[t * K + lane]] : 0.0f;
-    // The first is the largest, unless quantile balancing chose
+    // The first is the largest, unless somebody else chose
     const float largest = warp_max(lane < K ? value : -INFINITY);
     const float weight = rule.scaling_factor * weight_of(value, largest, rule, lane);
     if (lane < K) weights[t * K + lane] = rule.rounded(weight);

@@ -11,7 +11,7 @@ namespace moe::cpu {
 
 /// Step ③ for all tokens: who was chosen, before any dropping, and the scores behind it.
 struct Routing {
-    Tensor topk_idx;  ///< (T, K) i64, best first
+    Tensor topk_idx;  ///< (T, K) i64, best first, or as they were given
     Tensor scores;    ///< (T, E) f32; softmax after top-k fills only the chosen
     Tensor probs;     ///< (T, E), 0 where not chosen
     Tensor map;       ///< (T, E) u8
@@ -28,7 +28,8 @@ struct Routing {
 /// with moe_router_norm_topk_prob false always s_k; then times
 /// moe_router_topk_scaling_factor. Scores are fp32.
 /// @param logits (T, E) @param expert_bias (E) f32 or undefined
-/// @param precomputed_idx  (T, K) i64, chosen by somebody else; or undefined
+/// @param precomputed_idx  (T, K) i64, chosen by somebody else, in any order; or
+/// undefined
 template <typename Scalar>
 Routing route(const Tensor& logits, const Tensor& expert_bias, const MoEConfig& config,
               const Tensor& precomputed_idx = {});

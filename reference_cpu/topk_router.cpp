@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/given_experts.h"
 #include "core/transfer.h"
 #include "distributed/mappings.h"
 #include "distributed/process_groups.h"
 #include "distributed/quantile_balancing.h"
 #include "reference_cpu/eigen.h"
+#include "reference_cpu/given_experts.h"
 #include "reference_cpu/linear.h"
 #include "reference_cpu/quantile_balancing.h"
 #include "reference_cpu/routing.h"
@@ -76,6 +78,8 @@ TopKRouter<Scalar>::TopKRouter(const MoEConfig& config, const TensorMap& paramet
     };
     weight_ = parameter("router.weight", {1, E, config.hidden_size});
     if (config.add_bias_linear) bias_ = parameter("router.bias", {1, E});
+    if (const auto vocab = config.moe_router_hash_vocab_size)
+        tid2eid_ = read_experts(kTid2Eid, parameters.at(kTid2Eid), *vocab, config);
     const auto buffer = [&](const char* name) {
         const auto found = parameters.find(name);
         return found == parameters.end()
@@ -128,7 +132,7 @@ Router::Output TopKRouter<Scalar>::forward(const Tensor& hidden,
     Tensor quantiles;
     {
         StepTimer timer(context, Step::routing);
-        Tensor precomputed_idx;
+        Tensor precomputed_idx = given_experts(context, S, B);
         if (qb_beta_.defined())
             precomputed_idx =
                 choose_by_quantiles(quantiles, saved->logits, context.training);
@@ -237,6 +241,14 @@ Tensor TopKRouter<Scalar>::update_expert_bias() {
                                            config_.moe_router_bias_update_rate);
     local_tokens_per_expert_ = Tensor::zeros({config_.num_experts()}, DType::i64);
     return expert_bias_;
+}
+
+template <typename Scalar>
+Tensor TopKRouter<Scalar>::given_experts(const RunContext& context, std::int64_t S,
+                                         std::int64_t B) const {
+    const Tensor target = read_target_topk_idx(config_, context, S * B);
+    if (target.defined() || !tid2eid_.defined()) return target;
+    return look_up_experts(tid2eid_, read_token_ids(config_, context, S, B));
 }
 
 template <typename Scalar>

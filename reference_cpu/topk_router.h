@@ -31,6 +31,8 @@ class TopKRouter : public Router {
     void reset_global_aux_loss_tracker() override { global_counts_ = {}; }
 
   private:
+    /// (T, K) i64: a target to replay, or by the tokens' ids; undefined without either.
+    Tensor given_experts(const RunContext& context, std::int64_t S, std::int64_t B) const;
     /// Quantile balancing's choice (T, K) i64; in training adds up its quantiles (E).
     Tensor choose_by_quantiles(Tensor& quantiles, const Tensor& logits, bool training);
 
@@ -39,6 +41,7 @@ class TopKRouter : public Router {
     RouterRounding rounding_;
     Tensor weight_;       // (1, E, H)
     Tensor bias_;         // (1, E), undefined without add_bias_linear
+    Tensor tid2eid_;      // (V, K) i64, undefined without moe_router_hash_vocab_size
     Tensor expert_bias_;  // (E) f32, undefined without moe_router_enable_expert_bias
     Tensor local_tokens_per_expert_;  // (E) i64 since the last update
     Tensor qb_beta_;                  // (E) f32, undefined without quantile_balancing

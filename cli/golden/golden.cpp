@@ -105,7 +105,9 @@ TensorMap run_rank(const GoldenCase& golden, const GoldenRank& rank,
                    const GroupsPtr& groups) {
     TensorMap values;
     Recorder recorder(values);
-    RunContext context{.observer = &recorder};
+    RunContext context{.observer = &recorder,
+                       .token_ids = rank.token_ids,
+                       .target_topk_idx = rank.target_topk_idx};
     MoELayer layer(golden.config, spec, parameters, groups);
 
     auto forward = layer.forward(rank.hidden_states, rank.padding_mask, context);

@@ -28,6 +28,11 @@ struct GoldenRank {
     Tensor padding_mask;   ///< (B, S) u8, or undefined
     Tensor grad_output;    ///< (S, B, H), or undefined: then only the forward is checked
     TensorMap expected;    ///< "expect.…", without the "rank.<r>." of multi-rank files
+    /// (B, S) integers, with moe_router_hash_vocab_size.
+    Tensor token_ids = {};
+    /// (T, K) integers, or undefined: the router chooses, also under
+    /// moe_enable_routing_replay.
+    Tensor target_topk_idx = {};
 };
 
 /// One file, read and checked.

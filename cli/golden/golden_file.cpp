@@ -8,6 +8,7 @@
 #include "cli/files.h"
 #include "cli/golden/golden.h"
 #include "cli/places.h"
+#include "core/given_experts.h"
 #include "core/parameters.h"
 #include "core/safetensors.h"
 #include "core/transfer.h"
@@ -167,6 +168,12 @@ GoldenRank read_rank(const SafetensorsFile& file, const MoEConfig& config,
             reject(file.path() + ": " + prefix + "input.padding_mask",
                    to_string(rank.padding_mask.dtype()), "must be U8 or BOOL");
     }
+    if (config.moe_router_hash_vocab_size)
+        rank.token_ids = take("input.token_ids", {B, S}, false);
+    if (config.moe_enable_routing_replay &&
+        file.contains(prefix + "input.target_topk_idx"))
+        rank.target_topk_idx =
+            take("input.target_topk_idx", {S * B, config.moe_router_topk}, false);
     if (file.contains(prefix + "input.grad_output"))
         rank.grad_output = take("input.grad_output", rank.hidden_states.shape(), true);
     for (const auto& [name, expectation] : expectations(config, S, B)) {
@@ -192,6 +199,7 @@ void check_alike(const std::string& path, const std::vector<GoldenRank>& ranks) 
                        "all ranks must have it, or none");
     };
     check("input.padding_mask", &GoldenRank::padding_mask);
+    check("input.target_topk_idx", &GoldenRank::target_topk_idx);
     check("input.grad_output", &GoldenRank::grad_output);
 }
 
@@ -217,8 +225,9 @@ GoldenCase load_golden(const std::string& path) {
 
     const MoEConfig whole = distributed::single_rank_config(golden.config);
     for (const auto& [name, shape] : parameter_shapes(whole)) {
-        if (is_buffer(name) && !file.contains(name)) continue;  // zero
-        golden.parameters[name] = read_tensor(file, name, shape, true);
+        const bool is_table = name == kTid2Eid;
+        if (is_buffer(name) && !is_table && !file.contains(name)) continue;  // zero
+        golden.parameters[name] = read_tensor(file, name, shape, !is_table);
         read.insert(name);
     }
 

@@ -18,6 +18,7 @@
 #include "cli/ranks/options.h"
 #include "cli/ranks/processes.h"
 #include "core/error.h"
+#include "core/given_experts.h"
 #include "core/known_names.h"
 
 namespace moe {
@@ -140,12 +141,15 @@ bool verify_case(const DispatcherCase& subject, const Verification& run) {
 enum class Outcome { matches, differs, skipped };
 
 /// The setting without which the layer has no such tensor; "" for a name that it never
-/// has. @param name  of a parameter, or of what is expected of one
+/// has. @param name  of a parameter, of what is expected of one, or of an input
 std::string missing_setting(std::string name, const MoEConfig& config) {
     if (name.starts_with("rank."))
         name.erase(0, std::min(name.size(), name.find('.', 5)) + 1);
     const std::string gradient = "expect.grad.";
     if (name.starts_with(gradient)) name.erase(0, gradient.size());
+    if (name == kTid2Eid || name == "input.token_ids")
+        return "moe_router_hash_vocab_size is not set";
+    if (name == "input.target_topk_idx") return "moe_enable_routing_replay is false";
     if (name == "router.expert_bias") return "moe_router_enable_expert_bias is false";
     if (name == "router.qb_beta")
         return "moe_router_load_balancing_type is not quantile_balancing";

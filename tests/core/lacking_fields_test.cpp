@@ -20,7 +20,7 @@ TEST(LackingFields, AreTakenWhereTheyAreOff) {
     // As Megatron-Core 0.19.2 has them when nobody says a word
     const json defaults = json::parse(R"({
         "use_grouped_gemm_for_shared_expert": false, "moe_layer_freq": 1,
-        "moe_enable_routing_replay": false, "moe_router_topk_limited_devices": null,
+        "moe_router_topk_limited_devices": null,
         "use_grouped_gemm_for_dense_mlp": false, "moe_single_grouped_weight": false,
         "moe_single_grouped_bias": false, "moe_token_dropping": false,
         "moe_permute_fusion_into_hybridep": false,
@@ -60,9 +60,10 @@ TEST(LackingFields, AreTakenWhereTheyAreOff) {
 }
 
 TEST(LackingFields, AreRefusedWithWhatTheyWouldDo) {
-    EXPECT_TRUE(Rejects([] { read_text(R"({"moe_enable_routing_replay": true})"); },
-                        {"c.json: moe_enable_routing_replay = true: not here: it would "
-                         "choose the experts of a recorded run again; leave it out"}));
+    EXPECT_TRUE(Rejects([] { read_text(R"({"moe_paged_stash": true})"); },
+                        {"c.json: moe_paged_stash = true: not here: it would keep "
+                         "experts' activations in pages until the backward; leave it "
+                         "out"}));
     EXPECT_TRUE(Rejects([] { read_text(R"({"moe_layer_freq": [0, 1]})"); },
                         {"moe_layer_freq = [0,1]: not here: it would say which layers"}));
     EXPECT_NE(why_not_here("moe_permute_fusion_into_hybridep").find("moe_permute_fusion"),

@@ -153,8 +153,8 @@ INSTANTIATE_TEST_SUITE_P(Files, GoldenRouter,
                          name_and_supplier);
 
 TEST(GoldenCases, AreAllHere) {
-    EXPECT_EQ(golden_names().size(), 45u);
-    EXPECT_EQ(golden_names("models/").size(), 32u);
+    EXPECT_EQ(golden_names().size(), 47u);
+    EXPECT_EQ(golden_names("models/").size(), 33u);
 }
 
 // ------------------------------------------------------- what a check must not let

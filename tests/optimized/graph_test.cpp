@@ -135,8 +135,17 @@ class LayerGraph : public testing::TestWithParam<GraphCase> {
         LateLosses losses;
         MoELayer::Gradients gradients;
     };
+    /// The same K experts for every token.
+    static Tensor first_experts(const MoEConfig& config) {
+        const std::int64_t K = config.moe_router_topk;
+        std::vector<std::int64_t> experts(kSeq * kBatch * K);
+        for (std::size_t i = 0; i < experts.size(); ++i) experts[i] = std::int64_t(i) % K;
+        return Tensor::from({kSeq * kBatch, K}, experts);
+    }
     static Results call(MoELayer& layer, const Inputs& inputs) {
-        const RunContext context{.main_loss_backward_scale = inputs.scale};
+        RunContext context{.main_loss_backward_scale = inputs.scale};
+        if (layer.config().moe_enable_routing_replay)
+            context.target_topk_idx = first_experts(layer.config());
         auto forward = layer.forward(
             inputs.hidden, GetParam().has_mask ? inputs.mask : Tensor(), context);
         return {forward.output, forward.losses,
@@ -261,13 +270,14 @@ TEST_P(LayerWithoutGraph, IsRefused) {
 
 INSTANTIATE_TEST_SUITE_P(
     Cases, LayerWithoutGraph,
-    testing::Values(GraphCase{"fp64_router",
-                              [](MoEConfig& c) { c.moe_router_dtype = "fp64"; }},
-                    GraphCase{"sinkhorn",
-                              [](MoEConfig& c) {
-                                  c.moe_router_load_balancing_type = {"sinkhorn"};
-                                  c.moe_router_topk = 1;
-                              }}),
+    testing::Values(
+        GraphCase{"fp64_router", [](MoEConfig& c) { c.moe_router_dtype = "fp64"; }},
+        GraphCase{"replay", [](MoEConfig& c) { c.moe_enable_routing_replay = true; }},
+        GraphCase{"sinkhorn",
+                  [](MoEConfig& c) {
+                      c.moe_router_load_balancing_type = {"sinkhorn"};
+                      c.moe_router_topk = 1;
+                  }}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -19,6 +19,7 @@ S, B, H, E, K, F = 7, 3, 20, 12, 3, 9
 FS = 2 * F  # of two shared experts, or of one that is twice as wide
 LATENT = 8
 NARROW_F = 4  # of the cases that came last: smaller files
+VOCAB = 17  # of a layer that chooses by token ids
 
 SIGMOID = {"moe_router_score_function": "sigmoid"}
 BIASED = SIGMOID | {"moe_router_enable_expert_bias": True}
@@ -60,6 +61,13 @@ MODELS = {
                "n_shared_experts": 2, "moe_intermediate_size": NARROW_F},
               NARROW | BIASED | {"moe_router_norm_topk_prob": False,
                                  "moe_router_topk_scaling_factor": 2.5}),
+    "deepseek_v4_hash": (
+        "DeepseekV4SparseMoeBlock",
+        {"mlp_layer_types": ["hash_moe"], "vocab_size": VOCAB, "swiglu_limit": 0.5,
+         "scoring_func": "sqrtsoftplus", "routed_scaling_factor": 1.5},
+        {"moe_router_score_function": "sqrtsoftplus", "moe_router_hash_vocab_size": VOCAB,
+         "moe_router_topk_scaling_factor": 1.5, "activation_func_clamp_value": 0.5,
+         "moe_shared_expert_intermediate_size": F}),
     "flint": ("FlintSparseMoeBlock", {}, SIGMOID | SHARED),
     "glm4_moe": ("Glm4MoeMoE", {"routed_scaling_factor": 2.5, "n_shared_experts": 2},
                  BIASED | SHARED | {"moe_router_topk_scaling_factor": 2.5}),
@@ -146,12 +154,13 @@ def stacked_fc1(mlp):
 def run(model, seed):
     name, own, words = MODELS[model]
     code = model
-    for suffix in ("_latent", "_gelu_tanh", "_top2_groups", "_groups"):
+    for suffix in ("_latent", "_hash", "_gelu_tanh", "_top2_groups", "_groups"):
         code = code.removesuffix(suffix)
+    hashes = "moe_router_hash_vocab_size" in words
     module = importlib.import_module(f"transformers.models.{code}.modeling_{code}")
     torch.manual_seed(seed)
     torch.set_default_dtype(torch.float64)
-    block = getattr(module, name)(make_config(own)).double().train()
+    block = getattr(module, name)(make_config(own), *[0] * hashes).double().train()
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         for parameter in block.parameters():
@@ -164,11 +173,17 @@ def run(model, seed):
     x = random_like(torch.empty(S, B, H), 1.0).requires_grad_()
     doutput = random_like(torch.empty(S, B, H), 1.0)
 
+    ids = torch.randint(VOCAB, (B, S))
+    if hashes:
+        rows = [torch.randperm(E)[:K] for _ in range(VOCAB)]
+        block.gate.tid2eid.copy_(torch.stack(rows))
+
     seen = {}
     block.experts.register_forward_pre_hook(lambda _, args: seen.update(args=args))
     router = find(block, "router", "gate")
     router.register_forward_hook(lambda _, args, out: seen.update(router=out))
-    output = block(x.transpose(0, 1).contiguous())  # a block is batch first
+    # a block is batch first
+    output = block(x.transpose(0, 1).contiguous(), *[ids] * hashes)
     output = output[0] if isinstance(output, tuple) else output
     output = output.reshape(B, S, H).transpose(0, 1)
     (output * doutput).sum().backward()
@@ -212,6 +227,9 @@ def run(model, seed):
     if biased:
         tensors["router.expert_bias"] = bias
     tensors = {k: v.detach().float().contiguous() for k, v in tensors.items()}
+    if hashes:
+        tensors["router.tid2eid"] = block.gate.tid2eid.clone()
+        tensors["input.token_ids"] = ids
     for k, v in expect.items():
         tensors["expect." + k] = v.detach().double().contiguous()
     tensors["expect.routing_map"] = (probs > 0).to(torch.uint8)
@@ -228,6 +246,8 @@ def run(model, seed):
 
 def closest(logits, tensors, config):
     """The least gap between the K-th and the next key, over tokens."""
+    if "moe_router_hash_vocab_size" in config:
+        return 1.0  # no keys: the token's id chooses
     keys = logits.sigmoid() if "moe_router_score_function" in config else logits
     if "moe_router_group_score_topk" in config and keys is logits:
         keys = logits.softmax(-1)  # before top-k: sums of a group are of these
