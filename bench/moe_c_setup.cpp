@@ -37,6 +37,9 @@ MoEConfig parse_config(const std::string& text) {
     only_one("context_parallel_size", config.context_parallel_size);
     only_one("expert_model_parallel_size", config.expert_model_parallel_size);
     only_one("expert_tensor_parallel_size", *config.expert_tensor_parallel_size);
+    if (config.moe_router_hash_vocab_size)
+        reject("moe_router_hash_vocab_size", *config.moe_router_hash_vocab_size,
+               "must be left out: this interface takes no token ids");
     return config;
 }
 

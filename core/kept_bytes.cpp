@@ -5,11 +5,13 @@
 
 namespace moe {
 
-std::int64_t count_kept_bytes(MoELayer& layer, const Tensor& hidden) {
+std::int64_t count_kept_bytes(MoELayer& layer, const Tensor& hidden,
+                              const RunContext& context) {
     const ComponentSpec& taker = layer.spec().dispatcher;
     const Placement place = {find_tier("spec", taker.tier).memory_space(), taker.dtype};
     const std::int64_t before = tensor_bytes();
-    MoELayer::Forward forward = layer.forward(transfer(hidden, place).clone(), {}, {});
+    MoELayer::Forward forward =
+        layer.forward(transfer(hidden, place).clone(), {}, context);
     forward.losses.read();
     forward.losses = {};
     forward.output = {};

@@ -12,8 +12,10 @@ namespace moe {
 /// Bytes of tensors that a forward leaves for its backward. The hidden states are among
 /// them where the layer keeps them as they are: they are copied to where the layer before
 /// would leave them, and nobody else has the copy. The layer's counts of experts move on.
-/// @param hidden  (S, B, H), anywhere
-std::int64_t count_kept_bytes(MoELayer& layer, const Tensor& hidden);
+/// @param hidden   (S, B, H), anywhere
+/// @param context  what the forward is given besides
+std::int64_t count_kept_bytes(MoELayer& layer, const Tensor& hidden,
+                              const RunContext& context = {});
 
 /// What the tier says of itself, see Tier::kept(); off where components are of several
 /// suppliers.

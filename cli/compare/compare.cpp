@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <optional>
 #include <set>
 
 #include "cli/commands.h"
 #include "cli/compare/comparison.h"
+#include "cli/compare/given.h"
 #include "cli/compare/table.h"
 #include "cli/memory.h"
 #include "cli/options.h"
@@ -31,6 +33,7 @@ struct CompareOptions {
     std::vector<std::string> tiers, dtypes;
     std::optional<std::int64_t> repeats;
     std::optional<std::string> golden;
+    std::optional<std::string> record_routing, replay_routing;
     std::unique_ptr<LayerOptions> layer;
     std::unique_ptr<RankOptions> ranks;
 };
@@ -193,6 +196,12 @@ std::vector<ModuleSpec> choose_columns(const CompareOptions& options,
     return columns;
 }
 
+/// Experts are to be those of a file.
+void turn_on_replay(MoEConfig& config) {
+    config.moe_enable_routing_replay = true;
+    config.finalize();  // refused where the router chooses in another way
+}
+
 ComparisonRequest make_request(const CompareOptions& options) {
     const LayerOptions& layer = *options.layer;
     require_no_rank_flags(layer);
@@ -209,7 +218,14 @@ ComparisonRequest make_request(const CompareOptions& options) {
         reject("--golden", golden, "must be all or none");
     if (golden == "all") request.golden_folder = golden_folder();
 
-    require_memory(request.config, request.text.seq_len * request.text.micro_batch);
+    const std::int64_t T = request.text.seq_len * request.text.micro_batch;
+    require_memory(request.config, T);
+    text_ids(request.config, request.text);  // refused before anything runs
+    if (options.replay_routing) {
+        turn_on_replay(request.config);
+        request.target_topk_idx =
+            load_routing(*options.replay_routing, request.config, 1, T)[0];
+    }
 
     request.columns = choose_columns(options, request.config);
     std::erase(request.columns, ModuleSpec::uniform({"reference_cpu", DType::f64}));
@@ -273,6 +289,14 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch);
     request.columns = choose_columns(options, chosen.configs[0]);
     leave_out_tiers(request.columns, chosen.configs);
+    text_ids(chosen.configs[0], request.text);  // refused before anything runs
+    if (options.replay_routing) {
+        for (MoEConfig& config : request.configs) turn_on_replay(config);
+        const std::int64_t T = request.text.seq_len * request.text.micro_batch;
+        request.target_topk_idx =
+            load_routing(*options.replay_routing, request.configs[0], chosen.sizes.world,
+                         T / chosen.sizes.world);
+    }
     return request;
 }
 
@@ -290,6 +314,14 @@ bool is_long(const RankComparisonRequest& request) {
 /// What could end a run badly is said before it starts.
 void prepare(const CompareOptions& options, const std::vector<MoEConfig>& configs) {
     if (options.report != "none") require_writable_folder("--report", options.report);
+    if (options.record_routing) {
+        auto folder = std::filesystem::path(*options.record_routing).parent_path();
+        if (folder.empty()) folder = ".";
+        if (!std::filesystem::is_directory(folder))
+            reject("--record-routing", *options.record_routing,
+                   "must be in a folder that is there");
+        require_writable_folder("--record-routing", folder);
+    }
     std::set<std::string> said;
     for (const MoEConfig& config : configs)
         for (const std::string& warning : config.warnings())
@@ -297,9 +329,21 @@ void prepare(const CompareOptions& options, const std::vector<MoEConfig>& config
                 fmt::print(stderr, "moe: note: {}\n", warning);
 }
 
+/// The experts of each rank's tokens, as the fp64 reference chose them, into a file.
+void record_routing(const CompareOptions& options, const MoEConfig& config,
+                    const std::vector<Tensor>& topk_idx) {
+    if (!options.record_routing) return;
+    save_routing(*options.record_routing, config, topk_idx);
+    fmt::print("Routing {}\n", *options.record_routing);
+}
+
 int show_rank_comparison(const RankComparison& comparison,
                          const CompareOptions& options) {
     print_rank_comparison(comparison, options.report);
+    std::vector<Tensor> topk_idx;
+    for (const auto& mine : comparison.tokens.of_rank)
+        topk_idx.push_back(take_rows(comparison.topk_idx, mine));
+    record_routing(options, comparison.config(), topk_idx);
     if (options.report != "none")
         fmt::print("Report  {}\n", write_rank_report(comparison, options.report));
     return comparison.ok ? kExitOk : kExitDiffers;
@@ -341,6 +385,7 @@ int run_compare(const CompareOptions& options) {
     print_kept(comparison);
     print_expert_load(comparison);
     print_verdict(comparison);
+    record_routing(options, comparison.config, {comparison.topk_idx});
     if (options.report != "none")
         fmt::print("Report  {}\n", write_report(comparison, options.report));
     return comparison.ok ? kExitOk : kExitDiffers;
@@ -376,6 +421,10 @@ void add_compare(CommandLine& line) {
         .option("--golden", options->golden,
                 "The golden cases, in every tier: all (default), or none")
         .values({"all", "none"});
+    command.option("--record-routing", options->record_routing,
+                   "Write the experts that fp64 chose, of every rank, to this file");
+    command.option("--replay-routing", options->replay_routing,
+                   "Run everything with the experts of such a file");
     add_threads_flag(command);
     add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(

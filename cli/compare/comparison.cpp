@@ -10,6 +10,7 @@
 #include <set>
 
 #include "cli/compare/closeness.h"
+#include "cli/compare/given.h"
 #include "cli/golden/golden.h"
 #include "core/kept_bytes.h"
 #include "core/parameters.h"
@@ -59,11 +60,17 @@ class Runner {
   public:
     Runner(const ComparisonRequest& request, const ModuleSpec& spec,
            const TensorMap& parameters, const Tensor& hidden, const Tensor& doutput)
-        : layer_(request.config, spec, parameters), hidden_(hidden), doutput_(doutput) {}
+        : layer_(request.config, spec, parameters), hidden_(hidden), doutput_(doutput) {
+        const TextTokens& text = request.text;
+        given_.token_ids =
+            by_sequence(text_ids(request.config, text), text.seq_len, text.micro_batch);
+        given_.target_topk_idx = request.target_topk_idx;
+    }
 
     /// Forward and backward, watched.
     Losses run(Observer& observer) {
-        const RunContext context{.observer = &observer};
+        RunContext context = given_;
+        context.observer = &observer;
         auto forward = layer_.forward(hidden_, {}, context);
         layer_.backward(doutput_, forward.saved, context);
         layer_.update_expert_bias();
@@ -77,16 +84,17 @@ class Runner {
     };
     /// The same, and nobody watches.
     Results run_unwatched() {
-        const auto forward = layer_.forward(hidden_, {}, {});
-        return {forward.output, layer_.backward(doutput_, forward.saved, {})};
+        const auto forward = layer_.forward(hidden_, {}, given_);
+        return {forward.output, layer_.backward(doutput_, forward.saved, given_)};
     }
-    std::int64_t kept_bytes() { return count_kept_bytes(layer_, hidden_); }
+    std::int64_t kept_bytes() { return count_kept_bytes(layer_, hidden_, given_); }
 
     const ModuleSpec& spec() const { return layer_.spec(); }
 
   private:
     MoELayer layer_;
     Tensor hidden_, doutput_;
+    RunContext given_;  // besides the tokens
 };
 
 double median(std::vector<double> values) {
@@ -378,6 +386,7 @@ Comparison run_comparison(const ComparisonRequest& request) {
 
     result.probs = reference.at(Step::token_dropping).at("probs");
     result.routing_map = reference.at(Step::token_dropping).at("routing_map");
+    result.topk_idx = reference.at(Step::routing).at("topk_idx");
     result.tokens_per_expert = reference.at(Step::dispatch).at("tokens_per_expert");
     result.row_token = reference.at(Step::dispatch).at("row_token");
     result.sizes = {hidden.dim(0) * hidden.dim(1), result.row_token.numel()};

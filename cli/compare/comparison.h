@@ -84,6 +84,7 @@ struct Comparison {
     std::vector<ColumnOutcome> columns;  ///< the first is the fp64 reference
     Tensor probs;        ///< (T, E) of the reference, f64 on the host, after dropping
     Tensor routing_map;  ///< (T, E) u8
+    Tensor topk_idx;     ///< (T, K) i64, before dropping
     Tensor tokens_per_expert;           ///< (E) i32
     Tensor row_token;                   ///< (N) i64, token of each dispatched row
     std::vector<GoldenOutcome> golden;  ///< empty when the golden files are not at hand
@@ -119,6 +120,7 @@ struct ComparisonRequest {
     MoEConfig config;
     TextTokens text;
     std::vector<ModuleSpec> columns;  ///< besides the fp64 reference, which always runs
+    Tensor target_topk_idx = {};      ///< (T, K), experts to replay; or undefined
     std::uint64_t seed = 0;
     int repeats = 3;            ///< timed runs after one that is only watched
     std::string golden_folder;  ///< empty: no golden cases

@@ -116,6 +116,9 @@ std::vector<bench::BenchRequest> make_requests(const BenchOptions& options) {
     if (has_glu_interleaving(request.config))
         reject("moe_mlp_glu_interleave_size, moe_shared_expert_glu_interleave_size",
                "set", "must be left out here: parts of a layer take plain weights");
+    if (request.config.moe_router_hash_vocab_size)
+        reject("moe_router_hash_vocab_size", *request.config.moe_router_hash_vocab_size,
+               "must be left out here: bench chooses the experts itself (--routing)");
     request.seed = layer.seed();
     request.reference_dtype = parse_dtype("--reference-dtype", options.reference_dtype);
     if (request.reference_dtype == DType::bf16)

@@ -148,6 +148,9 @@ int run_profile(const ProfileOptions& options) {
     require_no_rank_flags(layer);
     profile::LayerRequest request;
     request.config = layer.config();
+    if (request.config.moe_router_hash_vocab_size)
+        reject("moe_router_hash_vocab_size", *request.config.moe_router_hash_vocab_size,
+               "must be left out here: profile has no token ids");
     request.seq_length = layer.seq_length();
     request.micro_batch_size = layer.micro_batch_size();
     request.seed = layer.seed();

@@ -57,10 +57,11 @@ Asked count_asked(const RankJob& job, const RankTokens& tokens, const GroupsPtr&
         return transfer(take_rows(whole, mine).reshaped(shape), placement);
     };
     const Tensor hidden = place(job.hidden), doutput = place(job.doutput);
-    layer.backward(doutput, layer.forward(hidden, {}, {}).saved, {});
+    const RunContext context = context_of(job, mine, tokens.seq_len, tokens.micro_batch);
+    layer.backward(doutput, layer.forward(hidden, {}, context).saved, {});
     gpu::DeviceLog log;
     const gpu::ThreadCounters before = gpu::thread_counters();
-    const auto forward = layer.forward(hidden, {}, {});
+    const auto forward = layer.forward(hidden, {}, context);
     log.begin_backward();
     layer.backward(doutput, forward.saved, {});
     return {gpu::thread_counters() - before, log.entries()};

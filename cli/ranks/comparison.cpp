@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "cli/compare/closeness.h"
+#include "cli/compare/given.h"
 #include "cli/ranks/asked.h"
 #include "cli/ranks/losses.h"
 #include "core/parameters.h"
@@ -363,11 +364,15 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     job.hidden =
         embed_text(request.text, job.config.hidden_size, request.seed).reshaped(flat);
     job.doutput = random_gradient(flat, request.seed);
+    job.token_ids = text_ids(job.config, request.text);
+    if (!request.target_topk_idx.empty())
+        job.target_topk_idx = join_rows(request.target_topk_idx, result.tokens);
     Wholes wholes;
     const WholeRecord& whole =
         whole_for(wholes, request, job,
                   ModuleSpec::uniform({"reference_cpu", DType::f64}), result.tokens);
     result.whole_runs = whole.runs;
+    result.topk_idx = whole.topk_idx;
     result.probs = whole.probs;
     result.rows_per_expert =
         rows_per_expert(job.config, request.sizes, result.tokens, whole.routing_map);

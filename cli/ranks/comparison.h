@@ -86,6 +86,7 @@ struct RankComparison {
     std::int64_t seq_len = 0, micro_batch = 0;  ///< S and B of all ranks together
     distributed::ParallelSizes sizes;
     RankTokens tokens;
+    Tensor topk_idx;         ///< (T, K) i64 of the one rank that has all, before dropping
     Tensor probs;            ///< (T, E) f64 after dropping, of all ranks together
     Tensor rows_per_expert;  ///< (W, L) i64
     std::vector<DispatcherOutcome> dispatchers;
@@ -119,6 +120,7 @@ struct RankComparisonRequest {
     distributed::ParallelSizes sizes;
     TextTokens text;
     std::vector<ModuleSpec> columns;
+    std::vector<Tensor> target_topk_idx = {};  ///< experts to replay, by rank; or empty
     std::uint64_t seed = 0;
     /// When this process is one rank of several; null: ranks are threads of this one.
     distributed::Communicator* world = nullptr;

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "cli/compare/given.h"
 #include "cli/ranks/asked.h"
 #include "cli/ranks/losses.h"
 #include "cli/ranks/processes.h"
@@ -77,7 +78,8 @@ RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
     const bool speaks = world.rank() == 0;
     RankRecord record = run_layer(
         layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine), shape,
-        world.ledger(), speaks ? job.on_step : [](Step) {});
+        context_of(job, mine, tokens.seq_len, tokens.micro_batch), world.ledger(),
+        speaks ? job.on_step : [](Step) {});
     record.dropped_rows = groups->flagged_heap->take_dropped_rows();
     if (job.counts_asked) {
         RankJob bare = job;
@@ -139,12 +141,24 @@ Tensor join_rows(const std::vector<Tensor>& parts, const RankTokens& tokens) {
     return whole;
 }
 
+RunContext context_of(const RankJob& job, const std::vector<std::int64_t>& tokens,
+                      std::int64_t seq_len, std::int64_t micro_batch) {
+    RunContext context;
+    if (job.token_ids.defined())
+        context.token_ids =
+            by_sequence(take_rows(job.token_ids, tokens), seq_len, micro_batch);
+    if (job.target_topk_idx.defined())
+        context.target_topk_idx = take_rows(job.target_topk_idx, tokens);
+    return context;
+}
+
 RankRecord run_layer(MoELayer& layer, const Tensor& hidden, const Tensor& doutput,
-                     const Shape& shape, distributed::OpLedger& ledger,
+                     const Shape& shape, RunContext context,
+                     distributed::OpLedger& ledger,
                      const std::function<void(Step)>& on_step) {
     RankRecord record;
     RankObserver observer(record, ledger, on_step);
-    const RunContext context{.observer = &observer};
+    context.observer = &observer;
     auto forward = layer.forward(hidden.reshaped(shape), {}, context);
     for (const auto& [name, loss] : forward.losses.read())
         record.losses[name] = Tensor::from<double>({}, {loss});

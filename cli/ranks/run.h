@@ -68,6 +68,9 @@ struct RankJob {
     TensorMap parameters;  ///< of the whole layer
     Tensor hidden;         ///< (T, H) fp32, all tokens
     Tensor doutput;        ///< (T, H) fp32
+    /// (T) i64, with moe_router_hash_vocab_size; and (T, K) i64, experts to replay, or
+    /// undefined.
+    Tensor token_ids = {}, target_topk_idx = {};
     /// Called where a step of rank 0, or of the whole layer, has its first value.
     std::function<void(Step)> on_step = [](Step) {};
     /// Also count what a rank asks of its device: count_asked().
@@ -75,6 +78,10 @@ struct RankJob {
     /// When this process is one rank of several; null: ranks are threads of this one.
     distributed::Communicator* world = nullptr;
 };
+
+/// The token ids and experts to replay of some of the job's tokens, S x B of them.
+RunContext context_of(const RankJob& job, const std::vector<std::int64_t>& tokens,
+                      std::int64_t seq_len, std::int64_t micro_batch);
 
 /// Forward and backward on every rank. @return by world rank
 std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& tokens);
@@ -86,16 +93,19 @@ std::vector<TensorMap> shard_for_ranks(const MoEConfig& config, int ranks,
 
 /// Forward and backward of a layer on (T, H) inputs, watched.
 /// @param shape    (S, B, H)
+/// @param context  what is given besides; nobody watches by it
 /// @param ledger   of what the rank sends
 /// @param on_step  as RankJob's
 RankRecord run_layer(MoELayer& layer, const Tensor& hidden, const Tensor& doutput,
-                     const Shape& shape, distributed::OpLedger& ledger,
+                     const Shape& shape, RunContext context,
+                     distributed::OpLedger& ledger,
                      const std::function<void(Step)>& on_step);
 
 /// What one rank would do with all experts and the same tokens.
 struct WholeRecord {
     Tensor output, d_hidden;    ///< (T, H)
     Tensor probs, routing_map;  ///< (T, E)
+    Tensor topk_idx;            ///< (T, K) i64, before dropping
     Tensor logits, aux_scores;  ///< (T, E), that losses look at; aux_scores if they do
     Tensor d_logits_losses;     ///< (T, E): the losses' gradient
     TensorMap gradients;        ///< f64, summed over all tokens

@@ -71,9 +71,11 @@ void add_global_loss(WholeRecord& whole, const RankJob& job, const RankTokens& a
     config.moe_pad_expert_input_to_capacity = false;
     MoELayer layer(config, job.spec, job.parameters);
     distributed::OpLedger silent;
-    const RankRecord record = run_layer(
-        layer, job.hidden, Tensor::zeros(job.doutput.shape(), DType::f32),
-        {all.seq_len, all.micro_batch, config.hidden_size}, silent, [](Step) {});
+    const RankRecord record =
+        run_layer(layer, job.hidden, Tensor::zeros(job.doutput.shape(), DType::f32),
+                  {all.seq_len, all.micro_batch, config.hidden_size},
+                  context_of(job, all.of_rank[0], all.seq_len, all.micro_batch), silent,
+                  [](Step) {});
     const std::string name = "global_load_balancing_loss";
     whole.losses[name] = to_doubles(record.losses.at(name));
     whole.aux_scores = aux_scores_of(record);
@@ -110,19 +112,21 @@ WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
     const Shape shape = {runs.seq_len, runs.micro_batch, config.hidden_size};
     WholeRecord whole;
     whole.runs = int(runs.of_rank.size());
-    std::vector<Tensor> outputs, d_hidden, probs, maps, logits, scores, d_logits;
+    std::vector<Tensor> outputs, d_hidden, probs, maps, chosen, logits, scores, d_logits;
     {
         MoELayer layer(config, job.spec, job.parameters);
         for (const auto& mine : runs.of_rank) {
             distributed::OpLedger silent;
-            const RankRecord record =
-                run_layer(layer, take_rows(job.hidden, mine),
-                          take_rows(job.doutput, mine), shape, silent, job.on_step);
+            const RankRecord record = run_layer(
+                layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine), shape,
+                context_of(job, mine, runs.seq_len, runs.micro_batch), silent,
+                job.on_step);
             const TensorMap& dropped = record.values.at(Step::token_dropping);
             outputs.push_back(record.output);
             d_hidden.push_back(record.d_hidden);
             probs.push_back(dropped.at("probs"));
             maps.push_back(dropped.at("routing_map"));
+            chosen.push_back(record.values.at(Step::routing).at("topk_idx"));
             logits.push_back(logits_of(record));
             if (const Tensor seen = aux_scores_of(record); seen.defined())
                 scores.push_back(seen);
@@ -138,6 +142,7 @@ WholeRecord run_whole(const RankJob& job, const RankTokens& tokens) {
     whole.d_hidden = join_rows(d_hidden, runs);
     whole.probs = join_rows(probs, runs);
     whole.routing_map = join_rows(maps, runs);
+    whole.topk_idx = join_rows(chosen, runs);
     whole.logits = join_rows(logits, runs);
     if (!scores.empty()) whole.aux_scores = join_rows(scores, runs);
     whole.d_logits_losses = join_rows(d_logits, runs);

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "cli/commands.h"
+#include "cli/compare/given.h"
 #include "cli/memory.h"
 #include "cli/options.h"
 #include "cli/ranks/options.h"
@@ -149,6 +150,7 @@ int run_rank_trace(const TraceOptions& options) {
     job.parameters = random_parameters(whole, layer.seed());
     job.hidden = round_numbers({T, whole.hidden_size}, layer.seed(), 100);
     job.doutput = round_numbers({T, whole.hidden_size}, layer.seed(), 200);
+    job.token_ids = random_ids(whole, T, layer.seed());
     if (options.ranks->spawns()) return spawn_ranks(chosen.sizes.world);
     if (!options.ranks->is_process()) return trace_ranks(request);
     return run_as_process(options.ranks->flags(), in_words(chosen.configs),
@@ -162,6 +164,7 @@ int run_rank_trace(const TraceOptions& options) {
 struct TraceInput {
     Tensor hidden, doutput;  // (S, B, H) fp32
     std::optional<TextTokens> text;
+    Tensor token_ids;  // (T), with moe_router_hash_vocab_size
     std::int64_t seq_len() const { return hidden.dim(0); }
     std::int64_t micro_batch() const { return hidden.dim(1); }
     std::int64_t tokens() const { return seq_len() * micro_batch(); }
@@ -181,6 +184,8 @@ TraceInput make_input(const TraceOptions& options, const MoEConfig& config) {
     input.hidden = input.text ? embed_text(*input.text, config.hidden_size, layer.seed())
                               : round_numbers(shape, layer.seed(), 100);
     input.doutput = round_numbers(shape, layer.seed(), 200);
+    input.token_ids = input.text ? text_ids(config, *input.text)
+                                 : random_ids(config, S * B, layer.seed());
     return input;
 }
 
@@ -245,13 +250,17 @@ int run_trace(const TraceOptions& options) {
     };
     fmt::print("\nInput\n");
     print_tokens("hidden_states", input.hidden);
+    if (input.token_ids.defined())
+        print_tokens("token_ids", input.token_ids.reshaped({T, 1}));
 
     std::unique_ptr<Observer> printer;
     if (options.token)
         printer = std::make_unique<TokenPrinter>(T, *options.token, config);
     else
         printer = std::make_unique<Printer>(T, config);
-    const RunContext context{.observer = printer.get()};
+    const RunContext context{
+        .observer = printer.get(),
+        .token_ids = by_sequence(input.token_ids, input.seq_len(), input.micro_batch())};
     auto forward = layer.forward(input.hidden, {}, context);
     const Losses losses = forward.losses.read();
     if (!losses.empty()) fmt::print("\nLosses, before their coefficients\n");

@@ -40,6 +40,10 @@ TEST(CInterfaceRefuses, LayersThatCannotBe) {
     MoEConfig two = small_config();
     two.expert_model_parallel_size = 2;
     refused(json_of(two).c_str(), cpu, {"expert_model_parallel_size = 2", "one rank"});
+    MoEConfig hash = small_config();
+    hash.moe_router_hash_vocab_size = 9;
+    refused(json_of(hash).c_str(), cpu,
+            {"moe_router_hash_vocab_size = 9", "takes no token ids"});
     refused("olmoe", "gpu:fp32", {"spec", "gpu", "reference_cpu"});
     refused("olmoe", "reference_cpu:bf16", {"spec", "reference_cpu:bf16"});
     refused("olmoe", "reference_cpu:fp32,naive_gpu", {"spec = ", "component=tier"});

@@ -223,7 +223,8 @@ TEST_F(CliTest, CompletesCommandsFlagsAndValues) {
     EXPECT_EQ(offers("moe ver"), Words{"verify"});
     EXPECT_EQ(offers("moe trace --moe-router-topk"),
               (Words{"--moe-router-topk", "--moe-router-topk-scaling-factor"}));
-    EXPECT_EQ(offers("moe compare --rep"), (Words{"--report", "--repeats"}));
+    EXPECT_EQ(offers("moe compare --rep"),
+              (Words{"--report", "--repeats", "--replay-routing"}));
     EXPECT_EQ(offers("moe verify --js"), Words{"--json"});
     EXPECT_EQ(offers("moe verify comp"), Words{"complete.sh"});
     // After a flag, its values: those that the code knows.
