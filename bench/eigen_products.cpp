@@ -18,7 +18,7 @@ struct EigenProducts::Expert {
 EigenProducts::EigenProducts(const MoEConfig& config,
                              const std::vector<std::int64_t>& rows) {
     for (std::int64_t count : rows)
-        experts_.emplace_back(count, config.hidden_size, config.ffn(),
+        experts_.emplace_back(count, config.latent_size(), config.ffn(),
                               config.fc1_rows(config.ffn()));
 }
 

@@ -232,7 +232,7 @@ int32_t moe_experts_forward(moe_layer* layer, const moe_array* hidden,
         const Tensor input = borrow_array("hidden_states", hidden);
         const std::int64_t T = input.shape().empty() ? 0 : input.dim(0);
         const Shape routing = {T, layer->config.num_experts()};
-        check_floating("hidden_states", input, {T, layer->config.hidden_size});
+        check_floating("hidden_states", input, {T, layer->config.latent_size()});
         const Tensor weights = borrow_array("probs", probs);
         check_floating("probs", weights, routing);
         const Tensor map = borrow_array("routing_map", routing_map);

@@ -130,7 +130,8 @@ int32_t moe_forward(moe_layer* layer, const moe_array* hidden, int32_t training,
 /**
  * The layer with the routing given: dispatch, experts and combine, without router and
  * shared experts. Only the parameters named "experts.…" need to be set.
- * @param hidden       (T, H), floating-point; kept in place until moe_release(), as are
+ * @param hidden       (T, H), or (T, moe_latent_size) as the projection makes them,
+ *                     floating-point; kept in place until moe_release(), as are
  * @param probs        (T, E), floating-point, 0 where not routed, and
  * @param routing_map  (T, E) MOE_UINT8, 1 where routed
  * @param saved, output  as for moe_forward()

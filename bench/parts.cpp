@@ -44,9 +44,9 @@ class RouterPart : public Part {
     RouterPart(const ComponentSpec& spec, const Reference& reference)
         : reference_(reference),
           dtype_(spec.dtype),
-          router_(find_tier("spec", spec.tier)
-                      .make_router(reference.config, spec.dtype,
-                                   reference.inputs.parameters)),
+          router_(
+              find_tier("spec", spec.tier)
+                  .make_router(reference.config, spec.dtype, reference.plain_parameters)),
           hidden_(as_taken(reference.inputs.hidden)),
           dprobs_(transfer(reference.at("d_probs"), router_->placement())) {}
 
@@ -71,7 +71,7 @@ class RouterPart : public Part {
     Deviation backward_deviation() const override {
         Judge judge(dtype_, true);
         judge.hold("d_hidden_states", dhidden_, reference_.at("d_hidden_states_router"));
-        judge.hold(gradients_, reference_.gradients, "router.");
+        judge.hold(gradients_, reference_.plain_gradients, "router.");
         return judge.worst();
     }
     void release_forward() override { out_ = {}; }
@@ -135,7 +135,7 @@ class DispatcherPart : public Part {
           dtype_(spec.dtype),
           dispatcher_(
               find_tier("spec", spec.tier).make_dispatcher(reference.config, spec.dtype)),
-          hidden_(here(reference.inputs.hidden)),
+          hidden_(here(reference.sent())),
           routing_(dispatcher_->takes_topk() &&
                            !reference.config.moe_pad_expert_input_to_capacity
                        ? topk_routing(reference)
@@ -143,14 +143,15 @@ class DispatcherPart : public Part {
           probs_(probs_here(routing_.probs)),
           map_(here(routing_.routing)),
           rows_(here(reference.at("expert_output"))),
-          doutput_(here(reference.inputs.doutput)),
+          doutput_(here(reference.d_combined())),
           drows_(here(reference.at("d_dispatched_hidden_states"))),
           drow_probs_(probs_here(reference.at("d_dispatched_probs"))) {
-        const Shape tokens = {hidden_.dim(0) * hidden_.dim(1), hidden_.dim(2)};
+        const std::int64_t width = reference.config.latent_size();
+        const Shape tokens = {hidden_.numel() / width, width};
         hidden_ = hidden_.reshaped(tokens);
         doutput_ = doutput_.reshaped(tokens);
-        // What is combined came without the shared experts' output
-        if (reference.config.shared_ffn() > 0)
+        // What is combined came without the shared experts' output; a projection adds it
+        if (reference.config.shared_ffn() > 0 && !reference.config.moe_latent_size)
             shared_ = here(reference.at("shared_output"));
     }
 
@@ -172,15 +173,14 @@ class DispatcherPart : public Part {
         judge.hold("rows", out_.rows.plain().first(rows.dim(0)), rows);
         judge.hold("row_probs", out_.row_probs.first(rows.dim(0)),
                    reference_.at("dispatched_probs"));
-        const Tensor& output = reference_.at("output");
+        const Tensor& output = reference_.combined();
         judge.hold("output", output_, output.reshaped(output_.shape()));
         return judge.worst();
     }
     Deviation backward_deviation() const override {
         Judge judge(dtype_, true);
         judge.hold("d_expert_output", dexpert_output_, reference_.at("d_expert_output"));
-        judge.hold("d_hidden_states", gradients_.dhidden,
-                   reference_.at("d_hidden_states_routed"));
+        judge.hold("d_hidden_states", gradients_.dhidden, reference_.d_sent());
         judge.hold("d_probs", gradients_.dprobs, routing_.dprobs);
         return judge.worst();
     }
@@ -213,7 +213,7 @@ class ExpertsPart : public Part {
           dtype_(spec.dtype),
           experts_(find_tier("spec", spec.tier)
                        .make_experts(reference.config, spec.dtype,
-                                     reference.inputs.parameters)),
+                                     reference.plain_parameters)),
           rows_(
               transfer(reference.at("dispatched_hidden_states"), experts_->placement())),
           tokens_per_expert_(
@@ -238,7 +238,7 @@ class ExpertsPart : public Part {
         judge.hold("d_rows", through_.drows, reference_.at("d_dispatched_hidden_states"));
         judge.hold("d_row_probs", through_.drow_probs,
                    reference_.at("d_dispatched_probs"));
-        judge.hold(gradients_, reference_.gradients, "experts.");
+        judge.hold(gradients_, reference_.plain_gradients, "experts.");
         return judge.worst();
     }
     void release_forward() override { out_ = {}; }
@@ -261,7 +261,7 @@ class SharedExpertsPart : public Part {
           dtype_(spec.dtype),
           experts_(find_tier("spec", spec.tier)
                        .make_shared_experts(reference.config, spec.dtype,
-                                            reference.inputs.parameters)),
+                                            reference.plain_parameters)),
           hidden_(transfer(reference.inputs.hidden, experts_->placement())),
           doutput_(transfer(reference.inputs.doutput, experts_->placement())) {
         const Shape tokens = {hidden_.dim(0) * hidden_.dim(1), hidden_.dim(2)};
@@ -282,7 +282,7 @@ class SharedExpertsPart : public Part {
         Judge judge(dtype_, true);
         const Tensor& dhidden = reference_.at("d_hidden_states");
         judge.hold("d_hidden_states", dhidden_, dhidden.reshaped(dhidden_.shape()));
-        judge.hold(gradients_, reference_.gradients, "shared_experts.");
+        judge.hold(gradients_, reference_.plain_gradients, "shared_experts.");
         return judge.worst();
     }
     void release_forward() override { out_ = {}; }

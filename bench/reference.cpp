@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "core/glu_interleaving.h"
 #include "core/moe_layer.h"
 #include "core/transfer.h"
 
@@ -28,7 +29,11 @@ class Recorder : public Observer {
                                                      "d_hidden_states_routed",
                                                      "d_probs",
                                                      "d_hidden_states_router",
-                                                     "shared_output"};
+                                                     "shared_output",
+                                                     "latent_hidden_states",
+                                                     "latent_output",
+                                                     "d_latent_output",
+                                                     "d_latent_hidden_states"};
         if (wanted.count(name) > 0)
             values_[name] = transfer(view, {MemorySpace::host, view.dtype});
     }
@@ -53,6 +58,9 @@ Reference run_reference(const MoEConfig& config, Inputs inputs, DType dtype) {
     reference.values["output"] = forward.output;
     reference.values["d_hidden_states"] = backward.hidden_states;
     reference.gradients = std::move(backward.parameters);
+    reference.plain_parameters =
+        remove_glu_interleaving(config, reference.inputs.parameters);
+    reference.plain_gradients = remove_glu_interleaving(config, reference.gradients);
     reference.sizes = {reference.inputs.hidden.dim(0),
                        reference.at("dispatched_probs").numel()};
     return reference;

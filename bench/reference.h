@@ -8,6 +8,7 @@
 #include "bench/workload.h"
 #include "core/config.h"
 #include "core/floors.h"
+#include "core/latent_projection.h"
 #include "core/module_spec.h"
 
 namespace moe::bench {
@@ -19,9 +20,21 @@ struct Reference {
     ComponentSpec supplier;  ///< "reference_cpu:fp64"
     TensorMap values;        ///< by name; on the host, in the supplier's dtype
     TensorMap gradients;     ///< of parameters, by name
+    /// Both without GLU interleaving, as the parts of a layer have them.
+    TensorMap plain_parameters, plain_gradients;
     StepSizes sizes;
 
     const Tensor& at(const std::string& name) const { return values.at(name); }
+    /// What a dispatcher is given and gives back: tokens, or with moe_latent_size what
+    /// the projections make of them, and with their gradients.
+    const Tensor& sent() const {
+        return config.moe_latent_size ? at("latent_hidden_states") : inputs.hidden;
+    }
+    const Tensor& combined() const { return at(name_of_output(config)); }
+    const Tensor& d_combined() const {
+        return config.moe_latent_size ? at("d_latent_output") : inputs.doutput;
+    }
+    const Tensor& d_sent() const { return at(name_of_dhidden(config)); }
 };
 
 /// Runs the layer once. `dtype` is that of reference_cpu: fp64, or fp32 where memory is

@@ -18,6 +18,15 @@ void append(Kernels& kernels, const Kernels& more) {
     kernels.insert(kernels.end(), more.begin(), more.end());
 }
 
+/// One of the two projections, or its backward: so many products of T x ℓ x H.
+KernelCost projection(const char* name, const MoEConfig& config, const StepSizes& sizes,
+                      DType dtype, int products) {
+    const double T = double(sizes.num_tokens), H = double(config.hidden_size);
+    const double l = double(config.latent_size());
+    return {name, 2.0 * products * T * H * l,
+            double(size_of(dtype)) * products * (T * H + T * l + H * l)};
+}
+
 Kernels router_forward(const Floors& floors) {
     return {kernel("gate + top-k", floors.gating_and_routing())};
 }
@@ -40,33 +49,36 @@ Kernels experts_backward(const Floors& floors, Rows rows) {
             kernel("dW1", floors.experts_dw1(rows))};
 }
 
-Kernels forward_of(const std::string& subject, const Floors& floors, bool has_shared) {
+/// @param rows  of what lies between the projections
+Kernels forward_of(const std::string& subject, const Floors& floors, const Floors& rows,
+                   bool has_shared) {
     if (subject == "router") return router_forward(floors);
     // Alone, a dispatcher writes what a fused product would gather.
     if (subject == "dispatcher")
-        return {kernel("gather rows", floors.step(Step::dispatch)),
-                kernel("sum rows", floors.step(Step::combine))};
-    if (subject == "experts") return experts_forward(floors, Rows::dispatched);
+        return {kernel("gather rows", rows.step(Step::dispatch)),
+                kernel("sum rows", rows.step(Step::combine))};
+    if (subject == "experts") return experts_forward(rows, Rows::dispatched);
     const Kernels shared = experts_forward(floors.shared_experts(), Rows::dispatched);
     if (subject == "shared_experts") return shared;
     MOE_CHECK(subject == "layer");
     Kernels kernels = router_forward(floors);
-    append(kernels, experts_forward(floors, Rows::gathered));
-    kernels.push_back(kernel("sum rows", floors.step(Step::combine)));
+    append(kernels, experts_forward(rows, Rows::gathered));
+    kernels.push_back(kernel("sum rows", rows.step(Step::combine)));
     if (has_shared) append(kernels, shared);
     return kernels;
 }
 
-Kernels backward_of(const std::string& subject, const Floors& floors, bool has_shared) {
+Kernels backward_of(const std::string& subject, const Floors& floors, const Floors& rows,
+                    bool has_shared) {
     if (subject == "router") return router_backward(floors);
-    const KernelCost sum = kernel("sum rows", floors.step(Step::dispatch_backward));
+    const KernelCost sum = kernel("sum rows", rows.step(Step::dispatch_backward));
     if (subject == "dispatcher")
-        return {kernel("gather rows", floors.step(Step::combine_backward)), sum};
-    if (subject == "experts") return experts_backward(floors, Rows::dispatched);
+        return {kernel("gather rows", rows.step(Step::combine_backward)), sum};
+    if (subject == "experts") return experts_backward(rows, Rows::dispatched);
     const Kernels shared = experts_backward(floors.shared_experts(), Rows::dispatched);
     if (subject == "shared_experts") return shared;
     MOE_CHECK(subject == "layer");
-    Kernels kernels = experts_backward(floors, Rows::gathered);
+    Kernels kernels = experts_backward(rows, Rows::gathered);
     kernels.push_back(sum);
     append(kernels, router_backward(floors));
     if (has_shared) append(kernels, shared);
@@ -78,11 +90,29 @@ Kernels backward_of(const std::string& subject, const Floors& floors, bool has_s
 std::vector<KernelCost> kernels_of(const std::string& subject, const std::string& pass,
                                    const MoEConfig& config, const StepSizes& sizes,
                                    DType dtype) {
-    const Floors floors(config, sizes, formats_of(config, dtype));
+    // Rows are sent in ℓ, and the projections are kernels of their own
+    const bool latent = config.moe_latent_size.has_value();
+    MoEConfig sent = config;
+    if (latent) {
+        sent.hidden_size = config.latent_size();
+        sent.moe_latent_size.reset();
+        sent.moe_shared_expert_intermediate_size.reset();
+    }
+    const Formats formats = formats_of(config, dtype);
+    const Floors floors(config, sizes, formats), rows(sent, sizes, formats);
     const bool has_shared = config.shared_ffn() > 0;
     Kernels kernels;
-    if (pass != "backward") append(kernels, forward_of(subject, floors, has_shared));
-    if (pass != "forward") append(kernels, backward_of(subject, floors, has_shared));
+    if (pass != "backward")
+        append(kernels, forward_of(subject, floors, rows, has_shared));
+    if (pass != "forward")
+        append(kernels, backward_of(subject, floors, rows, has_shared));
+    if (latent && subject == "layer")
+        for (const char* name : {"down to latent", "up from latent"}) {
+            if (pass != "backward")
+                kernels.push_back(projection(name, config, sizes, dtype, 1));
+            if (pass != "forward")
+                kernels.push_back(projection(name, config, sizes, dtype, 2));
+        }
     return kernels;
 }
 

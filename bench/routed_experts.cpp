@@ -1,5 +1,6 @@
 #include "bench/routed_experts.h"
 
+#include "core/glu_interleaving.h"
 #include "core/moe_layer.h"
 #include "core/tier.h"
 #include "core/transfer.h"
@@ -8,10 +9,12 @@ namespace moe::bench {
 
 RoutedExperts::RoutedExperts(const MoEConfig& config, const ModuleSpec& spec,
                              const TensorMap& parameters)
-    : dispatcher_(find_tier("spec", spec.dispatcher.tier)
+    : config_(config),
+      dispatcher_(find_tier("spec", spec.dispatcher.tier)
                       .make_dispatcher(config, spec.dispatcher.dtype)),
       experts_(find_tier("spec", spec.experts.tier)
-                   .make_experts(config, spec.experts.dtype, parameters)) {}
+                   .make_experts(config, spec.experts.dtype,
+                                 remove_glu_interleaving(config, parameters))) {}
 
 RoutedExperts::Forward RoutedExperts::forward(const Tensor& hidden, const Tensor& probs,
                                               const Tensor& routing_map,
@@ -50,6 +53,7 @@ TensorMap RoutedExperts::backward(const Tensor& doutput, const Forward& saved,
         transfer(expert_gradients.drows, dispatcher),
         transfer(expert_gradients.drow_probs, probs_placement(dispatcher)),
         *saved.dispatcher, context);
+    gradients = restore_glu_interleaving(config_, gradients);
     gradients["hidden_states"] = dispatch_gradients.dhidden;
     gradients["probs"] = dispatch_gradients.dprobs;
     return gradients;

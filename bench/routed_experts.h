@@ -26,7 +26,7 @@ class RoutedExperts {
         Tensor output;  ///< (T, H), in the dispatcher's placement
         SavedPtr dispatcher, experts;
     };
-    /// @param hidden       (T, H)
+    /// @param hidden       (T, H); H is ℓ here with moe_latent_size
     /// @param probs        (T, E), 0 where not routed
     /// @param routing_map  (T, E) u8, 1 where routed
     Forward forward(const Tensor& hidden, const Tensor& probs, const Tensor& routing_map,
@@ -40,6 +40,7 @@ class RoutedExperts {
                        const RunContext& context);
 
   private:
+    MoEConfig config_;
     std::unique_ptr<TokenDispatcher> dispatcher_;
     std::unique_ptr<Experts> experts_;
 };

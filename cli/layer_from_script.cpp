@@ -8,6 +8,7 @@
 
 #include "cli/files.h"
 #include "cli/megatron_args.h"
+#include "cli/notes.h"
 #include "cli/options.h"
 #include "core/error.h"
 #include "core/known_names.h"
@@ -62,10 +63,10 @@ void tell(const std::string& why, const std::vector<std::string>& flags) {
     if (flags.empty()) return;
     constexpr std::size_t kMost = 12;
     const std::size_t shown = std::min(flags.size(), kMost);
-    fmt::print(
-        stderr, "moe: note: --megatron-args: {}: {}{}\n", why,
+    note(fmt::format(
+        "--megatron-args: {}: {}{}", why,
         fmt::join(flags.begin(), flags.begin() + std::ptrdiff_t(shown), ", "),
-        flags.size() > kMost ? fmt::format(" and {} more", flags.size() - kMost) : "");
+        flags.size() > kMost ? fmt::format(" and {} more", flags.size() - kMost) : ""));
 }
 
 }  // namespace
@@ -78,7 +79,7 @@ LayerOptions::Chosen LayerOptions::start_from_script() const {
                          (given.size() > 4000 || !std::filesystem::exists(given));
     const std::string text = is_text ? given : read_file(name, given);
     FieldFlags flags;
-    std::vector<std::string> elsewhere, of_ranks, again;
+    std::vector<std::string> elsewhere, of_ranks, of_models, again;
     std::set<std::string> seen;
     for (const ScriptFlag& flag : read_script_flags(name, text)) {
         if (!seen.insert(flag.name).second) again.push_back(flag.name);
@@ -89,6 +90,12 @@ LayerOptions::Chosen LayerOptions::start_from_script() const {
             flags.squared_relu = true;
         } else if (flag.name == "--quick-geglu") {
             flags.quick_geglu = true;
+        } else if (flag.name == "--recompute-activations") {
+            flags.recompute_activations = true;
+        } else if (flag.name == "--moe-layer-recompute") {
+            flags.moe_layer_recompute = true;
+        } else if (flag == ScriptFlag{"--recompute-granularity", {"full"}}) {
+            of_models.push_back("--recompute-granularity full");
         } else if (field == nullptr) {
             require_no_change(name, flag);
             elsewhere.push_back(flag.name);
@@ -104,6 +111,7 @@ LayerOptions::Chosen LayerOptions::start_from_script() const {
     if (!flags.any()) reject(name, given, "has no flag of the MoE layer");
     if (!std::exchange(told_, true)) {
         tell("not the layer's", elsewhere);
+        tell("runs whole transformer layers again, and not this one alone", of_models);
         tell("how ranks share a layer, which none do here", of_ranks);
         tell("given more than once, the last counts", again);
     }

@@ -52,6 +52,17 @@ std::uint64_t parse_seed(const std::string& text) {
     return seed;
 }
 
+/// Its names are others, and what they mean depends on the model.
+void require_no_hugging_face(const std::string& path, const json& fields) {
+    if (!fields.is_object() || !fields.contains("model_type")) return;
+    const json& type = fields["model_type"];
+    reject(
+        "--config", path,
+        fmt::format("is a Hugging Face config.json ({}), must have Megatron's names of "
+                    "fields: moe info --models says them for known models",
+                    type.is_string() ? one_line(type.get<std::string>()) : "?"));
+}
+
 }  // namespace
 
 std::string flag_name(const std::string& field) {
@@ -134,6 +145,11 @@ void LayerOptions::add_field_flags(Command& command) {
     add_shorthand("--squared-relu", flags_.squared_relu, "activation_func squared_relu");
     add_shorthand("--quick-geglu", flags_.quick_geglu,
                   "activation_func quick_gelu, gated");
+    add_shorthand("--recompute-activations", flags_.recompute_activations,
+                  "recompute_granularity selective");
+    add_shorthand("--moe-layer-recompute", flags_.moe_layer_recompute,
+                  "recompute_granularity selective, and recompute_modules moe beside "
+                  "others; deprecated");
 }
 
 LayerOptions::Chosen LayerOptions::start() const {
@@ -153,6 +169,7 @@ LayerOptions::Chosen LayerOptions::start() const {
         if (scale_) reject("--scale", *scale_, "must be left out with --config");
         const json fields =
             parse_json(*config_path_, read_file("--config", *config_path_));
+        require_no_hugging_face(*config_path_, fields);
         config = config_from_json(fields, *config_path_);
         for (const auto& field : fields.items()) chosen.given.insert(field.key());
     } else if (defaults_.config && !preset_) {
@@ -168,7 +185,8 @@ LayerOptions::Chosen LayerOptions::start() const {
 }
 
 bool LayerOptions::FieldFlags::any() const {
-    return swiglu || squared_relu || quick_geglu || !booleans.empty() ||
+    return swiglu || squared_relu || quick_geglu || recompute_activations ||
+           moe_layer_recompute || !booleans.empty() ||
            std::any_of(texts.begin(), texts.end(),
                        [](const auto& text) { return !text.second.empty(); });
 }
@@ -194,9 +212,19 @@ void LayerOptions::FieldFlags::apply(Chosen& chosen) const {
         json value = json::array();
         for (const std::string& text : found->second)
             value.push_back(parse_value(flag, text, field));
-        set_field(config, field.name, field.kind == FieldKind::list ? value : value[0],
-                  "");
+        if (field.kind != FieldKind::list || value == json::array({nullptr}))
+            value = json(value[0]);
+        set_field(config, field.name, value, "");
         chosen.given.insert(field.name);
+    }
+    // Source: arguments.py; transformer_config.py, moe_layer_recompute
+    if (recompute_activations || moe_layer_recompute)
+        config.recompute_granularity = config.recompute_granularity.value_or("selective");
+    if (moe_layer_recompute) {
+        auto& modules = config.recompute_modules;
+        if (!modules) modules.emplace();
+        if (std::count(modules->begin(), modules->end(), "moe") == 0)
+            modules->push_back("moe");
     }
 }
 

@@ -10,6 +10,7 @@
 #include <omp.h>
 #endif
 
+#include "cli/notes.h"
 #include "core/error.h"
 #include "core/tier.h"
 #include "optimized_gpu/grouped_gemm/rung.h"
@@ -124,7 +125,7 @@ std::vector<ComponentSpec> choose_suppliers(const std::vector<std::string>& tier
             reject(
                 "--dtype", to_string(dtype),
                 "no chosen tier has it for every component" + who_has(dtype) + left_out);
-    if (!left_out.empty()) fmt::print(stderr, "moe: note: {}\n", left_out.substr(2));
+    if (!left_out.empty()) note(left_out.substr(2));
     return suppliers;
 }
 

@@ -59,6 +59,7 @@ class LayerOptions {
         std::map<std::string, std::vector<std::string>> texts;  // by field name
         std::map<std::string, bool> booleans;                   // those given
         bool swiglu = false, squared_relu = false, quick_geglu = false;
+        bool recompute_activations = false, moe_layer_recompute = false;
         bool any() const;
         void apply(Chosen& chosen) const;
     };

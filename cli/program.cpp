@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "cli/commands.h"
+#include "cli/notes.h"
 #include "core/error.h"
 #include "naive_gpu/tier.h"
 #include "optimized_gpu/tier.h"
@@ -83,6 +84,7 @@ int run_program(const std::vector<AddCommand>& commands,
         "Every command has flags of its own: moe compare --help",
         elsewhere);
     for (const AddCommand add : commands) add(line);
+    print_notes(true);
 
     // Else the first file that is opened would take the place of stdout.
     if (fcntl(STDOUT_FILENO, F_GETFD) < 0) {

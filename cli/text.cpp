@@ -12,25 +12,38 @@
 
 namespace moe {
 
-TextTokens read_text(const std::string& path, std::int64_t seq_len,
-                     std::int64_t micro_batch, bool may_shrink, std::int64_t multiple) {
+std::vector<TextTokens> read_micro_batches(const std::string& path, std::int64_t count,
+                                           std::int64_t seq_len, std::int64_t micro_batch,
+                                           bool may_shrink, std::int64_t multiple) {
     const std::string text = read_file("--text", path);
     const auto length = static_cast<std::int64_t>(text.size());
     if (may_shrink) {
-        seq_len = std::min(seq_len, length / micro_batch);
+        seq_len = std::min(seq_len, length / micro_batch / count);
         seq_len -= seq_len % multiple;
     }
-    if (length == 0 || (may_shrink && seq_len == 0) || seq_len * micro_batch > length)
+    if (length == 0 || (may_shrink && seq_len == 0) ||
+        seq_len * micro_batch * count > length)
         reject("--text", path,
-               fmt::format("holds {} bytes, must hold at least S x B = {}", length,
-                           std::max(seq_len, multiple) * micro_batch));
+               fmt::format("holds {} bytes, must hold at least {}S x B = {}", length,
+                           count == 1 ? "" : fmt::format("{} micro-batches x ", count),
+                           std::max(seq_len, multiple) * micro_batch * count));
 
-    TextTokens tokens{path, seq_len, micro_batch, {}};
-    tokens.bytes.resize(seq_len * micro_batch);
-    for (std::int64_t s = 0; s < seq_len; ++s)
-        for (std::int64_t b = 0; b < micro_batch; ++b)
-            tokens.bytes[s * micro_batch + b] = text[b * seq_len + s];
-    return tokens;
+    std::vector<TextTokens> pieces;
+    for (std::int64_t i = 0; i < count; ++i) {
+        TextTokens& tokens =
+            pieces.emplace_back(TextTokens{path, seq_len, micro_batch, {}});
+        tokens.bytes.resize(seq_len * micro_batch);
+        for (std::int64_t s = 0; s < seq_len; ++s)
+            for (std::int64_t b = 0; b < micro_batch; ++b)
+                tokens.bytes[s * micro_batch + b] =
+                    text[(i * micro_batch + b) * seq_len + s];
+    }
+    return pieces;
+}
+
+TextTokens read_text(const std::string& path, std::int64_t seq_len,
+                     std::int64_t micro_batch, bool may_shrink, std::int64_t multiple) {
+    return read_micro_batches(path, 1, seq_len, micro_batch, may_shrink, multiple)[0];
 }
 
 Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_t seed) {

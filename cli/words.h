@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/config.h"
+#include "core/recompute.h"
 
 namespace moe {
 
@@ -45,16 +46,19 @@ inline std::string utc_now(const char* form = "%Y-%m-%dT%H:%M:%SZ") {
     return text;
 }
 
-/// "H=256 E=8 K=2 F=896, gated silu, softmax"; with moe_latent_size "H=256 ℓ=64 E=8 …".
+/// "H=256 E=8 K=2 F=896, gated silu, softmax"; with moe_latent_size "H=256 ℓ=64 E=8 …";
+/// at its end what runs again in backward.
 inline std::string layer_in_words(const MoEConfig& config) {
+    const std::string again = recomputed_in_words(config);
     return fmt::format(
-        "H={}{} E={} K={} F={}{}, {}{}, {}{}", config.hidden_size,
+        "H={}{} E={} K={} F={}{}, {}{}, {}{}{}", config.hidden_size,
         config.moe_latent_size ? fmt::format(" ℓ={}", *config.moe_latent_size) : "",
         config.num_experts(), config.moe_router_topk, config.ffn(),
         config.shared_ffn() > 0 ? fmt::format(" Fs={}", config.shared_ffn()) : "",
         config.gated_linear_unit ? "gated " : "", config.activation_func,
         config.is_sinkhorn() ? "sinkhorn" : config.moe_router_score_function,
-        config.is_quantile_balancing() ? " with quantile balancing" : "");
+        config.is_quantile_balancing() ? " with quantile balancing" : "",
+        again.empty() ? "" : "; " + again);
 }
 
 /// "1500 of 2048 kept, 548 dropped: an expert takes at most 256", with a capacity.

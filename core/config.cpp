@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/known_names.h"
+#include "core/recompute.h"
 
 namespace moe {
 namespace {
@@ -339,6 +340,23 @@ void check_capacity(const MoEConfig& c) {
                "global_aux_loss or none");
 }
 
+/// Modules that are not this layer's are let through. Source: transformer_config.py.
+void check_recompute(const MoEConfig& c) {
+    if (c.recompute_granularity == "full")
+        reject("recompute_granularity", "full",
+               "must be selective: full would run whole transformer layers again");
+    if (c.recompute_granularity)
+        require_allowed("recompute_granularity", *c.recompute_granularity);
+    if (!c.recompute_modules) return;
+    for (const std::string& module : *c.recompute_modules)
+        require_allowed("recompute_modules", module);
+    if (recomputes(c, "moe_act") && !c.moe_grouped_gemm)
+        reject("recompute_modules", "moe_act", "needs moe_grouped_gemm");
+    if (recomputes(c, "shared_experts") && c.moe_shared_expert_overlap)
+        reject("recompute_modules", "shared_experts",
+               "needs moe_shared_expert_overlap false");
+}
+
 }  // namespace
 
 void MoEConfig::finalize() {
@@ -353,14 +371,24 @@ void MoEConfig::finalize() {
         moe_expert_capacity_factor.reset();
 
     check_shape(*this);
-    check_experts(*this);
-    check_router(*this);
-    check_losses(*this);
-    check_quantile_balancing(*this);
-    check_given_experts(*this);
-    check_capacity(*this);
-    check_ranks(*this, etp_given);
-    check_dispatcher(*this);
+    std::string broken;  // what each of the others finds first
+    const auto collect = [&](const auto& check) {
+        try {
+            check(*this);
+        } catch (const InputError& error) {
+            broken += (broken.empty() ? "" : "; ") + std::string(error.what());
+        }
+    };
+    collect(check_experts);
+    collect(check_router);
+    collect(check_losses);
+    collect(check_quantile_balancing);
+    collect(check_given_experts);
+    collect(check_capacity);
+    collect([&](const MoEConfig& c) { check_ranks(c, etp_given); });
+    collect(check_dispatcher);
+    collect(check_recompute);
+    if (!broken.empty()) throw InputError(broken);
 }
 
 std::vector<std::string> MoEConfig::warnings() const {
@@ -376,6 +404,12 @@ std::vector<std::string> MoEConfig::warnings() const {
     if (moe_enable_deepep)
         lines.push_back(
             "moe_enable_deepep is deprecated: use moe_flex_dispatcher_backend deepep");
+    // Megatron's own configs name core_attn there, which is no part of this layer
+    MoEConfig selective = *this;
+    selective.recompute_granularity = "selective";
+    if (!recompute_granularity && !recomputed_in_words(selective).empty())
+        lines.push_back(
+            "recompute_modules does nothing without recompute_granularity selective");
     if (moe_token_dispatcher_type == "flex" && moe_flex_dispatcher_backend != "deepep")
         lines.push_back("moe_flex_dispatcher_backend " + moe_flex_dispatcher_backend +
                         " means Megatron's rules for it: rows travel as with deepep, by "

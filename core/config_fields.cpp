@@ -92,7 +92,8 @@ void visit_fields(Config& c, Visit&& visit) {
     FIELD(moe_expert_rank_capacity_factor,
           "flex: drop rows of a rank's experts over T K * factor (none)");
     FIELD(recompute_granularity, "selective: the modules below run again in backward");
-    FIELD(recompute_modules, "moe_act, shared_experts: kept by their input alone (none)");
+    FIELD(recompute_modules,
+          "moe_act, shared_experts, moe: kept by their input alone (none)");
     FIELD(tensor_model_parallel_size, "TP");
     FIELD(context_parallel_size, "CP");
     FIELD(expert_model_parallel_size, "EP");

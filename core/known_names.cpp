@@ -65,7 +65,11 @@ const std::vector<std::string>& allowed_values(const std::string& field) {
         {"moe_token_drop_policy", {"probs", "position"}},
         {"moe_token_dispatcher_type", {"allgather", "alltoall", "flex"}},
         {"moe_flex_dispatcher_backend", {"deepep", "hybridep", "ncclep"}},
-        {"fp8_recipe", {"delayed", "tensorwise", "blockwise", "mxfp8"}}};
+        {"fp8_recipe", {"delayed", "tensorwise", "blockwise", "mxfp8"}},
+        {"recompute_granularity", {"selective"}},
+        {"recompute_modules",
+         {"core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe",
+          "shared_experts", "gdn_norm_out"}}};
     static const std::vector<std::string> none;
     const auto found = values.find(field);
     return found == values.end() ? none : found->second;

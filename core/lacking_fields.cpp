@@ -52,7 +52,9 @@ std::map<std::string, LackingField> make_lacking_fields() {
         // Which layers, and what a training does around them
         {"moe_layer_freq", {"1", would("say which layers of a model are MoE layers")}},
         {"moe_layer_recompute",
-         {"false", would("compute the forward again in backward")}},
+         {"false",
+          "not here: use recompute_granularity selective and recompute_modules "
+          "moe"}},
         {"moe_per_layer_logging", {"false", would("log the losses layer by layer")}},
         {"moe_grad_scale_func", {"null", would("scale the auxiliary losses' gradients")}},
         {"moe_use_upcycling", {"false", would("make experts of a dense model's FFN")}},
@@ -119,8 +121,7 @@ const std::map<std::string, std::string>& other_names() {
         is("quick_geglu", "activation_func, quick_gelu with gated_linear_unit true");
         is("squared_relu", "activation_func, squared_relu");
         said["norm_topk_prob"] =
-            "not here: use moe_router_norm_topk_prob, or, in place of false with "
-            "softmax, "
+            "not here: use moe_router_norm_topk_prob, or, for false with softmax, "
             "moe_router_pre_softmax true";
         is("disable_bias_linear", "add_bias_linear, the other way round");
         return said;

@@ -2,6 +2,7 @@
 
 #include "core/glu_interleaving.h"
 #include "core/parameters.h"
+#include "core/recompute.h"
 #include "core/transfer.h"
 
 namespace moe {
@@ -98,37 +99,64 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
     const Tensor tokens = hidden.reshaped({S * B, H});  // token t = s B + b
 
     Forward result;
-    result.saved.shape = {S, B, H};
-
-    // ① first, as Megatron does: it needs nothing from the router. With overlap the
-    // dispatcher runs it.
-    Tensor shared_output;  // (T, H), where it is added
-    if (shared_experts_ && !overlaps_shared_experts()) {
-        auto shared = shared_experts_->forward(
-            transfer(tokens, shared_experts_->placement()), context);
-        shared_output =
-            transfer(shared.output, fc2_latent_proj_ ? fc2_latent_proj_->placement()
-                                                     : dispatcher_->placement());
-        result.saved.shared_experts = std::move(shared.saved);
-    }
+    SavedForward saved;
+    // ① first, as Megatron does: it needs nothing from the router
+    const Tensor shared_output = shared_experts_forward(saved, tokens, context);
 
     // ② to ⑤
     auto routed = router_->forward(to_router(hidden, *router_),
                                    transfer(mask, router_->placement()), context);
-
-    // ⑥, in ℓ dimensions with moe_latent_size
-    Tensor sent = tokens;  // (T, ℓ)
-    if (fc1_latent_proj_) {
-        sent = transfer(tokens, fc1_latent_proj_->placement());
-        result.saved.fc1_latent_input = sent;
-        sent = transfer(fc1_latent_proj_->forward(sent, {}, context),
-                        dispatcher_->placement());
-        context.value(Step::dispatch, "latent_hidden_states", sent);
-    }
     const bool dense = !dispatcher_->takes_topk() || !routed.topk_ids.defined();
     if (dense && !routed.probs.defined()) router_->make_dense(routed);
     const Tensor& probs = dense ? routed.probs : routed.topk_probs;
     const Tensor& routing = dense ? routed.routing_map : routed.topk_ids;
+
+    // ⑥ to ⑩
+    const Tensor output =
+        routed_experts_forward(saved, tokens, probs, routing, shared_output, context);
+    // What the router chose is kept, also where all else runs again: so counts and losses
+    // are taken once. (Megatron routes twice, and takes them the second time alone.)
+    if (recomputes(config_, "moe")) {
+        saved = {};
+        saved.tokens = tokens;
+        saved.probs = probs;
+        saved.routing = routing;
+    }
+    saved.shape = {S, B, H};
+    saved.dense = dense;
+    saved.router = std::move(routed.saved);
+    result.output = output.reshaped({S, B, H});
+    result.losses = std::move(routed.losses);
+    result.saved = std::move(saved);
+    return result;
+}
+
+Tensor MoELayer::shared_experts_forward(SavedForward& saved, const Tensor& tokens,
+                                        const RunContext& context) {
+    if (!shared_experts_ || overlaps_shared_experts()) return {};
+    auto shared =
+        shared_experts_->forward(transfer(tokens, shared_experts_->placement()), context);
+    if (recomputes(config_, "shared_experts"))
+        saved.tokens = tokens;
+    else
+        saved.shared_experts = std::move(shared.saved);
+    return transfer(shared.output, fc2_latent_proj_ ? fc2_latent_proj_->placement()
+                                                    : dispatcher_->placement());
+}
+
+Tensor MoELayer::routed_experts_forward(SavedForward& saved, const Tensor& tokens,
+                                        const Tensor& probs, const Tensor& routing,
+                                        const Tensor& shared_output,
+                                        const RunContext& context) {
+    // ⑥, in ℓ dimensions with moe_latent_size
+    Tensor sent = tokens;  // (T, ℓ)
+    if (fc1_latent_proj_) {
+        sent = transfer(tokens, fc1_latent_proj_->placement());
+        saved.fc1_latent_input = sent;
+        sent = transfer(fc1_latent_proj_->forward(sent, {}, context),
+                        dispatcher_->placement());
+        context.value(Step::dispatch, "latent_hidden_states", sent);
+    }
     auto dispatched =
         dispatcher_->dispatch(transfer(sent, dispatcher_->placement()),
                               transfer(probs, probs_placement(dispatcher_->placement())),
@@ -145,27 +173,34 @@ MoELayer::Forward MoELayer::forward(const Tensor& hidden, const Tensor& padding_
         fc2_latent_proj_ ? Tensor() : shared_output, *dispatched.saved, context);
     if (fc2_latent_proj_) {
         output = transfer(output, fc2_latent_proj_->placement());
-        result.saved.fc2_latent_input = output;
+        saved.fc2_latent_input = output;
         output = transfer(fc2_latent_proj_->forward(output, shared_output, context),
                           dispatcher_->placement());
         context.value(Step::combine, "output", output);
     }
-
-    result.output = output.reshaped({S, B, H});
-    result.losses = std::move(routed.losses);
-    result.saved.dense = dense;
-    result.saved.router = std::move(routed.saved);
-    result.saved.dispatcher = std::move(dispatched.saved);
-    result.saved.experts = std::move(expert_output.saved);
-    return result;
+    saved.dispatcher = std::move(dispatched.saved);
+    saved.experts = std::move(expert_output.saved);
+    return output;
 }
 
-MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward& saved,
+MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward& kept,
                                        const RunContext& context) {
-    check_hidden("grad_output", doutput, saved.shape);
-    const std::int64_t T = saved.shape[0] * saved.shape[1], H = saved.shape[2];
+    check_hidden("grad_output", doutput, kept.shape);
+    const std::int64_t T = kept.shape[0] * kept.shape[1], H = kept.shape[2];
     const Tensor dtokens = doutput.reshaped({T, H});
     Gradients gradients;
+
+    // With "moe": ① and ⑥ to ⑩ once more. ⑩ leaves nothing that is needed, but ranks meet
+    // in it, and it may end what ⑥ began.
+    SecondRun again(context);
+    SavedForward made;
+    if (kept.dispatcher == nullptr) {
+        const Tensor shared_output =
+            shared_experts_forward(made, kept.tokens, again.context());
+        routed_experts_forward(made, kept.tokens, kept.probs, kept.routing, shared_output,
+                               again.context());
+    }
+    const SavedForward& saved = kept.dispatcher == nullptr ? made : kept;
 
     // ⑪
     Tensor dcombined = dtokens;  // (T, ℓ)
@@ -202,24 +237,30 @@ MoELayer::Gradients MoELayer::backward(const Tensor& doutput, const SavedForward
     // ⑯ to ⑲, adding to the hidden states' gradient on the way
     Tensor dhidden = to_router(dsent, *router_);
     Tensor dprobs = transfer(dispatch_gradients.dprobs, router_->placement());
-    if (saved.dense) dprobs = router_->make_dense_backward(dprobs, *saved.router);
-    router_->backward(dhidden, gradients.parameters, dprobs, *saved.router, context);
+    if (kept.dense) dprobs = router_->make_dense_backward(dprobs, *kept.router);
+    router_->backward(dhidden, gradients.parameters, dprobs, *kept.router, context);
 
     // ⑳
     if (shared_experts_) {
-        dhidden = transfer(dhidden, shared_experts_->placement());
-        if (overlaps_shared_experts())
+        const Placement& placement = shared_experts_->placement();
+        dhidden = transfer(dhidden, placement);
+        if (overlaps_shared_experts()) {
             shared_experts_->pre_forward_comm_backward(dhidden, gradients.parameters,
                                                        context);
-        else
-            shared_experts_->backward(dhidden, gradients.parameters,
-                                      transfer(dtokens, shared_experts_->placement()),
-                                      *saved.shared_experts, context);
+        } else {
+            SharedExperts::Output run;  // ① once more, with "shared_experts"
+            if (saved.shared_experts == nullptr)
+                run = shared_experts_->forward(transfer(saved.tokens, placement),
+                                               again.context());
+            shared_experts_->backward(
+                dhidden, gradients.parameters, transfer(dtokens, placement),
+                *(run.saved ? run.saved : saved.shared_experts), context);
+        }
     }
 
     gradients.parameters = restore_glu_interleaving(config_, gradients.parameters);
     gradients.hidden_states =
-        transfer(dhidden, dispatcher_->placement()).reshaped(saved.shape);
+        transfer(dhidden, dispatcher_->placement()).reshaped(kept.shape);
     return gradients;
 }
 

@@ -29,13 +29,16 @@ class MoELayer {
     MoELayer(const MoEConfig& config, ModuleSpec spec, const TensorMap& stored,
              const GroupsPtr& groups = nullptr);
 
-    /// What one forward leaves for its backward.
+    /// What one forward leaves for its backward. Of recompute_modules "shared_experts" it
+    /// leaves the tokens alone, and of "moe" these and what the router chose.
     struct SavedForward {
         Shape shape;         ///< (S, B, H)
         bool dense = false;  ///< the dispatcher took dense maps
         SavedPtr router, dispatcher, experts, shared_experts;
         Tensor fc1_latent_input;  ///< (T, H), with moe_latent_size
         Tensor fc2_latent_input;  ///< (T, ℓ)
+        Tensor tokens;            ///< (T, H) as they came, for what runs once more
+        Tensor probs, routing;    ///< as the dispatcher took them, with "moe"
     };
     struct Forward {
         Tensor output;  ///< (S, B, H), in the dispatcher's placement
@@ -67,6 +70,14 @@ class MoELayer {
     const ModuleSpec& spec() const { return spec_; }
 
   private:
+    /// ①, where it is not the dispatcher's. @param tokens (T, H)
+    /// @return (T, H), where it is added; or undefined
+    Tensor shared_experts_forward(SavedForward& saved, const Tensor& tokens,
+                                  const RunContext& context);
+    /// ⑥ to ⑩. @param probs, routing  see TokenDispatcher @return (T, H)
+    Tensor routed_experts_forward(SavedForward& saved, const Tensor& tokens,
+                                  const Tensor& probs, const Tensor& routing,
+                                  const Tensor& shared_output, const RunContext& context);
     /// The dispatcher runs the shared experts, and saves for them.
     bool overlaps_shared_experts() const {
         return shared_experts_ != nullptr && config_.moe_shared_expert_overlap;

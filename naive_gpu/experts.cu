@@ -2,6 +2,7 @@
 
 #include "naive_gpu/experts.h"
 
+#include "core/recompute.h"
 #include "core/transfer.h"
 #include "gpu/launch.h"
 #include "naive_gpu/activation.h"
@@ -17,7 +18,7 @@ struct ExpertsSaved : Saved {
     Tensor x;          // (N, H) input of FC1: rows, or row_probs * rows
     Tensor p;          // (N) f32 weight of the activation: row_probs; undefined means 1
     Tensor h;          // (N, 2F or F) f32 output of FC1
-    Tensor a;          // (N, F) input of FC2
+    Tensor a;          // (N, F) input of FC2; undefined with moe_act: made again
 };
 
 Tensor find(const TensorMap& parameters, const std::string& name, DType dtype) {
@@ -132,23 +133,28 @@ Experts::Output ExpertMLPs<T>::forward(const Rows& given, const Tensor& tokens_p
     context.value(Step::fc1, "fc1_output", saved->h);
 
     // ⑧ a = act(h) p
-    {
-        StepTimer timer(context, Step::activation);
-        saved->a =
-            activation_forward<T>({config_, config_.local_ffn()}, saved->h, saved->p);
-        gpu::synchronize();
-    }
-    context.value(Step::activation, "activation_output", saved->a);
+    const Tensor a = activate(saved->h, saved->p, context);
+    context.value(Step::activation, "activation_output", a);
+    if (!recomputes(config_, "moe_act")) saved->a = a;
 
     // ⑨ y = W2 a + p b2
     Tensor y;
     {
         StepTimer timer(context, Step::fc2);
-        y = linear_forward<T>(saved->a, fc2_weight_, fc2_bias_, saved->p, saved->groups);
+        y = linear_forward<T>(a, fc2_weight_, fc2_bias_, saved->p, saved->groups);
         gpu::synchronize();
     }
     context.value(Step::fc2, "expert_output", y);
     return {y, std::move(saved)};
+}
+
+template <typename T>
+Tensor ExpertMLPs<T>::activate(const Tensor& h, const Tensor& p,
+                               const RunContext& context) const {
+    StepTimer timer(context, Step::activation);
+    const Tensor a = activation_forward<T>({config_, config_.local_ffn()}, h, p);
+    gpu::synchronize();
+    return a;
 }
 //! [experts_forward]
 
@@ -164,10 +170,12 @@ Experts::Gradients ExpertMLPs<T>::backward(TensorMap& gradients, const Rows& giv
     // ⑫ da = W2ᵀ dy, dW2 = Σ dy aᵀ, db2 = Σ p dy
     Tensor da;
     {
+        const Tensor a =
+            saved.a.defined() ? saved.a : activate(saved.h, saved.p, context);
         StepTimer timer(context, Step::fc2_backward);
         da = linear_backward_input<T>(doutput, fc2_weight_, saved.groups);
         gradients["experts.linear_fc2.weight"] =
-            linear_backward_weight<T>(doutput, saved.a, saved.groups);
+            linear_backward_weight<T>(doutput, a, saved.groups);
         if (fc2_bias_.defined())
             gradients["experts.linear_fc2.bias"] =
                 linear_backward_bias<T>(doutput, saved.p, saved.groups);

@@ -10,7 +10,8 @@ namespace moe::naive {
 
 /// All local experts' MLPs, y_r = W2 (act(W1 x_r + b1) p_r) + p_r b2, over rows sorted by
 /// expert. T is float or __nv_bfloat16; probabilities are fp32. Source: experts.py,
-/// SequentialMLP and TEGroupedMLP (the same function).
+/// SequentialMLP and TEGroupedMLP (the same function). With moe_act among
+/// recompute_modules act(h) p is not kept: backward makes it again.
 template <typename T>
 class ExpertMLPs : public Experts {
   public:
@@ -22,6 +23,9 @@ class ExpertMLPs : public Experts {
                        const RunContext& context) override;
 
   private:
+    /// ⑧: a (N, F) from h (N, 2F or F) f32 and p (N) f32, undefined means 1.
+    Tensor activate(const Tensor& h, const Tensor& p, const RunContext& context) const;
+
     MoEConfig config_;
     Tensor fc1_weight_, fc1_bias_;  // (L, 2F or F, H), (L, 2F or F)
     Tensor fc2_weight_, fc2_bias_;  // (L, H, F), (L, H)

@@ -1,5 +1,6 @@
 #include "naive_gpu/tier.h"
 
+#include "core/recompute.h"
 #include "core/tier.h"
 #include "distributed/process_groups.h"
 #include "gpu/tensor.h"
@@ -44,17 +45,18 @@ class NaiveGpu : public Tier {
                                  DType dtype) const override {
         if (router == DType::bf16) router = DType::f32;  // holds its values
         const int halves = config.gated_linear_unit ? 2 : 1;
-        std::vector<KeptTensor> kept = {{"tokens", 1, "TH", router},
-                                        {"rows", 1, "Nl", dtype},
-                                        {"h", halves, "NF", DType::f32},
-                                        {"act(h) p", 1, "NF", dtype}};
+        const bool shared = config.shared_ffn() > 0, whole = recomputes(config, "moe");
+        std::vector<KeptTensor> kept = {{"tokens", 1, "TH", router}};
+        if (router != dtype && (whole || shared || config.moe_latent_size))
+            kept.push_back({"tokens", 1, "TH", dtype});
+        if (whole) return kept;
+        kept.push_back({"rows", 1, "Nl", dtype});
+        kept.push_back({"h", halves, "NF", DType::f32});
+        if (!recomputes(config, "moe_act")) kept.push_back({"act(h) p", 1, "NF", dtype});
         if (config.moe_apply_probs_on_input)
             kept.push_back({"rows weighted", 1, "Nl", dtype});
         if (config.moe_latent_size) kept.push_back({"latent output", 1, "Tl", dtype});
-        const bool shared = config.shared_ffn() > 0;
-        if (router != dtype && (shared || config.moe_latent_size))
-            kept.push_back({"tokens", 1, "TH", dtype});
-        if (!shared) return kept;
+        if (!shared || recomputes(config, "shared_experts")) return kept;
         kept.push_back({"shared h", halves, "TFs", DType::f32});
         kept.push_back({"shared act(h)", 1, "TFs", dtype});
         kept.push_back({"shared output", 1, "TH", dtype});

@@ -18,7 +18,8 @@ namespace moe::optimized {
 /// fp32. Source: experts.py, TEGroupedMLP and SequentialMLP.
 ///
 /// The backward keeps x (or what it was gathered from), h and the probabilities; act(h)
-/// is taken once more. With overlap_dispatch_backward_with_experts_wgrad the gradients of
+/// is taken once more, as moe_act among recompute_modules wants it: that changes nothing
+/// here. With overlap_dispatch_backward_with_experts_wgrad the gradients of
 /// the parameters, which nobody waits for, are made in a stream of their own.
 class ExpertMLPs : public Experts {
   public:

@@ -226,16 +226,14 @@ Tensor cast_logits(const Tensor& logits, DType dtype, cudaStream_t stream) {
     return result;
 }
 
-Tensor round_to_bf16(const Tensor& values, cudaStream_t stream) {
-    Tensor rounded;
+void round_to_bf16(Tensor& rounded, const Tensor& values, cudaStream_t stream) {
+    MOE_CHECK(rounded.shape() == values.shape());
     with_sums(values.dtype(), [&](auto type) {
         using T = typename decltype(type)::type;
-        rounded = gpu::device_empty<T>(values.shape());
         gpu::launch(
             "round_kernel", round_kernel<T>, gpu::one_thread_per(values.numel(), stream),
             gpu::device_data<T>(rounded), gpu::device_data<T>(values), values.numel());
     });
-    return rounded;
 }
 
 Tensor jitter_tokens(const Tensor& x, const Tensor& factors, DType dtype,

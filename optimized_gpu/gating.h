@@ -55,8 +55,9 @@ Tensor gating_backward_bias(const Tensor& dlogits,
 Tensor cast_logits(const Tensor& logits, DType dtype,
                    cudaStream_t stream = gpu::current_stream());
 
-/// What bf16 has nearest to the values. One launch.
-/// @param values f32 or f64 @return the same dtype
-Tensor round_to_bf16(const Tensor& values, cudaStream_t stream = gpu::current_stream());
+/// What bf16 has nearest to the values; they may be `rounded` themselves. One launch.
+/// @param rounded, values  f32 or f64 alike
+void round_to_bf16(Tensor& rounded, const Tensor& values,
+                   cudaStream_t stream = gpu::current_stream());
 
 }  // namespace moe::optimized

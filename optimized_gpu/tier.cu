@@ -1,5 +1,6 @@
 #include "optimized_gpu/tier.h"
 
+#include "core/recompute.h"
 #include "core/tier.h"
 #include "distributed/process_groups.h"
 #include "gpu/check.h"
@@ -75,8 +76,9 @@ class OptimizedGpu : public Tier {
         const DType h = config.activation_func_clamp_value ? DType::f32 : dtype;
         // Room for all choices, whether dropped or not, unless experts are padded
         const std::string rows = config.moe_pad_expert_input_to_capacity ? "N" : "TK";
-        std::vector<KeptTensor> kept = {{"tokens", 1, "TH", dtype},
-                                        {"h", halves, rows + "F", h}};
+        std::vector<KeptTensor> kept = {{"tokens", 1, "TH", dtype}};
+        if (recomputes(config, "moe")) return kept;
+        kept.push_back({"h", halves, rows + "F", h});
         if (!config.moe_permute_fusion) kept.push_back({"rows", 1, rows + "l", dtype});
         if (config.moe_latent_size) {
             kept.push_back({"latent output", 1, "Tl", dtype});
@@ -85,7 +87,7 @@ class OptimizedGpu : public Tier {
         }
         if (config.moe_apply_probs_on_input)
             kept.push_back({"rows weighted", 1, rows + "l", dtype});
-        if (config.shared_ffn() == 0) return kept;
+        if (config.shared_ffn() == 0 || recomputes(config, "shared_experts")) return kept;
         kept.push_back({"shared h", halves, "TFs", h});
         if (config.moe_shared_expert_gate)
             kept.push_back({"shared output", 1, "TH", dtype});

@@ -136,7 +136,15 @@ Tensor TopKRouter::gate(const Tensor& hidden) {
 /// As a router of bf16 has it, see core/router_rounding.h; any other's as it is. What is
 /// not rounded here, the kernels of the routing round: RoutingRule::rounds.
 Tensor TopKRouter::rounded(const Tensor& values) const {
-    return rule_.rounds && values.dtype() != DType::bf16 ? round_to_bf16(values) : values;
+    if (!rule_.rounds || values.dtype() == DType::bf16) return values;
+    Tensor result = Tensor::empty(values.shape(), values.dtype(), values.space());
+    round_to_bf16(result, values);
+    return result;
+}
+
+/// The same for what nobody else has, in place.
+void TopKRouter::round(Tensor& values) const {
+    if (rule_.rounds) round_to_bf16(values, values);
 }
 
 //! [router_forward]
@@ -158,7 +166,8 @@ Router::Output TopKRouter::forward(const Tensor& hidden, const Tensor& padding_m
             saved->hidden =
                 rounded(jitter_tokens(saved->hidden, saved->jitter, weight_.dtype()));
         }
-        saved->gate_logits = rounded(gate(saved->hidden));
+        saved->gate_logits = gate(saved->hidden);
+        round(saved->gate_logits);
         saved->logits = cast_logits(saved->gate_logits, DType::f32);
         synchronize_if_watched(context);
     }
@@ -325,7 +334,8 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
                                                   saved.padding_mask, losses};
         if (!config_.moe_router_fusion) {
             unfused = route_unfused_backward(operands, rule_);
-            return rounded(unfused.dlogits);
+            round(unfused.dlogits);
+            return unfused.dlogits;
         }
         Tensor dlogits = gpu::device_empty<float>(saved.logits.shape());
         route_backward(dlogits, operands, rule_);
@@ -345,7 +355,7 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
                 has_losses ? of_losses() : gpu::device_zeros<float>(saved.logits.shape());
             route_sinkhorn_backward(dlogits, rounded(dweights), saved.ids, saved.logits,
                                     config_);
-            dlogits = rounded(dlogits);
+            round(dlogits);
         } else {
             dlogits = through(dweights);
         }

@@ -43,6 +43,7 @@ class TopKRouter : public Router {
   private:
     Tensor gate(const Tensor& hidden);
     Tensor rounded(const Tensor& values) const;
+    void round(Tensor& values) const;
     /// Puts experts that are given into `ids`, (T, K) i32. @return whether there are any
     bool give_experts(Tensor& ids, const RunContext& context, std::int64_t S,
                       std::int64_t B) const;

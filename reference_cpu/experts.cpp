@@ -2,6 +2,7 @@
 
 #include "reference_cpu/experts.h"
 
+#include "core/recompute.h"
 #include "core/transfer.h"
 #include "reference_cpu/activation.h"
 #include "reference_cpu/eigen.h"
@@ -17,7 +18,7 @@ struct ExpertsSaved : Saved {
     Tensor x;          // (N, H) input of FC1: rows, or row_probs * rows
     Tensor p;          // (N) weight of the activation: row_probs, or ones
     Tensor h;          // (N, 2F or F) output of FC1
-    Tensor a;          // (N, F) input of FC2
+    Tensor a;          // (N, F) input of FC2; undefined with moe_act: made again
 };
 
 Tensor find(const TensorMap& parameters, const std::string& name, DType dtype) {
@@ -96,27 +97,31 @@ Experts::Output ExpertMLPs<Scalar>::forward(const Rows& given,
     context.value(Step::fc1, "fc1_output", saved->h);
 
     // ⑧ a = act(h) p
-    {
-        StepTimer timer(context, Step::activation);
-        const ExpertActivation<Scalar> activation(config_, config_.local_ffn());
-        saved->a = Tensor::empty({num_rows, config_.local_ffn()}, dtype_of<Scalar>);
-#pragma omp parallel for schedule(static)
-        for (std::int64_t row = 0; row < num_rows; ++row)
-            activation.forward(row_at<Scalar>(saved->a, row).array(),
-                               row_at<Scalar>(saved->h, row).array(),
-                               saved->p.template data<Scalar>()[row]);
-    }
-    context.value(Step::activation, "activation_output", saved->a);
+    const Tensor a = activate(saved->h, saved->p, context);
+    context.value(Step::activation, "activation_output", a);
+    if (!recomputes(config_, "moe_act")) saved->a = a;
 
     // ⑨ y = W2 a + p b2
     Tensor y;
     {
         StepTimer timer(context, Step::fc2);
-        y = linear_forward<Scalar>(saved->a, fc2_weight_, fc2_bias_, saved->p,
-                                   saved->groups);
+        y = linear_forward<Scalar>(a, fc2_weight_, fc2_bias_, saved->p, saved->groups);
     }
     context.value(Step::fc2, "expert_output", y);
     return {y, std::move(saved)};
+}
+
+template <typename Scalar>
+Tensor ExpertMLPs<Scalar>::activate(const Tensor& h, const Tensor& p,
+                                    const RunContext& context) const {
+    StepTimer timer(context, Step::activation);
+    const ExpertActivation<Scalar> activation(config_, config_.local_ffn());
+    Tensor a = Tensor::empty({h.dim(0), config_.local_ffn()}, dtype_of<Scalar>);
+#pragma omp parallel for schedule(static)
+    for (std::int64_t row = 0; row < h.dim(0); ++row)
+        activation.forward(row_at<Scalar>(a, row).array(), row_at<Scalar>(h, row).array(),
+                           p.data<Scalar>()[row]);
+    return a;
 }
 //! [experts_forward]
 
@@ -133,10 +138,12 @@ Experts::Gradients ExpertMLPs<Scalar>::backward(TensorMap& gradients, const Rows
     // ⑫ da = W2ᵀ dy, dW2 = Σ dy aᵀ, db2 = Σ p dy
     Tensor da;
     {
+        const Tensor a =
+            saved.a.defined() ? saved.a : activate(saved.h, saved.p, context);
         StepTimer timer(context, Step::fc2_backward);
         da = linear_backward_input<Scalar>(doutput, fc2_weight_, saved.groups);
         gradients["experts.linear_fc2.weight"] =
-            linear_backward_weight<Scalar>(doutput, saved.a, saved.groups);
+            linear_backward_weight<Scalar>(doutput, a, saved.groups);
         if (fc2_bias_.defined())
             gradients["experts.linear_fc2.bias"] =
                 linear_backward_bias<Scalar>(doutput, saved.p, saved.groups);

@@ -9,6 +9,7 @@ namespace moe::cpu {
 
 /// All local experts' MLPs, y_r = W2 (act(W1 x_r + b1) p_r) + p_r b2, over rows sorted by
 /// expert. Source: experts.py, SequentialMLP and TEGroupedMLP (the same function).
+/// With moe_act among recompute_modules act(h) p is not kept: backward makes it again.
 template <typename Scalar>
 class ExpertMLPs : public Experts {
   public:
@@ -20,6 +21,9 @@ class ExpertMLPs : public Experts {
                        const RunContext& context) override;
 
   private:
+    /// ⑧: a (N, F) from h (N, 2F or F) and p (N).
+    Tensor activate(const Tensor& h, const Tensor& p, const RunContext& context) const;
+
     MoEConfig config_;
     Tensor fc1_weight_, fc1_bias_;  // (L, 2F or F, H), (L, 2F or F)
     Tensor fc2_weight_, fc2_bias_;  // (L, H, F), (L, H)

@@ -34,6 +34,14 @@ double gap(const ExpertSet& expected, const ExpertSet& got, const double* keys) 
 
 }  // namespace
 
+ChangedExperts& ChangedExperts::operator+=(const ChangedExperts& more) {
+    if (more.tokens == 0) return *this;
+    closest = tokens == 0 ? more.closest : std::min(closest, more.closest);
+    farthest = std::max(farthest, more.farthest);
+    tokens += more.tokens;
+    return *this;
+}
+
 Tensor selection_keys(const Tensor& logits, const Tensor& expert_bias,
                       const MoEConfig& config) {
     std::vector<double> keys = to_doubles(logits);
@@ -66,9 +74,7 @@ ChangedExperts count_changed_experts(const Tensor& topk_idx, const Tensor& refer
                                        [&](std::int64_t e) { return e >= 0 && e < E; });
         if (!known || now.size() != before.size() || now == before) continue;
         const double apart = gap(before, now, all_keys.data() + t * E);
-        changed.closest = changed.tokens == 0 ? apart : std::min(changed.closest, apart);
-        changed.farthest = std::max(changed.farthest, apart);
-        ++changed.tokens;
+        changed += {1, apart, apart};
     }
     return changed;
 }

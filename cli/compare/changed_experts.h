@@ -15,6 +15,8 @@ struct ChangedExperts {
     /// How far apart fp64 has the keys of the experts that were exchanged: in the token
     /// where they are closest, and where they are farthest apart.
     double closest = 0.0, farthest = 0.0;
+
+    ChangedExperts& operator+=(const ChangedExperts& more);
 };
 
 /// What chooses: logits behind a softmax, else scores with the expert bias; (T, E) f64.

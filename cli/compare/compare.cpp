@@ -10,22 +10,26 @@
 #include "cli/commands.h"
 #include "cli/compare/comparison.h"
 #include "cli/compare/given.h"
-#include "cli/compare/table.h"
+#include "cli/compare/view.h"
 #include "cli/memory.h"
+#include "cli/notes.h"
 #include "cli/options.h"
 #include "cli/places.h"
 #include "cli/progress.h"
 #include "cli/ranks/comparison.h"
 #include "cli/ranks/options.h"
 #include "cli/ranks/processes.h"
-#include "cli/terminal.h"
+#include "cli/step_options.h"
 #include "cli/words.h"
+#include "core/known_names.h"
 #include "core/tier.h"
 #include "core/transfer.h"
-#include "optimized_gpu/grouped_gemm/rung.h"
 
 namespace moe {
 namespace {
+
+/// What the others are held against.
+const std::string kReference = "reference_cpu:fp64";
 
 struct CompareOptions {
     std::optional<std::string> text;  // the README when left out
@@ -33,154 +37,28 @@ struct CompareOptions {
     std::vector<std::string> tiers, dtypes;
     std::optional<std::int64_t> repeats;
     std::optional<std::string> golden;
-    std::optional<std::string> record_routing, replay_routing;
+    std::optional<std::string> record_routing, record_column, replay_routing;
     std::unique_ptr<LayerOptions> layer;
     std::unique_ptr<RankOptions> ranks;
+    std::unique_ptr<StepOptions> step;
 };
 
-void print_header(const Comparison& c) {
-    const MoEConfig& config = c.config;
-    fmt::print(
-        "{}\n",
-        wrapped(fmt::format("Layer   {}: {}", c.model, layer_in_words(config)), 8));
-    fmt::print(
-        "{}\n",
-        wrapped(fmt::format("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows",
-                            c.text.name, c.text.seq_len, c.text.micro_batch,
-                            c.sizes.num_tokens, c.sizes.num_rows),
-                8));
-    if (config.moe_expert_capacity_factor)
-        fmt::print("Rows    {}\n",
-                   kept_rows_in_words(config, to_doubles(c.probs), c.sizes.num_tokens));
-    for (std::size_t i = 0; i < c.columns.size(); ++i)
-        fmt::print("{}{}{}\n", i == 0 ? "Tiers   " : "        ", c.columns[i].label,
-                   i == 0 ? "  (what the others are held against)"
-                   : c.columns[i].emulated
-                       ? "  (emulated: ran on this CPU, not on a GPU; "
-                         "no times)"
-                       : "");
-    const auto is_optimized = [](const ColumnOutcome& column) {
-        return column.spec.experts.tier == "optimized_gpu";
-    };
-    if (std::any_of(c.columns.begin(), c.columns.end(), is_optimized))
-        fmt::print(
-            "        optimized_gpu's products on rung {}\n",
-            to_string(optimized::chosen_rung({config.latent_size(), config.ffn()})));
-    fmt::print(
-        "        times on this machine, median; bytes: the least that must move,\n"
-        "        with m: maps, ids, row numbers and counts\n");
+/// A piece of the text for each micro-batch.
+std::vector<TextTokens> read_tokens(const CompareOptions& options, std::int64_t seq_len,
+                                    std::int64_t micro_batch, std::int64_t multiple = 1) {
+    std::vector<TextTokens> texts = read_micro_batches(
+        options.text.value_or(default_text()), options.step->micro_batches(), seq_len,
+        micro_batch, !options.layer->seq_length_given(), multiple);
+    if (!options.text)
+        for (TextTokens& text : texts) text.name = "README.md";
+    return texts;
 }
 
-void print_losses(const Comparison& c) {
-    if (c.columns.front().losses.empty()) return;
-    fmt::print("\nLosses, before their coefficients\n");
-    for (const auto& [name, value] : c.columns.front().losses) {
-        std::string line = fmt::format("  {:<26}", name);
-        for (const ColumnOutcome& column : c.columns)
-            line += fmt::format("  {:.9f}", column.losses.at(name));
-        fmt::print("{}\n", wrapped(line, 30));
-    }
-}
-
-/// What the router's precision does.
-void print_changed_experts(const Comparison& c) {
-    if (c.columns.size() < 2 || c.sizes.num_tokens == 0) return;
-    fmt::print("\nTokens whose experts changed against fp64, of {}\n",
-               grouped(c.sizes.num_tokens));
-    bool rounds = false;
-    for (const ColumnOutcome& column : c.columns) {
-        if (&column == &c.columns.front()) continue;
-        rounds = rounds || column.spec.router.dtype == DType::bf16;
-        fmt::print("{}\n", wrapped(fmt::format("  {:<20}{}", column.label,
-                                               in_words(column.changed)),
-                                   34));
-    }
-    if (rounds)
-        fmt::print("{}\n", wrapped("  moe_router_dtype is not set: a router of bf16 is "
-                                   "held against one of bf16 in fp64's place",
-                                   2));
-}
-
-/// What training needs for every layer at once.
-void print_kept(const Comparison& c) {
-    const std::int64_t T = c.sizes.num_tokens;
-    if (T == 0) return;
-    fmt::print(
-        "\n{}\n",
-        wrapped("Kept from the forward for the backward, bytes per token; m, which is "
-                "counted: logits, scores, maps, ids and weights of rows",
-                2));
-    for (const ColumnOutcome& column : c.columns) {
-        const std::int64_t metadata = column.kept_bytes - column.kept.bytes;
-        const std::string parts =
-            column.kept.is_off()
-                ? ""
-                : fmt::format("  {} + m = {} + {}", column.kept.formula,
-                              grouped(column.kept.bytes / T), grouped(metadata / T));
-        fmt::print("{}\n", wrapped(fmt::format("  {:<20}{:>10}{}", column.label,
-                                               grouped(column.kept_bytes / T), parts),
-                                   34));
-    }
-}
-
-void print_expert_load(const Comparison& c) {
-    constexpr std::int64_t kMostBars = 64;
-    constexpr double kWidth = 48.0;
-    const std::int64_t E = c.config.num_experts();
-    const std::int32_t* load = c.tokens_per_expert.data<std::int32_t>();
-    const std::int64_t largest =
-        std::max<std::int64_t>(1, *std::max_element(load, load + E));
-    fmt::print("\nExpert load, rows per expert; an even share is {:.1f}\n",
-               double(c.sizes.num_rows) / double(E));
-    for (std::int64_t e = 0; e < std::min(E, kMostBars); ++e) {
-        // Eighths of a character cell make short bars comparable.
-        const auto eighths =
-            std::int64_t(8.0 * kWidth * double(load[e]) / double(largest));
-        std::string bar;
-        for (std::int64_t full = 0; full < eighths / 8; ++full) bar += "█";
-        const char* parts[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
-        fmt::print("  expert {:<4}{:>7}  {}{}\n", e, load[e], bar, parts[eighths % 8]);
-    }
-    if (E > kMostBars)
-        fmt::print("  … and {} more; the report shows all\n", E - kMostBars);
-}
-
-void print_verdict(const Comparison& c) {
-    fmt::print("\n");
-    for (const ColumnOutcome& column : c.columns)
-        for (int number = 1; number <= kNumSteps; ++number) {
-            const auto step = static_cast<Step>(number);
-            if (!column.at(step).detail.empty())
-                fmt::print("{}\n", wrapped(fmt::format("✗ {} {} {}: {}", column.label,
-                                                       circled(step), title(step),
-                                                       column.at(step).detail),
-                                           4));
-        }
-    for (const GoldenOutcome& golden : c.golden) {
-        const std::string line = fmt::format(
-            "{} {}: {} of {} golden cases, Megatron-Core's and Hugging Face's own "
-            "numbers, forward and backward; worst {:.0f} % of its bound",
-            golden.failed.empty() ? "✓" : "✗", golden.label, golden.passed, golden.total,
-            100.0 * golden.worst_share);
-        fmt::print("{}\n", wrapped(line, 2));
-        for (const std::string& name : golden.failed) fmt::print("    ✗ {}\n", name);
-    }
-    if (c.golden.empty()) fmt::print("- golden cases: not run\n");
-    for (const ColumnOutcome& column : c.columns)
-        if (const auto step = column.first_deviation())
-            fmt::print("✗ {} deviates: {}\n", column.label, begins_at(*step));
-    fmt::print("{}\n", !c.ok                     ? "✗ some values differ"
-                       : c.sizes.num_tokens == 0 ? "- no tokens: no step was compared"
-                                                 : "✓ all tiers agree, step by step");
-}
-
-TextTokens read_tokens(const CompareOptions& options, std::int64_t seq_len,
-                       std::int64_t micro_batch, std::int64_t multiple = 1) {
-    TextTokens text =
-        read_text(options.text.value_or(default_text()), seq_len, micro_batch,
-                  !options.layer->seq_length_given(), multiple);
-    if (!options.text) text.name = "README.md";
-    return text;
+template <typename Request>
+void set_texts(Request& request, std::vector<TextTokens> texts) {
+    request.text = texts[0];
+    texts.erase(texts.begin());
+    request.more_text = std::move(texts);
 }
 
 /// The chosen suppliers, and the mix of --spec.
@@ -202,9 +80,18 @@ void turn_on_replay(MoEConfig& config) {
     config.finalize();  // refused where the router chooses in another way
 }
 
+/// A file of recorded experts is one micro-batch's.
+void require_one_micro_batch(const CompareOptions& options) {
+    const std::int64_t count = options.step->micro_batches();
+    if (count > 1 && (options.record_routing || options.replay_routing))
+        reject("--micro-batches", count,
+               "must be 1 with --record-routing and --replay-routing");
+}
+
 ComparisonRequest make_request(const CompareOptions& options) {
     const LayerOptions& layer = *options.layer;
     require_no_rank_flags(layer);
+    require_one_micro_batch(options);
     ComparisonRequest request;
     request.model = layer.model();
     request.config = layer.config();
@@ -212,14 +99,16 @@ ComparisonRequest make_request(const CompareOptions& options) {
     request.repeats = options.repeats.value_or(3);
     if (request.repeats < 1 || request.repeats > 1000)
         reject("--repeats", request.repeats, "must be from 1 to 1000");
-    request.text = read_tokens(options, layer.seq_length(), layer.micro_batch_size());
+    request.training = options.step->training();
+    set_texts(request,
+              read_tokens(options, layer.seq_length(), layer.micro_batch_size()));
     const std::string golden = options.golden.value_or("all");
     if (golden != "all" && golden != "none")
         reject("--golden", golden, "must be all or none");
     if (golden == "all") request.golden_folder = golden_folder();
 
     const std::int64_t T = request.text.seq_len * request.text.micro_batch;
-    require_memory(request.config, T);
+    require_memory(request.config, T * options.step->micro_batches());
     text_ids(request.config, request.text);  // refused before anything runs
     if (options.replay_routing) {
         turn_on_replay(request.config);
@@ -229,6 +118,15 @@ ComparisonRequest make_request(const CompareOptions& options) {
 
     request.columns = choose_columns(options, request.config);
     std::erase(request.columns, ModuleSpec::uniform({"reference_cpu", DType::f64}));
+    if (options.record_column) {
+        if (!options.record_routing)
+            reject("--record-column", *options.record_column, "needs --record-routing");
+        std::vector<std::string> labels = {kReference};
+        for (const ModuleSpec& spec : request.columns) labels.push_back(to_string(spec));
+        if (std::ranges::find(labels, *options.record_column) == labels.end())
+            reject_unknown("--record-column", *options.record_column, labels,
+                           "columns are");
+    }
     return request;
 }
 
@@ -263,7 +161,7 @@ void leave_out_tiers(std::vector<ModuleSpec>& columns,
                        true;
         return false;
     });
-    for (const std::string& line : left_out) fmt::print(stderr, "moe: note: {}\n", line);
+    for (const std::string& line : left_out) note(line);
 }
 
 RankComparisonRequest make_rank_request(const CompareOptions& options) {
@@ -274,6 +172,10 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
         reject(
             "--golden", *options.golden,
             "must be left out with --ranks: moe verify runs the golden cases of ranks");
+    require_one_micro_batch(options);
+    if (options.record_column)
+        reject("--record-column", *options.record_column,
+               "must be left out with --ranks: the one rank with everything is recorded");
     options.layer->share_among_ranks();
     const LayerOptions& layer = *options.layer;
     RankConfigs chosen = choose_rank_configs(layer, options.ranks->ranks());
@@ -285,8 +187,11 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
     request.sizes = chosen.sizes;
     request.seed = layer.seed();
     const RankSizes sizes = choose_rank_sizes(layer, chosen.sizes);
-    request.text = read_tokens(options, sizes.seq_len, sizes.micro_batch, sizes.shards);
-    require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch);
+    request.training = options.step->training();
+    set_texts(request,
+              read_tokens(options, sizes.seq_len, sizes.micro_batch, sizes.shards));
+    require_memory(chosen.configs[0], request.text.seq_len * request.text.micro_batch *
+                                          options.step->micro_batches());
     request.columns = choose_columns(options, chosen.configs[0]);
     leave_out_tiers(request.columns, chosen.configs);
     text_ids(chosen.configs[0], request.text);  // refused before anything runs
@@ -301,14 +206,17 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
 }
 
 /// Whether it takes seconds, in a pipe too, until the first result is printed.
-bool takes_long(const MoEConfig& config, const TextTokens& text) {
-    return estimate_memory(config, text.seq_len * text.micro_batch) > kMuchMemory;
+template <typename Request>
+bool takes_long(const MoEConfig& config, const Request& request) {
+    const std::int64_t tokens = request.text.seq_len * request.text.micro_batch *
+                                std::int64_t(1 + request.more_text.size());
+    return estimate_memory(config, tokens) > kMuchMemory;
 }
 bool is_long(const ComparisonRequest& request) {
-    return takes_long(request.config, request.text);
+    return takes_long(request.config, request);
 }
 bool is_long(const RankComparisonRequest& request) {
-    return takes_long(request.configs[0], request.text);
+    return takes_long(request.configs[0], request);
 }
 
 /// What could end a run badly is said before it starts.
@@ -317,21 +225,23 @@ void prepare(const CompareOptions& options, const std::vector<MoEConfig>& config
     if (options.record_routing) {
         auto folder = std::filesystem::path(*options.record_routing).parent_path();
         if (folder.empty()) folder = ".";
-        if (!std::filesystem::is_directory(folder))
+        if (!std::filesystem::is_directory(folder) ||
+            std::filesystem::is_directory(*options.record_routing))
             reject("--record-routing", *options.record_routing,
-                   "must be in a folder that is there");
+                   "must be a file in a folder that is there");
         require_writable_folder("--record-routing", folder);
     }
     std::set<std::string> said;
     for (const MoEConfig& config : configs)
         for (const std::string& warning : config.warnings())
-            if (said.insert(warning).second)
-                fmt::print(stderr, "moe: note: {}\n", warning);
+            if (said.insert(warning).second) note(warning);
 }
 
-/// The experts of each rank's tokens, as the fp64 reference chose them, into a file.
+/// The experts of each rank's tokens, as one column chose them, into a file.
 void record_routing(const CompareOptions& options, const MoEConfig& config,
                     const std::vector<Tensor>& topk_idx) {
+    if (options.replay_routing)
+        fmt::print("Experts are those of {}\n", *options.replay_routing);
     if (!options.record_routing) return;
     save_routing(*options.record_routing, config, topk_idx);
     fmt::print("Routing {}\n", *options.record_routing);
@@ -350,6 +260,7 @@ int show_rank_comparison(const RankComparison& comparison,
 }
 
 int run_rank_compare(const CompareOptions& options) {
+    options.ranks->let_one_note();
     RankComparisonRequest request = make_rank_request(options);
     if (options.ranks->spawns()) return spawn_ranks(request.sizes.world);
     if (!options.ranks->is_process()) {
@@ -358,7 +269,7 @@ int run_rank_compare(const CompareOptions& options) {
             run_with_progress(request, run_rank_comparison, is_long(request));
         return show_rank_comparison(comparison, options);
     }
-    const std::string asked_for = in_words(request.configs);
+    const std::string asked_for = in_words(request.configs) + options.step->in_words();
     return run_as_process(options.ranks->flags(), asked_for, [&](auto& world) {
         request.world = &world;
         const bool speaks = world.rank() == 0;
@@ -378,14 +289,10 @@ int run_compare(const CompareOptions& options) {
     prepare(options, {request.config});
     const Comparison comparison =
         run_with_progress(request, run_comparison, is_long(request));
-    print_header(comparison);
-    print_steps(comparison, options.report);
-    print_losses(comparison);
-    print_changed_experts(comparison);
-    print_kept(comparison);
-    print_expert_load(comparison);
-    print_verdict(comparison);
-    record_routing(options, comparison.config, {comparison.topk_idx});
+    print_comparison(comparison, options.report);
+    for (const ColumnOutcome& column : comparison.columns)
+        if (column.label == options.record_column.value_or(kReference))
+            record_routing(options, comparison.config, {column.topk_idx});
     if (options.report != "none")
         fmt::print("Report  {}\n", write_report(comparison, options.report));
     return comparison.ok ? kExitOk : kExitDiffers;
@@ -422,13 +329,16 @@ void add_compare(CommandLine& line) {
                 "The golden cases, in every tier: all (default), or none")
         .values({"all", "none"});
     command.option("--record-routing", options->record_routing,
-                   "Write the experts that fp64 chose, of every rank, to this file");
+                   "Write the experts of every token, and rank, to this file");
+    command.option("--record-column", options->record_column,
+                   fmt::format("Whose choice that is (default {})", kReference));
     command.option("--replay-routing", options->replay_routing,
                    "Run everything with the experts of such a file");
     add_threads_flag(command);
     add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"mixtral_8x7b", 16, 256, 4});
+    options->step = std::make_unique<StepOptions>(command);
     options->ranks =
         std::make_unique<RankOptions>(command, RankOptions::Kind::threads_or_processes);
     command.runs([options] { return run_compare(*options); });

@@ -11,7 +11,10 @@
 
 #include "cli/compare/closeness.h"
 #include "cli/compare/given.h"
+#include "cli/compare/judge.h"
+#include "cli/compare/runner.h"
 #include "cli/golden/golden.h"
+#include "cli/ranks/losses.h"
 #include "core/kept_bytes.h"
 #include "core/parameters.h"
 #include "core/rng.h"
@@ -55,48 +58,6 @@ class TimeRecorder : public Observer {
     Seconds seconds{};
 };
 
-/// One layer on the request's input.
-class Runner {
-  public:
-    Runner(const ComparisonRequest& request, const ModuleSpec& spec,
-           const TensorMap& parameters, const Tensor& hidden, const Tensor& doutput)
-        : layer_(request.config, spec, parameters), hidden_(hidden), doutput_(doutput) {
-        const TextTokens& text = request.text;
-        given_.token_ids =
-            by_sequence(text_ids(request.config, text), text.seq_len, text.micro_batch);
-        given_.target_topk_idx = request.target_topk_idx;
-    }
-
-    /// Forward and backward, watched.
-    Losses run(Observer& observer) {
-        RunContext context = given_;
-        context.observer = &observer;
-        auto forward = layer_.forward(hidden_, {}, context);
-        layer_.backward(doutput_, forward.saved, context);
-        layer_.update_expert_bias();
-        layer_.reset_global_aux_loss_tracker();
-        return forward.losses.read();
-    }
-
-    struct Results {
-        Tensor output;  ///< (S, B, H)
-        MoELayer::Gradients gradients;
-    };
-    /// The same, and nobody watches.
-    Results run_unwatched() {
-        const auto forward = layer_.forward(hidden_, {}, given_);
-        return {forward.output, layer_.backward(doutput_, forward.saved, given_)};
-    }
-    std::int64_t kept_bytes() { return count_kept_bytes(layer_, hidden_, given_); }
-
-    const ModuleSpec& spec() const { return layer_.spec(); }
-
-  private:
-    MoELayer layer_;
-    Tensor hidden_, doutput_;
-    RunContext given_;  // besides the tokens
-};
-
 double median(std::vector<double> values) {
     std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
     return values[values.size() / 2];
@@ -108,7 +69,7 @@ void time_steps(ColumnOutcome& column, Runner& runner, int repeats) {
     for (int repeat = 0; repeat < repeats; ++repeat) {
         TimeRecorder recorder;
         const auto start = std::chrono::steady_clock::now();
-        runner.run(recorder);
+        runner.run([&](std::size_t) -> Observer& { return recorder; });
         const std::chrono::duration<double> passed =
             std::chrono::steady_clock::now() - start;
         runs.push_back(recorder.seconds);
@@ -116,12 +77,13 @@ void time_steps(ColumnOutcome& column, Runner& runner, int repeats) {
             column.steps[step].taken_by = recorder.taken_by[step];
         totals.push_back(passed.count());
     }
+    const auto count = double(runner.count());
     for (int step = 0; step < kNumSteps; ++step) {
         std::vector<double> samples;
         for (const Seconds& run : runs) samples.push_back(run[step]);
-        column.steps[step].seconds = median(samples);
+        column.steps[step].seconds = median(samples) / count;
     }
-    column.seconds = median(totals);
+    column.seconds = median(totals) / count;
 }
 
 /// The layer's results are those of a run that nobody watched; they take the places of
@@ -141,94 +103,62 @@ void put_results(std::map<Step, TensorMap>& values, const Runner::Results& resul
         put(step_of_gradient(name), "d_" + name, gradient);
 }
 
-/// How close a choice was that differs: it may lie below what the precision can tell
-/// apart.
-std::string describe_choice(const Closeness& closeness, const Tensor& logits,
-                            std::int64_t topk) {
-    if (closeness.worst < 0) return "";
-    const std::vector<double> x = to_doubles(logits);  // (T, E)
-    const std::int64_t token = closeness.worst / topk, E = logits.dim(1);
-    for (double expert : {closeness.worst_got, closeness.worst_expected})
-        if (!(expert >= 0.0 && expert < double(E))) return "; there is no such expert";
-    const double gap = std::abs(x[token * E + std::int64_t(closeness.worst_got)] -
-                                x[token * E + std::int64_t(closeness.worst_expected)]);
-    return fmt::format("; in fp64 the logits of these two experts differ by {:.1e}", gap);
-}
-
-/// Values without the rows that only fill experts up to a multiple: which tokens they are
-/// carries no meaning, and tiers differ in it.
-std::map<Step, TensorMap> without_padding(std::map<Step, TensorMap> values) {
-    const std::vector<double> probs =
-        to_doubles(values.at(Step::dispatch).at("dispatched_probs"));
-    const auto N = std::int64_t(probs.size());
-    const auto select = [&](const Tensor& tensor) {
-        const std::size_t row_bytes = tensor.size_bytes() / std::size_t(N);
-        Tensor selected = tensor.clone();
-        std::int64_t count = 0;
-        for (std::int64_t r = 0; r < N; ++r)
-            if (probs[r] != 0.0)
-                std::memcpy(
-                    static_cast<std::byte*>(selected.view().bytes) + count++ * row_bytes,
-                    static_cast<const std::byte*>(tensor.view().bytes) + r * row_bytes,
-                    row_bytes);
-        return selected.first(count);
+/// What the whole step makes: beside one micro-batch's gradients their sums, if there are
+/// several, and the buffers.
+std::map<Step, TensorMap> values_of_step(const std::vector<Runner::Results>& results,
+                                         const UpdatedBuffers& updated) {
+    std::map<Step, TensorMap> values;
+    TensorMap main_grads;
+    if (results.size() > 1)
+        for (const Runner::Results& result : results)
+            add_to_main_grads(main_grads, result.gradients.parameters);
+    for (const auto& [name, sum] : main_grads)
+        values[step_of_gradient(name)]["main_grad of " + name] = sum;
+    const auto put = [&](const char* name, const Tensor& buffer) {
+        if (buffer.defined())
+            values[Step::routing][name] =
+                transfer(buffer, {MemorySpace::host, buffer.dtype()});
     };
-    for (auto& [step, tensors] : values)
-        if (step >= Step::dispatch && step <= Step::dispatch_backward)
-            for (auto& [name, tensor] : tensors)
-                if (!tensor.shape().empty() && tensor.dim(0) == N && N > 0)
-                    tensor = select(tensor);
+    put("expert_bias_updated", updated.expert_bias);
+    put("qb_beta_updated", updated.qb_beta);
     return values;
 }
 
-/// Those that chose: random ones, if they took the place of the gating's.
-const Tensor& used_logits(const TensorMap& gating) {
-    const auto random = gating.find("random_logits");
-    return random == gating.end() ? gating.at("logits") : random->second;
-}
+/// A supplier's whole run.
+struct Recording {
+    ModuleSpec spec;  ///< with its router raised
+    Recorded values;
+    std::set<Step> beside;  ///< steps with values that no kernel of the result wrote
+    Losses losses;
+    std::int64_t kept_bytes = 0;
+};
 
-void judge_steps(ColumnOutcome& column, const MoEConfig& config, std::int64_t num_tokens,
-                 const std::map<Step, TensorMap>& values,
-                 const std::map<Step, TensorMap>& reference) {
-    const DType dtype = column.spec.coarsest_dtype();
-    for (const auto& [step, tensors] : reference) {
-        StepOutcome& outcome = column.steps[static_cast<int>(step) - 1];
-        outcome.bound = tier_bound(config, dtype, is_backward(step));
-        for (const auto& [name, expected] : tensors) {
-            const Tensor& got = values.at(step).at(name);
-            const Closeness closeness =
-                measure_closeness(got, expected, noise_of(name, config, num_tokens));
-            const bool exact = !is_floating(expected.dtype());
-            const bool ok = closeness.within(exact ? 0.0 : outcome.bound);
-            if (!ok && outcome.detail.empty())
-                outcome.detail =
-                    name + ": " + describe_worst(closeness, got, expected) +
-                    (name == "topk_idx"
-                         ? describe_choice(closeness,
-                                           used_logits(reference.at(Step::gating)),
-                                           expected.dim(1))
-                         : "");
-            if (exact)
-                outcome.integers_equal = outcome.integers_equal && ok;
-            else
-                outcome.error = std::max(
-                    outcome.error, ok || closeness.finite ? closeness.error : INFINITY);
-            column.ok = column.ok && ok;
-        }
+Recording record(const ComparisonRequest& request, const ModuleSpec& spec,
+                 const TensorMap& parameters, const std::vector<MicroBatch>& inputs) {
+    const std::string label = to_string(spec);
+    request.progress(label + ": every value");
+    Runner runner(request, spec, parameters, inputs);
+    Recording recording;
+    recording.spec = runner.spec();
+    std::vector<ValueRecorder> recorders(
+        inputs.size(), ValueRecorder([&](Step step) {
+            request.progress(
+                fmt::format("{}: every value, {} {}", label, circled(step), title(step)));
+        }));
+    const Runner::Watched watched =
+        runner.run([&](std::size_t i) -> Observer& { return recorders[i]; });
+    recording.losses = watched.losses;
+    request.progress(label + ": unwatched");
+    Runner unwatched(request, spec, parameters, inputs);
+    const std::vector<Runner::Results> results = unwatched.run_unwatched();
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+        recording.beside.insert(recorders[i].beside.begin(), recorders[i].beside.end());
+        put_results(recorders[i].values, results[i]);
+        recording.values.of_micro_batch.push_back(std::move(recorders[i].values));
     }
-}
-
-/// Every value of the layer in one supplier.
-std::map<Step, TensorMap> record_values(const ComparisonRequest& request,
-                                        const ModuleSpec& spec,
-                                        const TensorMap& parameters, const Tensor& hidden,
-                                        const Tensor& doutput) {
-    request.progress(to_string(spec) + ": every value");
-    ValueRecorder recorder([](Step) {});
-    Runner(request, spec, parameters, hidden, doutput).run(recorder);
-    Runner unwatched(request, spec, parameters, hidden, doutput);
-    put_results(recorder.values, unwatched.run_unwatched());
-    return std::move(recorder.values);
+    recording.values.of_step = values_of_step(results, watched.updated);
+    recording.kept_bytes = unwatched.kept_bytes();
+    return recording;
 }
 
 std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
@@ -307,8 +237,12 @@ ModuleSpec exact_spec(const ModuleSpec& spec) {
     return exact;
 }
 
-Tensor random_gradient(const Shape& shape, std::uint64_t seed) {
-    const Rng rng(seed, 200);
+MoEConfig Comparison::running_config() const {
+    return training ? config : without_losses(config);
+}
+
+Tensor random_gradient(const Shape& shape, std::uint64_t seed, std::int64_t micro_batch) {
+    const Rng rng(seed, 200 + 1000 * std::uint64_t(micro_batch));
     Tensor gradient = Tensor::empty(shape, DType::f32);
     for (std::int64_t i = 0; i < gradient.numel(); ++i)
         gradient.data<float>()[i] =
@@ -323,59 +257,58 @@ Comparison run_comparison(const ComparisonRequest& request) {
     result.text = request.text;
     request.progress("drawing weights");
     const TensorMap parameters = random_parameters(request.config, request.seed);
-    const Tensor hidden =
-        embed_text(request.text, request.config.hidden_size, request.seed);
-    const Tensor doutput = random_gradient(hidden.shape(), request.seed);
+    result.training = request.training;
+    std::vector<TextTokens> texts = {request.text};
+    texts.insert(texts.end(), request.more_text.begin(), request.more_text.end());
+    result.micro_batches = std::int64_t(texts.size());
+    std::vector<MicroBatch> inputs;
+    for (const TextTokens& text : texts) {
+        const Tensor hidden = embed_text(text, request.config.hidden_size, request.seed);
+        inputs.push_back(
+            {hidden,
+             random_gradient(hidden.shape(), request.seed, std::int64_t(inputs.size())),
+             by_sequence(text_ids(request.config, text), text.seq_len, text.micro_batch),
+             request.target_topk_idx});
+    }
+    const std::int64_t tokens = inputs[0].hidden.dim(0) * inputs[0].hidden.dim(1);
 
     std::vector<ModuleSpec> specs = {ModuleSpec::uniform({"reference_cpu", DType::f64})};
     specs.insert(specs.end(), request.columns.begin(), request.columns.end());
-    std::map<Step, TensorMap> reference, of_bf16_router;
-    const auto reference_of = [&](const ModuleSpec& spec) -> const auto& {
+    // By the dtype of the router: a column of bf16 has a reference of its own
+    std::map<DType, Recorded> references;
+    const auto reference_of = [&](const ModuleSpec& spec) -> const Recorded& {
         const ModuleSpec exact = exact_spec(spec);
-        if (exact == specs.front()) return reference;
-        if (of_bf16_router.empty())
-            of_bf16_router = record_values(request, exact, parameters, hidden, doutput);
-        return of_bf16_router;
+        const DType router = exact.router.dtype;
+        if (!references.contains(router))
+            references[router] = record(request, exact, parameters, inputs).values;
+        return references.at(router);
     };
     const auto bias = parameters.find("router.expert_bias");
-    Tensor keys;  // (T, E) of fp64
     std::vector<ComponentSpec> uniform_suppliers;
     for (const ModuleSpec& spec : specs) {
         ColumnOutcome column;
         column.label = to_string(spec);
-        request.progress(column.label + ": every value");
-        Runner runner(request, spec, parameters, hidden, doutput);
-        column.spec = runner.spec();
+        Recording recording = record(request, spec, parameters, inputs);
+        column.spec = recording.spec;
         column.emulated = column.spec.is_emulated();
-        ValueRecorder recorder([&](Step step) {
-            request.progress(fmt::format("{}: every value, {} {}", column.label,
-                                         circled(step), title(step)));
-        });
-        column.losses = runner.run(recorder);
-        for (const Step step : recorder.beside)
+        column.losses = recording.losses;
+        column.topk_idx =
+            recording.values.of_micro_batch[0].at(Step::routing).at("topk_idx");
+        column.kept_bytes = recording.kept_bytes;
+        for (const Step step : recording.beside)
             column.steps[static_cast<int>(step) - 1].beside = true;
-        request.progress(column.label + ": unwatched");
-        Runner unwatched(request, spec, parameters, hidden, doutput);
-        put_results(recorder.values, unwatched.run_unwatched());
-        column.kept_bytes = unwatched.kept_bytes();
-
         if (result.columns.empty()) {
-            reference = std::move(recorder.values);
-            keys = selection_keys(used_logits(reference.at(Step::gating)),
-                                  bias == parameters.end() ? Tensor() : bias->second,
-                                  request.config);
+            references[column.spec.router.dtype] = std::move(recording.values);
         } else {
-            const std::map<Step, TensorMap>& exact = reference_of(column.spec);
-            const bool padded = request.config.moe_router_padding_for_quantization;
-            judge_steps(column, request.config, hidden.dim(0) * hidden.dim(1),
-                        padded ? without_padding(recorder.values) : recorder.values,
-                        padded ? without_padding(exact) : exact);
-            column.changed =
-                count_changed_experts(recorder.values.at(Step::routing).at("topk_idx"),
-                                      reference.at(Step::routing).at("topk_idx"), keys);
+            judge(column, request.config, tokens, recording.values,
+                  reference_of(column.spec));
+            column.changed = count_changed_experts(
+                recording.values, references.at(DType::f64),
+                bias == parameters.end() ? Tensor() : bias->second, request.config);
         }
         if (!column.emulated) {
             request.progress(column.label + ": times");
+            Runner runner(request, spec, parameters, inputs);
             time_steps(column, runner, request.repeats);
         }
         result.ok = result.ok && column.ok;
@@ -384,14 +317,19 @@ Comparison run_comparison(const ComparisonRequest& request) {
             uniform_suppliers.push_back(spec.router);
     }
 
-    result.probs = reference.at(Step::token_dropping).at("probs");
-    result.routing_map = reference.at(Step::token_dropping).at("routing_map");
-    result.topk_idx = reference.at(Step::routing).at("topk_idx");
-    result.tokens_per_expert = reference.at(Step::dispatch).at("tokens_per_expert");
-    result.row_token = reference.at(Step::dispatch).at("row_token");
-    result.sizes = {hidden.dim(0) * hidden.dim(1), result.row_token.numel()};
-    for (ColumnOutcome& column : result.columns)
-        column.kept = kept_by_formula(result.config, result.sizes, column.spec);
+    const std::map<Step, TensorMap>& first = references.at(DType::f64).of_micro_batch[0];
+    result.probs = first.at(Step::token_dropping).at("probs");
+    result.routing_map = first.at(Step::token_dropping).at("routing_map");
+    result.tokens_per_expert = first.at(Step::dispatch).at("tokens_per_expert");
+    result.row_token = first.at(Step::dispatch).at("row_token");
+    result.sizes = {tokens, result.row_token.numel()};
+    const MoEConfig running = result.running_config();
+    MoEConfig otherwise = running;
+    otherwise.recompute_granularity.reset();
+    for (ColumnOutcome& column : result.columns) {
+        column.kept = kept_by_formula(running, result.sizes, column.spec);
+        column.kept_otherwise = kept_by_formula(otherwise, result.sizes, column.spec);
+    }
     result.golden = run_golden_cases(request, uniform_suppliers);
     for (const GoldenOutcome& outcome : result.golden)
         result.ok = result.ok && outcome.failed.empty();

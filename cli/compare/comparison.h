@@ -21,7 +21,7 @@ namespace moe {
 
 /// One step in one supplier.
 struct StepOutcome {
-    double seconds = 0.0;  ///< median over the repeats; 0 when emulated
+    double seconds = 0.0;  ///< of a micro-batch, median over the repeats; 0 if emulated
     int taken_by = 0;      ///< of steps that are one: the number of their first; or 0
     double error = 0.0;    ///< worst relative error of the step's values against fp64
     double bound = 0.0;    ///< what that error may be
@@ -42,11 +42,13 @@ struct ColumnOutcome {
     ModuleSpec spec;
     std::string label;  ///< "reference_cpu:fp32"
     std::array<StepOutcome, kNumSteps> steps;
-    Losses losses;
+    Losses losses;           ///< means over the micro-batches
     ChangedExperts changed;  ///< against fp64, whose router is at least as precise
+    Tensor topk_idx;         ///< (T, K) integers, before dropping, first micro-batch
     /// Bytes that a forward keeps for its backward, counted, …
     std::int64_t kept_bytes = 0;
     Floor kept;             ///< … and by formula; off where suppliers are mixed
+    Floor kept_otherwise;   ///< the same without recompute_modules
     double seconds = 0.0;   ///< forward and backward, median; 0 when emulated
     bool emulated = false;  ///< ran on the CPU executor: no times, they mean nothing
     bool ok = true;
@@ -80,19 +82,23 @@ struct Comparison {
     std::string model;
     MoEConfig config;
     TextTokens text;
-    StepSizes sizes;
+    StepSizes sizes;  ///< of the first micro-batch, as all that follows
+    std::int64_t micro_batches = 1;
+    bool training = true;
     std::vector<ColumnOutcome> columns;  ///< the first is the fp64 reference
     Tensor probs;        ///< (T, E) of the reference, f64 on the host, after dropping
     Tensor routing_map;  ///< (T, E) u8
-    Tensor topk_idx;     ///< (T, K) i64, before dropping
     Tensor tokens_per_expert;           ///< (E) i32
     Tensor row_token;                   ///< (N) i64, token of each dispatched row
     std::vector<GoldenOutcome> golden;  ///< empty when the golden files are not at hand
     bool ok = true;
 
+    /// The config; in an evaluation without the losses, which are off.
+    MoEConfig running_config() const;
     /// The floors of the last column's formats, which is the least precise one.
     Floors floors() const {
-        return {config, sizes, formats_of(config, columns.back().spec.experts.dtype)};
+        return {running_config(), sizes,
+                formats_of(config, columns.back().spec.experts.dtype)};
     }
 };
 
@@ -103,6 +109,11 @@ TextTokens read_text(const std::string& path, std::int64_t seq_len,
                      std::int64_t micro_batch, bool may_shrink,
                      std::int64_t multiple = 1);
 
+/// The same for successive pieces of the text, one of each micro-batch.
+std::vector<TextTokens> read_micro_batches(const std::string& path, std::int64_t count,
+                                           std::int64_t seq_len, std::int64_t micro_batch,
+                                           bool may_shrink, std::int64_t multiple = 1);
+
 /// Hidden states (S, B, H) fp32, exactly representable in bf16: each byte with the two
 /// before it in its sequence, embedded by fixed seeded tables and weighed 1, 1/2, 1/4.
 Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_t seed);
@@ -112,15 +123,18 @@ Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_
 ModuleSpec exact_spec(const ModuleSpec& spec);
 
 /// Gradient of the output: seeded N(0, 1), exactly representable in bf16.
-Tensor random_gradient(const Shape& shape, std::uint64_t seed);
+Tensor random_gradient(const Shape& shape, std::uint64_t seed,
+                       std::int64_t micro_batch = 0);
 
 /// What to run.
 struct ComparisonRequest {
     std::string model;
     MoEConfig config;
     TextTokens text;
-    std::vector<ModuleSpec> columns;  ///< besides the fp64 reference, which always runs
-    Tensor target_topk_idx = {};      ///< (T, K), experts to replay; or undefined
+    std::vector<TextTokens> more_text;  ///< of the micro-batches that follow
+    bool training = true;               ///< or an evaluation
+    std::vector<ModuleSpec> columns;    ///< besides the fp64 reference, which always runs
+    Tensor target_topk_idx = {};        ///< (T, K), experts to replay; or undefined
     std::uint64_t seed = 0;
     int repeats = 3;            ///< timed runs after one that is only watched
     std::string golden_folder;  ///< empty: no golden cases

@@ -2,6 +2,8 @@
 
 #include "cli/golden/golden.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -10,7 +12,7 @@
 #include "cli/compare/comparison.h"
 #include "cli/golden/rounding.h"
 #include "cli/ranks/processes.h"
-#include "core/moe_layer.h"
+#include "core/micro_batches.h"
 #include "core/transfer.h"
 #include "distributed/communicators/thread_communicator.h"
 #include "distributed/process_groups.h"
@@ -27,18 +29,22 @@ Placement on_host(const TensorView& view) {
 /// Keeps the intermediate values that golden files may hold.
 class Recorder : public Observer {
   public:
-    explicit Recorder(TensorMap& values) : values_(values) {}
+    /// @param prefix  of the micro-batch
+    Recorder(TensorMap& values, const std::string& prefix)
+        : values_(values), prefix_(prefix + "expect.") {}
     void on_value(Step step, const std::string& name, const TensorView& view) override {
-        if (!is_backward(step)) values_["expect." + name] = transfer(view, on_host(view));
+        if (!is_backward(step)) values_[prefix_ + name] = transfer(view, on_host(view));
     }
 
   private:
     TensorMap& values_;
+    std::string prefix_;
 };
 
 /// The step that makes what a golden file expects. What moves the buffers is
 /// routing's; of a sum of gradients it is the last that adds to it.
-Step step_of_expectation(const std::string& name) {
+Step step_of_expectation(const std::string& full_name) {
+    const std::string name = without_micro_batch(full_name);
     static const std::map<std::string, Step> known = {
         {"expect.logits", Step::gating},
         {"expect.expert_bias_updated", Step::routing},
@@ -86,8 +92,9 @@ TensorCheck check(const GoldenCase& golden, const std::string& name,
             if (const auto error = errors->second.find(name);
                 error != errors->second.end())
                 source_error = error->second;
-        result.bound = golden_bound(dtype, name, source_error);
-        if (result.bound > golden_bound(dtype, name, 0.0))
+        const std::string kind = without_micro_batch(name);
+        result.bound = golden_bound(dtype, kind, source_error);
+        if (result.bound > golden_bound(dtype, kind, 0.0))
             result.bound_from = BoundFrom::source_error;
         const bool comparable = closeness.same_shape && closeness.finite;
         if (comparable && !closeness.within(result.bound))
@@ -98,32 +105,46 @@ TensorCheck check(const GoldenCase& golden, const std::string& name,
     return result;
 }
 
-/// One rank's layer, forward and (with grad_output) backward.
+/// One rank's layer, forward and (with grad_output) backward, micro-batch by micro-batch.
 /// @param parameters  the rank's shards
 TensorMap run_rank(const GoldenCase& golden, const GoldenRank& rank,
                    const ModuleSpec& spec, const TensorMap& parameters,
                    const GroupsPtr& groups) {
-    TensorMap values;
-    Recorder recorder(values);
-    RunContext context{.observer = &recorder,
-                       .token_ids = rank.token_ids,
-                       .target_topk_idx = rank.target_topk_idx};
+    TensorMap values, main_grads;
+    Losses means;
     MoELayer layer(golden.config, spec, parameters, groups);
-
-    auto forward = layer.forward(rank.hidden_states, rank.padding_mask, context);
-    values["expect.output"] = forward.output;
-    for (const auto& [name, loss] : forward.losses.read())
+    const std::vector<GoldenInput> inputs = rank.micro_batches();
+    const auto count = std::int64_t(inputs.size());
+    for (std::int64_t i = 0; i < count; ++i) {
+        const GoldenInput& input = inputs[i];
+        const std::string prefix = micro_batch_prefix(i, count);
+        Recorder recorder(values, prefix);
+        const RunContext context{
+            .training = golden.training,
+            .main_loss_backward_scale = main_loss_backward_scale(golden.config, count),
+            .observer = &recorder,
+            .token_ids = input.token_ids,
+            .target_topk_idx = input.target_topk_idx};
+        auto forward = layer.forward(input.hidden_states, input.padding_mask, context);
+        values[prefix + "expect.output"] = forward.output;
+        const Losses losses = forward.losses.read();
+        for (const auto& [name, loss] : losses)
+            values[prefix + "expect.loss." + name] = Tensor::from<double>({}, {loss});
+        add_to_means(means, losses, count);
+        if (!input.grad_output.defined()) continue;
+        auto gradients = layer.backward(input.grad_output, forward.saved, context);
+        values[prefix + "expect.grad.hidden_states"] = gradients.hidden_states;
+        add_to_main_grads(main_grads, gradients.parameters);
+    }
+    for (const auto& [name, loss] : means)
         values["expect.loss." + name] = Tensor::from<double>({}, {loss});
-    if (const Tensor bias = layer.update_expert_bias(); bias.defined())
-        values["expect.expert_bias_updated"] = bias;
-    if (const Tensor beta = layer.update_qb_beta(); beta.defined())
-        values["expect.qb_beta_updated"] = beta;
-
-    if (!rank.grad_output.defined()) return values;
-    auto gradients = layer.backward(rank.grad_output, forward.saved, context);
-    values["expect.grad.hidden_states"] = gradients.hidden_states;
-    for (const auto& [name, gradient] : gradients.parameters)
+    for (const auto& [name, gradient] : main_grads)
         values["expect.grad." + name] = gradient;
+    if (!golden.training) return values;
+    const UpdatedBuffers updated = finish_optimizer_step(layer);
+    if (updated.expert_bias.defined())
+        values["expect.expert_bias_updated"] = updated.expert_bias;
+    if (updated.qb_beta.defined()) values["expect.qb_beta_updated"] = updated.qb_beta;
     return values;
 }
 
@@ -141,18 +162,24 @@ void require_equal_ranks(const GoldenCase& golden) {
     const MoEConfig& config = golden.config;
     const bool allgather = config.moe_token_dispatcher_type == "allgather";
     if (!allgather && !config.moe_pad_expert_input_to_capacity) return;
-    const auto amount = [&](int rank) {
-        const Tensor& hidden = golden.ranks[rank].hidden_states;
-        const std::int64_t tokens = hidden.dim(0) * hidden.dim(1);
-        return allgather ? tokens : get_capacity(config, tokens);
+    const auto amounts = [&](int rank) {
+        std::vector<std::int64_t> amounts;
+        for (const GoldenInput& input : golden.ranks[rank].micro_batches()) {
+            const Tensor& hidden = input.hidden_states;
+            const std::int64_t tokens = hidden.dim(0) * hidden.dim(1);
+            amounts.push_back(allgather ? tokens : get_capacity(config, tokens));
+        }
+        return amounts;
     };
     const auto sizes = distributed::parallel_sizes(config, int(golden.ranks.size()));
     for (const auto& group :
          distributed::RankGenerator::experts(sizes).get_ranks("tp-ep"))
         for (const int rank : group) {
-            if (amount(rank) == amount(group[0])) continue;
-            const std::string found = fmt::format("rank {} has {}, rank {} {}", group[0],
-                                                  amount(group[0]), rank, amount(rank));
+            if (amounts(rank) == amounts(group[0])) continue;
+            const std::string found =
+                fmt::format("rank {} has {}, rank {} {}", group[0],
+                            fmt::join(amounts(group[0]), " then "), rank,
+                            fmt::join(amounts(rank), " then "));
             if (allgather)
                 reject(
                     "moe_token_dispatcher_type", "allgather",
@@ -164,6 +191,27 @@ void require_equal_ranks(const GoldenCase& golden) {
 }
 
 }  // namespace
+
+std::vector<GoldenInput> GoldenRank::micro_batches() const {
+    std::vector<GoldenInput> all = {*this};
+    all.insert(all.end(), more_micro_batches.begin(), more_micro_batches.end());
+    return all;
+}
+
+void GoldenRank::change_inputs(const std::function<void(GoldenInput&)>& change) {
+    change(*this);
+    for (GoldenInput& input : more_micro_batches) change(input);
+}
+
+std::string micro_batch_prefix(std::int64_t micro_batch, std::int64_t micro_batches) {
+    return micro_batches == 1 ? "" : fmt::format("micro_batch.{}.", micro_batch);
+}
+
+std::string without_micro_batch(const std::string& name) {
+    const std::string prefix = "micro_batch.";
+    return name.starts_with(prefix) ? name.substr(name.find('.', prefix.size()) + 1)
+                                    : name;
+}
 
 std::optional<Step> CaseResult::first_deviation() const {
     std::optional<Step> first;
@@ -241,7 +289,10 @@ DispatcherCase through_dispatcher(const GoldenCase& golden, const std::string& t
                              "expect.output_splits_tp", "expect.dispatched_hidden_states",
                              "expect.dispatched_probs", "expect.expert_output"}) {
         std::size_t erased = 0;
-        for (GoldenRank& rank : result.golden.ranks) erased += rank.expected.erase(name);
+        for (GoldenRank& rank : result.golden.ranks)
+            erased += std::erase_if(rank.expected, [name](const auto& item) {
+                return without_micro_batch(item.first) == name;
+            });
         if (erased > 0) result.left_out.push_back(name);
     }
     return result;

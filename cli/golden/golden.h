@@ -5,6 +5,8 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -22,18 +24,36 @@ class Communicator;
 
 namespace moe {
 
-/// What one rank is given, and what is expected of it.
-struct GoldenRank {
-    Tensor hidden_states;  ///< (S, B, H); S and B are this rank's own
+/// What one rank is given in a micro-batch.
+struct GoldenInput {
+    Tensor hidden_states;  ///< (S, B, H); S and B are this rank's and micro-batch's own
     Tensor padding_mask;   ///< (B, S) u8, or undefined
     Tensor grad_output;    ///< (S, B, H), or undefined: then only the forward is checked
-    TensorMap expected;    ///< "expect.…", without the "rank.<r>." of multi-rank files
     /// (B, S) integers, with moe_router_hash_vocab_size.
     Tensor token_ids = {};
     /// (T, K) integers, or undefined: the router chooses, also under
     /// moe_enable_routing_replay.
     Tensor target_topk_idx = {};
 };
+
+/// What one rank is given, and what is expected of it. Of several micro-batches, it is
+/// the first itself.
+struct GoldenRank : GoldenInput {
+    std::vector<GoldenInput> more_micro_batches;  ///< in the same optimizer step
+    /// "expect.…" and, of several micro-batches, "micro_batch.<i>.expect.…"; without the
+    /// "rank.<r>." of multi-rank files.
+    TensorMap expected;
+
+    std::vector<GoldenInput> micro_batches() const;  ///< all of them
+    /// Calls `change` with each of them.
+    void change_inputs(const std::function<void(GoldenInput&)>& change);
+};
+
+/// "micro_batch.<i>.", or "" where there is but one.
+std::string micro_batch_prefix(std::int64_t micro_batch, std::int64_t micro_batches);
+
+/// The name of an expectation without that.
+std::string without_micro_batch(const std::string& name);
 
 /// One file, read and checked.
 struct GoldenCase {
@@ -43,6 +63,7 @@ struct GoldenCase {
     /// moe_router_dtype, the router is of this one in every supplier.
     std::optional<DType> source_dtype;
     std::vector<GoldenRank> ranks;  ///< world_size of them
+    bool training = true;           ///< or an evaluation
     TensorMap parameters;           ///< of the whole layer; ranks take their shards
     std::vector<std::string> unknown_tensors;  ///< names nobody here knows
     /// Relative errors of the source's own layer: dtype name, then tensor name.

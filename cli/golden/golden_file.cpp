@@ -26,15 +26,23 @@ std::string metadata_or(const SafetensorsFile& file, const std::string& key,
     return found == file.metadata().end() ? otherwise : found->second;
 }
 
-int read_world_size(const SafetensorsFile& file) {
-    const std::string text = metadata_or(file, "world_size", "1");
-    int world_size = 0;
+/// @param what  in words, for errors
+int read_count(const SafetensorsFile& file, const char* key, const char* what) {
+    const std::string text = metadata_or(file, key, "1");
+    int count = 0;
     const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, world_size);
-    if (error != std::errc() || stop != end || world_size < 1)
-        reject(file.path() + ": __metadata__.world_size", text,
-               "must be the number of ranks, a positive integer");
-    return world_size;
+    const auto [stop, error] = std::from_chars(text.data(), end, count);
+    if (error != std::errc() || stop != end || count < 1)
+        reject(fmt::format("{}: __metadata__.{}", file.path(), key), text,
+               fmt::format("must be the number of {}, a positive integer", what));
+    return count;
+}
+
+bool read_training(const SafetensorsFile& file) {
+    const std::string text = metadata_or(file, "training", "true");
+    if (text != "true" && text != "false")
+        reject(file.path() + ": __metadata__.training", text, "must be true or false");
+    return text == "true";
 }
 
 /// What a file must be that reads as safetensors, and lacks what this is about.
@@ -138,6 +146,21 @@ std::optional<DType> read_source_dtype(const SafetensorsFile& file) {
     return parse_dtype(file.path() + ": __metadata__.source_dtype", name);
 }
 
+/// What a whole optimizer step makes: updated buffers, losses and sums of gradients, …
+bool is_of_step(const std::string& name) {
+    return name.ends_with("_updated") || name.starts_with("expect.loss.") ||
+           (name.starts_with("expect.grad.") && name != "expect.grad.hidden_states");
+}
+/// … and what one of several micro-batches does.
+bool is_of_micro_batch(const std::string& name) {
+    return !is_of_step(name) || name.starts_with("expect.loss.");
+}
+
+/// What there is in training alone.
+bool needs_training(const std::string& name) {
+    return name.ends_with("_updated") || name.starts_with("expect.loss.");
+}
+
 std::map<std::string, std::map<std::string, double>> read_source_errors(
     const SafetensorsFile& file) {
     const std::string text = metadata_or(file, "source_errors", "{}");
@@ -150,64 +173,122 @@ std::map<std::string, std::map<std::string, double>> read_source_errors(
     }
 }
 
-/// One rank's inputs and expectations.
-/// @param prefix  of their names: "rank.<r>.", or "" in a file of one rank
-/// @param read    collects the names of what is read
-GoldenRank read_rank(const SafetensorsFile& file, const MoEConfig& config,
-                     const std::string& prefix, std::set<std::string>& read) {
-    GoldenRank rank;
-    const auto take = [&](const std::string& name, const Shape& shape, bool floating) {
-        read.insert(prefix + name);
-        return read_tensor(file, prefix + name, shape, floating);
-    };
-    rank.hidden_states = take("input.hidden_states", {-1, -1, config.hidden_size}, true);
-    const std::int64_t S = rank.hidden_states.dim(0), B = rank.hidden_states.dim(1);
-    if (file.contains(prefix + "input.padding_mask")) {
-        rank.padding_mask = take("input.padding_mask", {B, S}, false);
-        if (rank.padding_mask.dtype() != DType::u8)
-            reject(file.path() + ": " + prefix + "input.padding_mask",
-                   to_string(rank.padding_mask.dtype()), "must be U8 or BOOL");
+/// Reads what belongs to ranks and micro-batches, by its whole name.
+class RankReader {
+  public:
+    /// @param read  collects the names of what is read
+    RankReader(const SafetensorsFile& file, const GoldenCase& golden, int micro_batches,
+               std::set<std::string>& read)
+        : file_(file), golden_(golden), micro_batches_(micro_batches), read_(read) {}
+
+    /// @param prefix  "rank.<r>.", or "" in a file of one rank
+    GoldenRank read(const std::string& prefix) {
+        GoldenRank rank;
+        for (int i = 0; i < micro_batches_; ++i) {
+            const std::string within = micro_batch_prefix(i, micro_batches_);
+            GoldenInput input = read_input(prefix + within);
+            if (i > 0 && input.grad_output.defined() != rank.grad_output.defined())
+                reject(file_.path() + ": " + prefix + within + "input.grad_output",
+                       rank.grad_output.defined() ? "absent" : "present",
+                       "all micro-batches must have it, or none");
+            expect(rank, prefix, within, input, [&](const std::string& name) {
+                return micro_batches_ == 1 || is_of_micro_batch(name);
+            });
+            if (i == 0)
+                static_cast<GoldenInput&>(rank) = input;
+            else
+                rank.more_micro_batches.push_back(input);
+        }
+        if (micro_batches_ > 1) expect(rank, prefix, "", rank, is_of_step);
+        if (rank.expected.empty())
+            reject(file_.path(), "no " + prefix + "expect.* tensor",
+                   in_a_golden_case("required, that there is something to check,"));
+        return rank;
     }
-    if (config.moe_router_hash_vocab_size)
-        rank.token_ids = take("input.token_ids", {B, S}, false);
-    if (config.moe_enable_routing_replay &&
-        file.contains(prefix + "input.target_topk_idx"))
-        rank.target_topk_idx =
-            take("input.target_topk_idx", {S * B, config.moe_router_topk}, false);
-    if (file.contains(prefix + "input.grad_output"))
-        rank.grad_output = take("input.grad_output", rank.hidden_states.shape(), true);
-    for (const auto& [name, expectation] : expectations(config, S, B)) {
-        if (!file.contains(prefix + name)) continue;
-        rank.expected[name] = take(name, expectation.shape, expectation.floating);
-        if (name.starts_with("expect.grad.") && !rank.grad_output.defined())
-            reject(file.path() + ": " + prefix + "input.grad_output", "absent",
-                   "required by " + prefix + name);
+
+  private:
+    Tensor take(const std::string& name, const Shape& shape, bool floating) {
+        read_.insert(name);
+        return read_tensor(file_, name, shape, floating);
     }
-    if (rank.expected.empty())
-        reject(file.path(), "no " + prefix + "expect.* tensor",
-               in_a_golden_case("required, that there is something to check,"));
-    return rank;
-}
+
+    GoldenInput read_input(const std::string& prefix) {
+        GoldenInput input;
+        const Shape any = {-1, -1, golden_.config.hidden_size};
+        input.hidden_states = take(prefix + "input.hidden_states", any, true);
+        const std::int64_t S = input.hidden_states.dim(0), B = input.hidden_states.dim(1);
+        if (file_.contains(prefix + "input.padding_mask")) {
+            input.padding_mask = take(prefix + "input.padding_mask", {B, S}, false);
+            if (input.padding_mask.dtype() != DType::u8)
+                reject(file_.path() + ": " + prefix + "input.padding_mask",
+                       to_string(input.padding_mask.dtype()), "must be U8 or BOOL");
+        }
+        const MoEConfig& config = golden_.config;
+        if (config.moe_router_hash_vocab_size)
+            input.token_ids = take(prefix + "input.token_ids", {B, S}, false);
+        if (config.moe_enable_routing_replay &&
+            file_.contains(prefix + "input.target_topk_idx"))
+            input.target_topk_idx = take(prefix + "input.target_topk_idx",
+                                         {S * B, config.moe_router_topk}, false);
+        if (file_.contains(prefix + "input.grad_output"))
+            input.grad_output =
+                take(prefix + "input.grad_output", input.hidden_states.shape(), true);
+        return input;
+    }
+
+    /// The expectations of this kind under rank and micro-batch.
+    template <typename IsOfThis>
+    void expect(GoldenRank& rank, const std::string& prefix, const std::string& within,
+                const GoldenInput& input, const IsOfThis& is_of_this) {
+        const Tensor& hidden = input.hidden_states;
+        for (const auto& [name, expectation] :
+             expectations(golden_.config, hidden.dim(0), hidden.dim(1))) {
+            const std::string whole = prefix + within + name;
+            if (!file_.contains(whole) || !is_of_this(name) ||
+                (needs_training(name) && !golden_.training))
+                continue;
+            rank.expected[within + name] =
+                take(whole, expectation.shape, expectation.floating);
+            if (name.starts_with("expect.grad.") && !input.grad_output.defined())
+                reject(file_.path() + ": " + prefix +
+                           (within.empty() ? micro_batch_prefix(0, micro_batches_)
+                                           : within) +
+                           "input.grad_output",
+                       "absent", "required by " + whole);
+        }
+    }
+
+    const SafetensorsFile& file_;
+    const GoldenCase& golden_;
+    int micro_batches_;
+    std::set<std::string>& read_;
+};
 
 /// Ranks work together: what one of them is given, all must be given.
 void check_alike(const std::string& path, const std::vector<GoldenRank>& ranks) {
-    const auto check = [&](const char* name, Tensor GoldenRank::*input) {
+    const std::vector<GoldenInput> first = ranks[0].micro_batches();
+    const auto check = [&](const char* name, Tensor GoldenInput::*input) {
         for (std::size_t r = 1; r < ranks.size(); ++r)
-            if ((ranks[r].*input).defined() != (ranks[0].*input).defined())
-                reject(fmt::format("{}: rank.{}.{}", path, r, name),
-                       (ranks[0].*input).defined() ? "absent" : "present",
+            for (std::size_t i = 0; i < first.size(); ++i) {
+                const bool in_first = (first[i].*input).defined();
+                if ((ranks[r].micro_batches()[i].*input).defined() == in_first) continue;
+                reject(fmt::format("{}: rank.{}.{}{}", path, r,
+                                   micro_batch_prefix(i, first.size()), name),
+                       in_first ? "absent" : "present",
                        "all ranks must have it, or none");
+            }
     };
-    check("input.padding_mask", &GoldenRank::padding_mask);
-    check("input.target_topk_idx", &GoldenRank::target_topk_idx);
-    check("input.grad_output", &GoldenRank::grad_output);
+    check("input.padding_mask", &GoldenInput::padding_mask);
+    check("input.target_topk_idx", &GoldenInput::target_topk_idx);
+    check("input.grad_output", &GoldenInput::grad_output);
 }
 
 }  // namespace
 
 GoldenCase load_golden(const std::string& path) {
     const SafetensorsFile file = SafetensorsFile::open(path);
-    const int world_size = read_world_size(file);
+    const int world_size = read_count(file, "world_size", "ranks");
+    const int micro_batches = read_count(file, "micro_batches", "micro-batches");
     GoldenCase golden;
     golden.path = path;
     golden.config = read_config(file, world_size);
@@ -215,12 +296,13 @@ GoldenCase load_golden(const std::string& path) {
     golden.source = metadata_or(file, "source", "unknown");
     golden.source_dtype = read_source_dtype(file);
     golden.source_errors = read_source_errors(file);
+    golden.training = read_training(file);
 
     std::set<std::string> read;
+    RankReader reader(file, golden, micro_batches, read);
     for (int r = 0; r < world_size; ++r)
         golden.ranks.push_back(
-            read_rank(file, golden.config,
-                      world_size == 1 ? "" : fmt::format("rank.{}.", r), read));
+            reader.read(world_size == 1 ? "" : fmt::format("rank.{}.", r)));
     check_alike(path, golden.ranks);
 
     const MoEConfig whole = distributed::single_rank_config(golden.config);

@@ -29,7 +29,8 @@ Amplitudes choose_amplitudes(const GoldenCase& golden, DType dtype) {
                                     golden.config.moe_ffn_hidden_size.value_or(0));
     std::int64_t tokens = 0;
     for (const GoldenRank& rank : golden.ranks)
-        tokens += rank.hidden_states.dim(0) * rank.hidden_states.dim(1);
+        for (const GoldenInput& input : rank.micro_batches())
+            tokens += input.hidden_states.dim(0) * input.hidden_states.dim(1);
     longest = std::max(longest, tokens);
     const double sums = kUnitFp32 * (1.0 + std::sqrt(double(longest)));
     return {sums, dtype == DType::bf16 ? kUnitBf16 + sums : sums};
@@ -54,10 +55,11 @@ GoldenCase rounded(const GoldenCase& golden, const Amplitudes& amplitudes, int d
         if (!is_buffer(name))
             round(parameter,
                   name.starts_with("router.") ? amplitudes.router : amplitudes.experts);
-    for (GoldenRank& rank : result.ranks) {
-        round(rank.hidden_states, amplitudes.router);
-        round(rank.grad_output, amplitudes.experts);
-    }
+    for (GoldenRank& rank : result.ranks)
+        rank.change_inputs([&](GoldenInput& input) {
+            round(input.hidden_states, amplitudes.router);
+            round(input.grad_output, amplitudes.experts);
+        });
     return result;
 }
 

@@ -40,11 +40,16 @@ struct Verification {
     bool speaks() const { return world == nullptr || world->rank() == 0; }
 };
 
-/// "case", or "case through allgather" where the user asked for dispatchers.
+/// "case", or "case through allgather" where the user asked for dispatchers; and whether
+/// it is an evaluation, and of how many micro-batches.
 std::string title(const GoldenCase& golden, const VerifyOptions& options) {
-    return options.dispatcher_type.empty()
-               ? golden.name
-               : golden.name + " through " + golden.config.moe_token_dispatcher_type;
+    std::string title = golden.name;
+    if (!options.dispatcher_type.empty())
+        title += " through " + golden.config.moe_token_dispatcher_type;
+    if (!golden.training) title += ", evaluation";
+    if (const std::size_t more = golden.ranks[0].more_micro_batches.size(); more > 0)
+        title += fmt::format(", {} micro-batches", more + 1);
+    return title;
 }
 
 /// The dispatchers that a file is to go through.
@@ -75,9 +80,10 @@ std::optional<DispatcherCase> choose_case(const GoldenCase& golden,
 }
 
 bool is_long(const GoldenCase& golden) {
-    const Tensor& hidden = golden.ranks[0].hidden_states;
-    return estimate_memory(golden.config, hidden.dim(0) * hidden.dim(1) *
-                                              std::int64_t(golden.ranks.size())) >
+    std::int64_t tokens = 0;
+    for (const GoldenInput& input : golden.ranks[0].micro_batches())
+        tokens += input.hidden_states.dim(0) * input.hidden_states.dim(1);
+    return estimate_memory(golden.config, tokens * std::int64_t(golden.ranks.size())) >
            kMuchMemory;
 }
 
@@ -142,9 +148,14 @@ enum class Outcome { matches, differs, skipped };
 
 /// The setting without which the layer has no such tensor; "" for a name that it never
 /// has. @param name  of a parameter, of what is expected of one, or of an input
-std::string missing_setting(std::string name, const MoEConfig& config) {
+std::string missing_setting(std::string name, const GoldenCase& golden) {
+    const MoEConfig& config = golden.config;
     if (name.starts_with("rank."))
         name.erase(0, std::min(name.size(), name.find('.', 5)) + 1);
+    name = without_micro_batch(name);
+    if (!golden.training && (name.starts_with("expect.loss.") ||
+                             (name.starts_with("expect.") && name.ends_with("_updated"))))
+        return "training is false";
     const std::string gradient = "expect.grad.";
     if (name.starts_with(gradient)) name.erase(0, gradient.size());
     if (name == kTid2Eid || name == "input.token_ids")
@@ -172,7 +183,7 @@ std::string missing_setting(std::string name, const MoEConfig& config) {
 Outcome verify_file(const GoldenCase& golden, const Verification& run) {
     for (const std::string& name : golden.unknown_tensors)
         if (run.speaks()) {
-            const std::string setting = missing_setting(name, golden.config);
+            const std::string setting = missing_setting(name, golden);
             fmt::print(stderr, "moe: {}: {} is {}\n", one_line(golden.path),
                        one_line(name),
                        setting.empty() ? "not a tensor name known here; not checked"
@@ -268,6 +279,7 @@ int verify_over_processes(Verification run) {
 }
 
 int run_verify(const VerifyOptions& options) {
+    options.ranks->let_one_note();
     const Verification run{options, choose_specs(options)};
     check_dispatcher_type(options.dispatcher_type);
     if (options.ranks->given()) return verify_over_processes(run);

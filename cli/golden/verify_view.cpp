@@ -78,6 +78,8 @@ void print_json(const CaseResult& result, const DispatcherCase& subject,
         object["spec"] = to_string(result.spec);
     }
     object["emulated"] = result.spec.is_emulated();
+    object["training"] = subject.golden.training;
+    object["micro_batches"] = subject.golden.ranks[0].micro_batches().size();
     object["ok"] = result.ok;
     if (!result.hint.empty()) object["hint"] = result.hint;
     object["tensors"] = tensors;

@@ -19,7 +19,6 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/ranks/options.h"
-#include "core/glu_interleaving.h"
 #include "core/known_names.h"
 #include "core/tier.h"
 #include "gpu/device_facts.h"
@@ -110,12 +109,9 @@ std::vector<bench::BenchRequest> make_requests(const BenchOptions& options) {
     bench::BenchRequest request;
     request.model = layer.model();
     request.config = layer.config();
+    // A result names a layer by H, E, K and F
     if (request.config.moe_latent_size)
-        reject("moe_latent_size", *request.config.moe_latent_size,
-               "must be left out here: results name a layer by H alone");
-    if (has_glu_interleaving(request.config))
-        reject("moe_mlp_glu_interleave_size, moe_shared_expert_glu_interleave_size",
-               "set", "must be left out here: parts of a layer take plain weights");
+        request.model += fmt::format(", ℓ={}", *request.config.moe_latent_size);
     if (request.config.moe_router_hash_vocab_size)
         reject("moe_router_hash_vocab_size", *request.config.moe_router_hash_vocab_size,
                "must be left out here: bench chooses the experts itself (--routing)");

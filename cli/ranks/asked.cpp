@@ -2,6 +2,7 @@
 
 #include "cli/ranks/asked.h"
 
+#include "cli/compare/given.h"
 #include "core/moe_layer.h"
 #include "core/parameters.h"
 #include "core/transfer.h"
@@ -57,13 +58,16 @@ Asked count_asked(const RankJob& job, const RankTokens& tokens, const GroupsPtr&
         return transfer(take_rows(whole, mine).reshaped(shape), placement);
     };
     const Tensor hidden = place(job.hidden), doutput = place(job.doutput);
-    const RunContext context = context_of(job, mine, tokens.seq_len, tokens.micro_batch);
-    layer.backward(doutput, layer.forward(hidden, {}, context).saved, {});
+    RunContext context = job.context();
+    const RankInput given = job.take(mine);
+    context.token_ids = by_sequence(given.token_ids, tokens.seq_len, tokens.micro_batch);
+    context.target_topk_idx = given.target_topk_idx;
+    layer.backward(doutput, layer.forward(hidden, {}, context).saved, context);
     gpu::DeviceLog log;
     const gpu::ThreadCounters before = gpu::thread_counters();
     const auto forward = layer.forward(hidden, {}, context);
     log.begin_backward();
-    layer.backward(doutput, forward.saved, {});
+    layer.backward(doutput, forward.saved, context);
     return {gpu::thread_counters() - before, log.entries()};
 }
 

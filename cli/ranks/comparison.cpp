@@ -5,12 +5,15 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <span>
 
 #include "cli/compare/closeness.h"
 #include "cli/compare/given.h"
 #include "cli/ranks/asked.h"
+#include "cli/ranks/judge.h"
 #include "cli/ranks/losses.h"
 #include "core/parameters.h"
+#include "core/recompute.h"
 #include "core/rng.h"
 #include "core/transfer.h"
 #include "distributed/sharding.h"
@@ -20,169 +23,19 @@ namespace {
 
 using distributed::RankGenerator;
 
-/// Tensors of equal inner shape one after another along axis 0, as f64.
-Tensor concatenate(const std::vector<Tensor>& parts) {
-    Shape shape = parts.at(0).shape();
-    std::vector<double> values;
-    shape.at(0) = 0;
-    for (const Tensor& part : parts) {
-        shape[0] += part.dim(0);
-        const std::vector<double> more = to_doubles(part);
-        values.insert(values.end(), more.begin(), more.end());
-    }
-    return Tensor::from(shape, values);
-}
-
-Tensor sum_of(const std::vector<RankRecord>& records, const std::vector<int>& ranks,
-              const std::string& name) {
-    const Tensor& first = records[ranks.at(0)].gradients.at(name);
-    const Tensor sum = Tensor::zeros(first.shape(), DType::f64);
-    for (const int rank : ranks) {
-        const std::vector<double> terms = to_doubles(records[rank].gradients.at(name));
-        for (std::size_t i = 0; i < terms.size(); ++i)
-            sum.view().data<double>()[i] += terms[i];
-    }
-    return sum;
-}
-
-/// Groups of ranks that hold the same shard of a parameter: their gradients add up.
-std::vector<std::vector<int>> holders(const distributed::ParallelSizes& sizes,
-                                      const std::string& parameter) {
-    if (parameter.starts_with("experts."))
-        return RankGenerator::experts(sizes).get_ranks("dp");
-    return RankGenerator::dense(sizes).get_ranks(
-        parameter.starts_with("shared_experts.linear") ? "dp-cp" : "tp-dp-cp");
-}
-
-/// Holds what ranks made against what is expected, value by value.
-class Judge {
-  public:
-    Judge(RankColumn& column, const RankComparisonRequest& request,
-          const RankTokens& tokens, const WholeRecord& whole)
-        : column_(column), request_(request), tokens_(tokens), whole_(whole) {}
-
-    void judge(const MoEConfig& config, const std::vector<RankRecord>& records) {
-        const auto join = [&](const auto& get) {
-            std::vector<Tensor> parts;
-            for (const RankRecord& record : records) parts.push_back(get(record));
-            return join_rows(parts, tokens_);
-        };
-        const auto after_dropping = [&](const char* name) {
-            return join([name](const RankRecord& r) {
-                return r.values.at(Step::token_dropping).at(name);
-            });
-        };
-        compare(Step::token_dropping, "routing_map", after_dropping("routing_map"),
-                whole_.routing_map);
-        compare(Step::token_dropping, "probs", after_dropping("probs"), whole_.probs);
-        std::vector<Tensor> counts;
-        for (const RankRecord& record : records)
-            counts.push_back(record.values.at(Step::dispatch)
-                                 .at("tokens_per_expert")
-                                 .reshaped({1, config.num_local_experts()}));
-        compare(Step::dispatch, "tokens_per_expert", concatenate(counts),
-                rows_per_expert(config, request_.sizes, tokens_, whole_.routing_map),
-                true);
-        compare(Step::combine, "output",
-                join([](const RankRecord& r) { return r.output; }), whole_.output);
-        judge_losses(config, records, join);
-        // The last part of the sum
-        compare(Step::shared_experts_backward, "d_hidden_states",
-                join([](const RankRecord& r) { return r.d_hidden; }), whole_.d_hidden);
-        judge_parameters(config, records);
-    }
-
-  private:
-    /// What each rank has of a loss, what that is together, of a replica or of all, and
-    /// the gradient that the losses give each logit.
-    template <typename Join>
-    void judge_losses(const MoEConfig& config, const std::vector<RankRecord>& records,
-                      const Join& join) {
-        const RankGenerator grid = RankGenerator::dense(request_.sizes);
-        for (const auto& [name, of_whole] : whole_.losses) {
-            const bool of_all = name.starts_with("global");
-            std::vector<double> got, sums(of_whole.size());
-            for (std::size_t rank = 0; rank < records.size(); ++rank) {
-                got.push_back(to_doubles(records[rank].losses.at(name))[0]);
-                sums[of_all ? 0 : grid.key(int(rank), "dp")] +=
-                    name == "z_loss" ? got.back() / grid.group_size("tp-cp") : got.back();
-            }
-            std::vector<double> expected =
-                losses_by_rank(name, whole_, config, tokens_, request_.sizes);
-            got.insert(got.end(), sums.begin(), sums.end());
-            expected.insert(expected.end(), of_whole.begin(), of_whole.end());
-            const Shape shape = {std::int64_t(got.size())};
-            compare(Step::auxiliary_losses, name, Tensor::from(shape, got),
-                    Tensor::from(shape, expected));
-        }
-        if (!whole_.losses.empty())
-            compare(Step::auxiliary_losses_backward, "d_logits_losses",
-                    join([](const RankRecord& r) {
-                        return r.values.at(Step::auxiliary_losses_backward)
-                            .at("d_logits_losses");
-                    }),
-                    whole_.d_logits_losses);
-    }
-
-    void judge_parameters(const MoEConfig& config,
-                          const std::vector<RankRecord>& records) {
-        const std::vector<TensorMap> expected =
-            shard_for_ranks(config, request_.sizes.world, whole_.gradients);
-        for (const auto& [name, gradient] : whole_.gradients) {
-            std::vector<Tensor> sums, shards;
-            for (const std::vector<int>& ranks : holders(request_.sizes, name)) {
-                sums.push_back(sum_of(records, ranks, name));
-                shards.push_back(expected[ranks[0]].at(name));
-            }
-            compare(step_of_gradient(name), "d_" + name, concatenate(sums),
-                    concatenate(shards));
-        }
-    }
-
-    void compare(Step step, const std::string& name, const Tensor& got,
-                 const Tensor& expected, bool integers = false) {
-        RankValue value;
-        value.name = name;
-        value.step = step;
-        value.exact = integers || !is_floating(expected.dtype());
-        if (!value.exact)
-            value.bound =
-                tier_bound(request_.configs[0], dtype_of(name), is_backward(step));
-        const Closeness closeness = measure_closeness(
-            got, expected, noise_of(name, request_.configs[0], tokens_.per_rank()));
-        value.error = closeness.error;
-        if (!closeness.within(value.bound))
-            value.detail = describe_worst(closeness, got, expected);
-        column_.ok = column_.ok && value.ok();
-        column_.values.push_back(value);
-    }
-
-    /// By which a value is judged: losses' scores are fp32 in every tier, and where the
-    /// global loss was added to the others, their gradients were rounded apart.
-    DType dtype_of(const std::string& name) const {
-        const bool of_losses = name == "d_logits_losses" || name == "d_hidden_states" ||
-                               name.starts_with("d_router.");
-        const DType coarsest = column_.spec.coarsest_dtype();
-        return whole_.global_loss_apart && of_losses && coarsest == DType::f64
-                   ? DType::f32
-                   : coarsest;
-    }
-
-    RankColumn& column_;
-    const RankComparisonRequest& request_;
-    const RankTokens& tokens_;
-    const WholeRecord& whole_;
-};
-
-/// Who sent whom how many bytes, what the ranks asked of their devices, and what they
-/// dropped.
-void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
-    const std::size_t W = records.size();
+/// Who sent whom how many bytes in the first micro-batch, what the ranks asked of their
+/// devices, and what they dropped.
+void count_traffic(RankColumn& column, const std::vector<RankStep>& steps) {
+    const std::size_t W = steps.size();
+    std::vector<RankRecord> records;
+    for (const RankStep& step : steps) records.push_back(step.micro_batches[0]);
     for (const Step step : kExchangeSteps)
         column.sent[step] = Links(W, std::vector<std::int64_t>(W, 0));
     for (std::size_t from = 0; from < W; ++from) {
         column.host_waits = std::max(column.host_waits, records[from].host_waits);
-        column.dropped_rows.push_back(records[from].dropped_rows);
+        column.dropped_rows.push_back(0);
+        for (const RankRecord& record : steps[from].micro_batches)
+            column.dropped_rows.back() += record.dropped_rows;
         for (const auto count : kCountsAsked)
             column.asked.*count =
                 std::max(column.asked.*count, records[from].asked.counts.*count);
@@ -194,9 +47,9 @@ void count_traffic(RankColumn& column, const std::vector<RankRecord>& records) {
     }
 }
 
-std::vector<std::vector<gpu::LogEntry>> logs_of(const std::vector<RankRecord>& records) {
+std::vector<std::vector<gpu::LogEntry>> logs_of(const std::vector<RankStep>& steps) {
     std::vector<std::vector<gpu::LogEntry>> logs;
-    for (const RankRecord& record : records) logs.push_back(record.asked.log);
+    for (const RankStep& step : steps) logs.push_back(step.micro_batches[0].asked.log);
     return logs;
 }
 
@@ -206,12 +59,14 @@ void judge_bytes(RankColumn& column, const MoEConfig& config,
     const Links expected = exchanged_bytes(config, sizes, rows, Step::dispatch,
                                            sending_of(column.spec.dispatcher, dense));
     const Links sent = column.sent_in({Step::dispatch});
+    const int runs = recomputes(config, "moe") ? 2 : 1;
     for (int from = 0; from < sizes.world; ++from)
         for (int to = 0; to < sizes.world; ++to)
-            if (sent[from][to] != expected[from][to] && column.bytes_detail.empty())
+            if (const std::int64_t asked = runs * expected[from][to];
+                sent[from][to] != asked && column.bytes_detail.empty())
                 column.bytes_detail = fmt::format(
                     "rank {} sent rank {} {} bytes in ⑥, the routing map asks for {}",
-                    from, to, sent[from][to], expected[from][to]);
+                    from, to, sent[from][to], asked);
     column.ok = column.ok && column.bytes_detail.empty();
 }
 
@@ -233,18 +88,18 @@ std::function<void(Step)> say_step(const RankComparisonRequest& request,
 }
 
 /// The layer on one rank by the router's precision: what ranks are held against.
-using Wholes = std::map<DType, WholeRecord>;
+using Wholes = std::map<DType, WholeStep>;
 
-const WholeRecord& whole_for(Wholes& wholes, const RankComparisonRequest& request,
-                             RankJob job, const ModuleSpec& spec,
-                             const RankTokens& tokens) {
+const WholeStep& whole_for(Wholes& wholes, const RankComparisonRequest& request,
+                           RankJob job, const ModuleSpec& spec,
+                           const RankTokens& tokens) {
     job.spec = exact_spec(spec);
     const DType router = job.spec.router.dtype;
     if (!wholes.contains(router)) {
         job.on_step = say_step(request, router == DType::bf16
                                             ? "one rank with everything, router of bf16"
                                             : "one rank with everything");
-        wholes[router] = run_whole(job, tokens);
+        wholes[router] = run_whole_step(job, tokens);
     }
     return wholes.at(router);
 }
@@ -252,7 +107,7 @@ const WholeRecord& whole_for(Wholes& wholes, const RankComparisonRequest& reques
 DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob job,
                                  const RankTokens& tokens, Wholes& wholes) {
     DispatcherOutcome outcome;
-    const WholeRecord& whole = wholes.at(DType::f64);
+    const WholeRecord& whole = wholes.at(DType::f64).micro_batches[0];
     outcome.config = job.config;
     outcome.rows = dispatched_rows(job.config, request.sizes, tokens, whole.routing_map);
     outcome.rows_per_token = double(total(outcome.rows)) /
@@ -265,20 +120,22 @@ DispatcherOutcome run_dispatcher(const RankComparisonRequest& request, RankJob j
         column.spec = spec;
         column.spec.raise_router_dtype(job.config);
         column.emulated = column.spec.is_emulated();
-        const std::string what = fmt::format("{} over {} ranks: {}", outcome.name(),
-                                             request.sizes.world, column.label);
+        const int W = request.sizes.world;
+        const std::string what = fmt::format("{} over {} rank{}: {}", outcome.name(), W,
+                                             W == 1 ? "" : "s", column.label);
         request.progress(what);
-        const WholeRecord& mine = whole_for(wholes, request, job, column.spec, tokens);
+        const WholeStep& mine = whole_for(wholes, request, job, column.spec, tokens);
         job.on_step = say_step(request, what);
         job.spec = spec;
         job.counts_asked = spec.uses_device();
-        const std::vector<RankRecord> records = run_on_ranks(job, tokens);
-        Judge(column, request, tokens, mine).judge(job.config, records);
-        count_traffic(column, records);
-        column.schedule = schedule(logs_of(records));
+        const std::vector<RankStep> steps = run_step_on_ranks(job, tokens);
+        judge_values(column, request, tokens, mine, job.config, steps);
+        count_traffic(column, steps);
+        column.schedule = schedule(logs_of(steps));
         judge_bytes(column, outcome.config, request.sizes,
-                    dispatched_rows(job.config, request.sizes, tokens, mine.routing_map),
-                    records[0].dense);
+                    dispatched_rows(job.config, request.sizes, tokens,
+                                    mine.micro_batches[0].routing_map),
+                    steps[0].micro_batches[0].dense);
         outcome.ok = outcome.ok && column.ok;
         outcome.columns.push_back(column);
     }
@@ -325,7 +182,10 @@ double RankComparison::overload_factor() const {
 }
 
 std::string RankComparison::ranks_in_words() const {
-    return backend == "threads" ? "threads of one process" : "processes over " + backend;
+    const int W = sizes.world;
+    return backend == "threads"
+               ? fmt::format("{} thread{} of one process", W, W == 1 ? "" : "s")
+               : fmt::format("{} process{} over {}", W, W == 1 ? "" : "es", backend);
 }
 
 std::string RankComparison::whole_in_words() const {
@@ -334,8 +194,8 @@ std::string RankComparison::whole_in_words() const {
                ? "all experts and takes each rank's tokens in turn (capacity and "
                  "sinkhorn "
                  "look at a rank's tokens together)"
-               : "all experts and takes each replica's tokens in turn (losses look at "
-                 "them together)";
+               : "all experts and takes each replica's tokens in turn (losses and "
+                 "quantiles look at them together)";
 }
 
 RankComparison run_rank_comparison(const RankComparisonRequest& request) {
@@ -347,10 +207,13 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     result.sizes = request.sizes;
     result.left_out = request.left_out;
     result.tokens = split_tokens(request.sizes, result.seq_len, result.micro_batch);
-    const std::string why = why_no_losses(request.configs.at(0), request.sizes);
+    result.training = request.training;
+    result.micro_batches = 1 + std::int64_t(request.more_text.size());
+    const std::string why =
+        request.training ? why_no_losses(request.configs.at(0), request.sizes) : "";
     if (!why.empty()) result.losses_left_out = losses_of(request.configs[0]) + ": " + why;
     const auto comparable = [&](const MoEConfig& config) {
-        return why.empty() ? config : without_losses(config);
+        return why.empty() && request.training ? config : without_losses(config);
     };
 
     request.progress("drawing weights");
@@ -361,16 +224,25 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     job.parameters =
         random_parameters(distributed::single_rank_config(job.config), request.seed);
     const Shape flat = {result.num_tokens(), job.config.hidden_size};
-    job.hidden =
-        embed_text(request.text, job.config.hidden_size, request.seed).reshaped(flat);
-    job.doutput = random_gradient(flat, request.seed);
-    job.token_ids = text_ids(job.config, request.text);
-    if (!request.target_topk_idx.empty())
-        job.target_topk_idx = join_rows(request.target_topk_idx, result.tokens);
+    job.training = request.training;
+    const auto input = [&](const TextTokens& text, std::int64_t micro_batch) {
+        const Tensor hidden = embed_text(text, job.config.hidden_size, request.seed);
+        RankInput given{hidden.reshaped(flat),
+                        random_gradient(flat, request.seed, micro_batch),
+                        text_ids(job.config, text)};
+        if (!request.target_topk_idx.empty())
+            given.target_topk_idx = join_rows(request.target_topk_idx, result.tokens);
+        return given;
+    };
+    static_cast<RankInput&>(job) = input(request.text, 0);
+    for (const TextTokens& text : request.more_text)
+        job.more_micro_batches.push_back(
+            input(text, 1 + std::int64_t(job.more_micro_batches.size())));
     Wholes wholes;
     const WholeRecord& whole =
         whole_for(wholes, request, job,
-                  ModuleSpec::uniform({"reference_cpu", DType::f64}), result.tokens);
+                  ModuleSpec::uniform({"reference_cpu", DType::f64}), result.tokens)
+            .micro_batches[0];
     result.whole_runs = whole.runs;
     result.topk_idx = whole.topk_idx;
     result.probs = whole.probs;

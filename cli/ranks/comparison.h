@@ -84,6 +84,8 @@ struct DispatcherOutcome {
 struct RankComparison {
     std::string model, text_name;
     std::int64_t seq_len = 0, micro_batch = 0;  ///< S and B of all ranks together
+    std::int64_t micro_batches = 1;  ///< routes and bytes are those of the first
+    bool training = true;
     distributed::ParallelSizes sizes;
     RankTokens tokens;
     Tensor topk_idx;         ///< (T, K) i64 of the one rank that has all, before dropping
@@ -100,7 +102,7 @@ struct RankComparison {
 
     std::int64_t num_tokens() const { return seq_len * micro_batch; }
     const MoEConfig& config() const { return dispatchers.front().config; }
-    /// "threads of one process", "processes over MPI".
+    /// "4 threads of one process", "1 process over MPI".
     std::string ranks_in_words() const;
     /// What the one rank has that all are held against.
     std::string whole_in_words() const;
@@ -119,6 +121,8 @@ struct RankComparisonRequest {
     std::vector<std::string> left_out;
     distributed::ParallelSizes sizes;
     TextTokens text;
+    std::vector<TextTokens> more_text;  ///< of the micro-batches that follow
+    bool training = true;               ///< or an evaluation
     std::vector<ModuleSpec> columns;
     std::vector<Tensor> target_topk_idx = {};  ///< experts to replay, by rank; or empty
     std::uint64_t seed = 0;

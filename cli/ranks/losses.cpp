@@ -91,25 +91,31 @@ std::string why_no_losses(const MoEConfig& config, const ParallelSizes& sizes) {
     return "";
 }
 
-std::vector<double> losses_by_rank(const std::string& name, const WholeRecord& whole,
+std::vector<double> losses_by_rank(const std::string& name,
+                                   std::span<const WholeRecord> whole,
                                    const MoEConfig& config, const RankTokens& tokens,
                                    const ParallelSizes& sizes) {
-    if (name == "z_loss") return z_by_rank(whole, tokens);
+    if (name == "z_loss") return z_by_rank(whole.back(), tokens);
     const std::int64_t E = config.num_experts(), K = config.moe_router_topk;
     const std::int64_t B = tokens.micro_batch;
     const std::int64_t sequences = B * sizes.data();  // of all replicas: t = s B + b
-    const bool by_sequence = name.starts_with("seq");
+    const bool by_sequence = name.starts_with("seq"), global = name.starts_with("global");
     const auto population_of = [&](std::int64_t t) {
         const std::int64_t sequence = t % sequences;
-        return by_sequence ? sequence : name.starts_with("global") ? 0 : sequence / B;
+        return by_sequence ? sequence : global ? 0 : sequence / B;
     };
-    const std::vector<double> scores = to_doubles(whole.aux_scores);
+    std::vector<double> scores;
     std::map<std::int64_t, Population> populations;
-    for (std::int64_t t = 0; t < whole.aux_scores.dim(0); ++t) {
-        Population& of_token = populations[population_of(t)];
-        of_token.counts.resize(E);
-        of_token.tokens += 1.0;
-        for (const std::int64_t e : best(&scores[t * E], E, K)) of_token.counts[e] += 1.0;
+    const std::span<const WholeRecord> counted = global ? whole : whole.last(1);
+    for (const WholeRecord& record : counted) {
+        scores = to_doubles(record.aux_scores);
+        for (std::int64_t t = 0; t < record.aux_scores.dim(0); ++t) {
+            Population& of_token = populations[population_of(t)];
+            of_token.counts.resize(E);
+            of_token.tokens += &record == &counted.back() ? 1.0 : 0.0;
+            for (const std::int64_t e : best(&scores[t * E], E, K))
+                of_token.counts[e] += 1.0 / double(counted.size());
+        }
     }
     std::vector<double> losses;
     for (const auto& mine : tokens.of_rank) {

@@ -2,6 +2,7 @@
 /// Losses over ranks: which a layer has, and where one rank can have the same.
 #pragma once
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,7 +32,10 @@ std::string why_no_losses(const MoEConfig& config,
 /// What each rank has of a loss, by its definition (docs/definitions.md) from the whole's
 /// logits and scores, in plain loops: the populations' counts with its own tokens'
 /// scores, or, of the z-loss, the mean over its own tokens. @return by world rank
-std::vector<double> losses_by_rank(const std::string& name, const WholeRecord& whole,
+/// @param whole  of the micro-batches so far, the last of which has the losses: counts of
+///               the global loss are means over them
+std::vector<double> losses_by_rank(const std::string& name,
+                                   std::span<const WholeRecord> whole,
                                    const MoEConfig& config, const RankTokens& tokens,
                                    const distributed::ParallelSizes& sizes);
 

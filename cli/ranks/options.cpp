@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 
+#include "cli/notes.h"
 #include "cli/ranks/processes.h"
 #include "core/error.h"
 #include "core/known_names.h"
+#include "distributed/launch/launch.h"
 
 namespace moe {
 namespace {
@@ -108,6 +111,19 @@ int RankOptions::ranks() const {
             "--ranks", *ranks_,
             fmt::format("must be left out, or {}: the number of processes", processes));
     return processes;
+}
+
+void RankOptions::let_one_note() const {
+    if (spawns()) print_notes(false);
+    if (!is_process()) return;
+    try {
+        const RankFlags me = flags();
+        const auto identity = distributed::identify_rank(
+            me.rank, me.world_size, [](const char* name) { return std::getenv(name); });
+        print_notes(!identity || identity->rank == 0);
+    } catch (const InputError&) {
+        // Said where the ranks are counted
+    }
 }
 
 void require_no_rank_flags(const LayerOptions& layer) {

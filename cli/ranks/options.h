@@ -31,6 +31,8 @@ class RankOptions {
     bool spawns() const { return spawn_.has_value(); }
     /// … or is one of them.
     bool is_process() const { return processes_; }
+    /// Of ranks that are processes the first prints notes, and who starts them none.
+    void let_one_note() const;
     /// InputError unless below 64, or when one is there that --processes does not allow.
     RankFlags flags() const;
 

@@ -110,8 +110,7 @@ gpu::LogEntry read_entry(Reader& in) {
     return entry;
 }
 
-std::vector<std::uint8_t> write(const RankRecord& record) {
-    Writer out;
+void write(Writer& out, const RankRecord& record) {
     out.number(std::int64_t(record.values.size()));
     for (const auto& [step, values] : record.values) {
         out.number(std::int64_t(step));
@@ -136,11 +135,9 @@ std::vector<std::uint8_t> write(const RankRecord& record) {
     for (const gpu::LogEntry& entry : record.asked.log) write(out, entry);
     out.number(record.dropped_rows);
     out.number(record.dense);
-    return out.bytes;
 }
 
-RankRecord read(const TensorView& bytes) {
-    Reader in(bytes);
+RankRecord read_record(Reader& in) {
     RankRecord record;
     for (std::int64_t left = in.number(); left > 0; --left) {
         const auto step = static_cast<Step>(in.number());
@@ -164,6 +161,25 @@ RankRecord read(const TensorView& bytes) {
     record.dropped_rows = in.number();
     record.dense = in.number() != 0;
     return record;
+}
+
+std::vector<std::uint8_t> write(const RankStep& step) {
+    Writer out;
+    out.number(std::int64_t(step.micro_batches.size()));
+    for (const RankRecord& record : step.micro_batches) write(out, record);
+    out.tensors(step.main_grads);
+    out.tensors(step.updated);
+    return out.bytes;
+}
+
+RankStep read(const TensorView& bytes) {
+    Reader in(bytes);
+    RankStep step;
+    for (std::int64_t left = in.number(); left > 0; --left)
+        step.micro_batches.push_back(read_record(in));
+    step.main_grads = in.tensors();
+    step.updated = in.tensors();
+    return step;
 }
 
 /// What every rank's bytes read as, by rank.
@@ -256,8 +272,8 @@ int run_as_process(const RankFlags& flags, const std::string& asked_for,
     return failed != 0 ? failed : code;
 }
 
-std::vector<RankRecord> gather_records(distributed::Communicator& world,
-                                       const RankRecord& mine) {
+std::vector<RankStep> gather_steps(distributed::Communicator& world,
+                                   const RankStep& mine) {
     return gather(world, write(mine), read);
 }
 

@@ -33,8 +33,8 @@ int run_as_process(const RankFlags& flags, const std::string& asked_for,
 std::string in_words(const std::vector<MoEConfig>& configs);
 
 /// Every rank's record, on every rank.
-std::vector<RankRecord> gather_records(distributed::Communicator& world,
-                                       const RankRecord& mine);
+std::vector<RankStep> gather_steps(distributed::Communicator& world,
+                                   const RankStep& mine);
 
 /// Every rank's tensors, which lie on the host, on every rank.
 std::vector<TensorMap> gather_tensors(distributed::Communicator& world,

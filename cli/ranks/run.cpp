@@ -10,6 +10,7 @@
 #include "cli/ranks/processes.h"
 #include "core/error.h"
 #include "core/moe_layer.h"
+#include "core/recompute.h"
 #include "core/transfer.h"
 #include "distributed/communicators/thread_communicator.h"
 #include "distributed/peer_memory/flagged_heap.h"
@@ -67,8 +68,8 @@ class RankObserver : public Observer {
 };
 
 /// The layer on one rank of `world`.
-RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
-                    distributed::Communicator& world) {
+RankStep run_rank(const RankJob& job, const RankTokens& tokens,
+                  distributed::Communicator& world) {
     const auto& mine = tokens.of_rank[world.rank()];
     const Shape shape = {tokens.seq_len, tokens.micro_batch, job.config.hidden_size};
     const auto groups = distributed::make_process_groups(world, job.config);
@@ -76,17 +77,23 @@ RankRecord run_rank(const RankJob& job, const RankTokens& tokens,
                    distributed::shard_parameters(job.config, job.parameters, *groups),
                    groups);
     const bool speaks = world.rank() == 0;
-    RankRecord record = run_layer(
-        layer, take_rows(job.hidden, mine), take_rows(job.doutput, mine), shape,
-        context_of(job, mine, tokens.seq_len, tokens.micro_batch), world.ledger(),
-        speaks ? job.on_step : [](Step) {});
-    record.dropped_rows = groups->flagged_heap->take_dropped_rows();
+    RankStep step;
+    for (const RankInput& input : job.micro_batches()) {
+        RankRecord& record = step.micro_batches.emplace_back(run_layer(
+            layer, input.take(mine), shape, job.context(), world.ledger(),
+            speaks ? job.on_step : [](Step) {}));
+        // ⑥ drops the same rows each time that it runs
+        record.dropped_rows = groups->flagged_heap->take_dropped_rows() /
+                              (recomputes(job.config, "moe") ? 2 : 1);
+        add_to_main_grads(step.main_grads, record.gradients);
+    }
+    if (job.training) step.updated = buffers_after(layer);
     if (job.counts_asked) {
         RankJob bare = job;
         bare.config = without_losses(job.config);
-        record.asked = count_asked(bare, tokens, groups);
+        step.micro_batches[0].asked = count_asked(bare, tokens, groups);
     }
-    return record;
+    return step;
 }
 
 }  // namespace
@@ -141,21 +148,40 @@ Tensor join_rows(const std::vector<Tensor>& parts, const RankTokens& tokens) {
     return whole;
 }
 
-RunContext context_of(const RankJob& job, const std::vector<std::int64_t>& tokens,
-                      std::int64_t seq_len, std::int64_t micro_batch) {
-    RunContext context;
-    if (job.token_ids.defined())
-        context.token_ids =
-            by_sequence(take_rows(job.token_ids, tokens), seq_len, micro_batch);
-    if (job.target_topk_idx.defined())
-        context.target_topk_idx = take_rows(job.target_topk_idx, tokens);
-    return context;
+RankInput RankInput::take(const std::vector<std::int64_t>& tokens) const {
+    const auto rows = [&](const Tensor& all) {
+        return all.defined() ? take_rows(all, tokens) : Tensor();
+    };
+    return {rows(hidden), rows(doutput), rows(token_ids), rows(target_topk_idx)};
 }
 
-RankRecord run_layer(MoELayer& layer, const Tensor& hidden, const Tensor& doutput,
-                     const Shape& shape, RunContext context,
-                     distributed::OpLedger& ledger,
+TensorMap buffers_after(MoELayer& layer) {
+    const UpdatedBuffers updated = finish_optimizer_step(layer);
+    TensorMap buffers;
+    if (updated.expert_bias.defined())
+        buffers["expert_bias_updated"] = on_host(updated.expert_bias);
+    if (updated.qb_beta.defined()) buffers["qb_beta_updated"] = on_host(updated.qb_beta);
+    return buffers;
+}
+
+std::vector<RankInput> RankJob::micro_batches() const {
+    std::vector<RankInput> all = {*this};
+    all.insert(all.end(), more_micro_batches.begin(), more_micro_batches.end());
+    return all;
+}
+
+RunContext RankJob::context() const {
+    return {.training = training,
+            .main_loss_backward_scale = main_loss_backward_scale(
+                config, 1 + std::int64_t(more_micro_batches.size()))};
+}
+
+RankRecord run_layer(MoELayer& layer, const RankInput& input, const Shape& shape,
+                     RunContext context, distributed::OpLedger& ledger,
                      const std::function<void(Step)>& on_step) {
+    const Tensor &hidden = input.hidden, &doutput = input.doutput;
+    context.token_ids = by_sequence(input.token_ids, shape[0], shape[1]);
+    context.target_topk_idx = input.target_topk_idx;
     RankRecord record;
     RankObserver observer(record, ledger, on_step);
     context.observer = &observer;
@@ -171,17 +197,24 @@ RankRecord run_layer(MoELayer& layer, const Tensor& hidden, const Tensor& doutpu
     return record;
 }
 
-std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& tokens) {
+std::vector<RankStep> run_step_on_ranks(const RankJob& job, const RankTokens& tokens) {
     if (job.world != nullptr)
-        return gather_records(*job.world, run_rank(job, tokens, *job.world));
-    std::vector<RankRecord> records(tokens.of_rank.size());
+        return gather_steps(*job.world, run_rank(job, tokens, *job.world));
+    std::vector<RankStep> steps(tokens.of_rank.size());
     distributed::run_ranks(
-        int(records.size()),
+        int(steps.size()),
         [&](distributed::Communicator& world) {
-            records[world.rank()] = run_rank(job, tokens, world);
+            steps[world.rank()] = run_rank(job, tokens, world);
         },
         kDeadline);
-    return records;
+    return steps;
+}
+
+std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& tokens) {
+    std::vector<RankRecord> first;
+    for (RankStep& step : run_step_on_ranks(job, tokens))
+        first.push_back(std::move(step.micro_batches[0]));
+    return first;
 }
 
 std::vector<TensorMap> shard_for_ranks(const MoEConfig& config, int ranks,

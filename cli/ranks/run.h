@@ -10,6 +10,7 @@
 
 #include "core/components.h"
 #include "core/config.h"
+#include "core/micro_batches.h"
 #include "core/module_spec.h"
 #include "core/steps.h"
 #include "core/tensor.h"
@@ -45,7 +46,7 @@ struct Asked {
     std::vector<gpu::LogEntry> log;
 };
 
-/// What one rank did.
+/// What one rank did in a micro-batch.
 struct RankRecord {
     std::map<Step, TensorMap> values;  ///< on the host
     Tensor output;                     ///< (T, H) of this rank, on the host, as below
@@ -61,30 +62,52 @@ struct RankRecord {
     bool dense = true;  ///< the dispatcher got maps of all experts, not K choices
 };
 
-/// A layer and its input.
-struct RankJob {
-    MoEConfig config;
-    ModuleSpec spec;
-    TensorMap parameters;  ///< of the whole layer
-    Tensor hidden;         ///< (T, H) fp32, all tokens
-    Tensor doutput;        ///< (T, H) fp32
+/// What one rank did in an optimizer step.
+struct RankStep {
+    std::vector<RankRecord> micro_batches;
+    TensorMap main_grads;  ///< of its shards, see core/micro_batches.h
+    TensorMap updated;     ///< expert_bias_updated, qb_beta_updated; in training
+};
+
+/// What the ranks are given in a micro-batch.
+struct RankInput {
+    Tensor hidden;   ///< (T, H) fp32, all tokens
+    Tensor doutput;  ///< (T, H) fp32
     /// (T) i64, with moe_router_hash_vocab_size; and (T, K) i64, experts to replay, or
     /// undefined.
     Tensor token_ids = {}, target_topk_idx = {};
+
+    /// Of these tokens alone.
+    RankInput take(const std::vector<std::int64_t>& tokens) const;
+};
+
+/// A layer and its input, that of the first micro-batch.
+struct RankJob : RankInput {
+    MoEConfig config;
+    ModuleSpec spec;
+    TensorMap parameters;                       ///< of the whole layer
+    std::vector<RankInput> more_micro_batches;  ///< in the same optimizer step
+    bool training = true;                       ///< or an evaluation
     /// Called where a step of rank 0, or of the whole layer, has its first value.
     std::function<void(Step)> on_step = [](Step) {};
     /// Also count what a rank asks of its device: count_asked().
     bool counts_asked = false;
     /// When this process is one rank of several; null: ranks are threads of this one.
     distributed::Communicator* world = nullptr;
+
+    std::vector<RankInput> micro_batches() const;  ///< all of them
+    /// Of one forward and backward, watched by nobody yet.
+    RunContext context() const;
 };
 
-/// The token ids and experts to replay of some of the job's tokens, S x B of them.
-RunContext context_of(const RankJob& job, const std::vector<std::int64_t>& tokens,
-                      std::int64_t seq_len, std::int64_t micro_batch);
+/// An optimizer step on every rank. @return by world rank
+std::vector<RankStep> run_step_on_ranks(const RankJob& job, const RankTokens& tokens);
 
-/// Forward and backward on every rank. @return by world rank
+/// Its first micro-batch.
 std::vector<RankRecord> run_on_ranks(const RankJob& job, const RankTokens& tokens);
+
+/// Ends the step: what the layer's buffers are then, on the host. Collective.
+TensorMap buffers_after(MoELayer& layer);
 
 /// Every rank's shards of tensors that are named and shaped like the whole layer's
 /// parameters. @return by world rank
@@ -93,15 +116,14 @@ std::vector<TensorMap> shard_for_ranks(const MoEConfig& config, int ranks,
 
 /// Forward and backward of a layer on (T, H) inputs, watched.
 /// @param shape    (S, B, H)
-/// @param context  what is given besides; nobody watches by it
+/// @param context  without an observer
 /// @param ledger   of what the rank sends
 /// @param on_step  as RankJob's
-RankRecord run_layer(MoELayer& layer, const Tensor& hidden, const Tensor& doutput,
-                     const Shape& shape, RunContext context,
-                     distributed::OpLedger& ledger,
+RankRecord run_layer(MoELayer& layer, const RankInput& input, const Shape& shape,
+                     RunContext context, distributed::OpLedger& ledger,
                      const std::function<void(Step)>& on_step);
 
-/// What one rank would do with all experts and the same tokens.
+/// What one rank would do with all experts and the same tokens, in a micro-batch.
 struct WholeRecord {
     Tensor output, d_hidden;    ///< (T, H)
     Tensor probs, routing_map;  ///< (T, E)
@@ -115,9 +137,20 @@ struct WholeRecord {
     bool global_loss_apart = false;  ///< computed by itself, and added to all of that
     int runs = 1;                    ///< of how many parts of the tokens
 };
+
+/// The same of an optimizer step.
+struct WholeStep {
+    std::vector<WholeRecord> micro_batches;
+    TensorMap main_grads;  ///< f64
+    TensorMap updated;     ///< as RankStep's
+};
+
 /// Capacity and sinkhorn look at all tokens of a rank at once: then each rank's tokens
-/// run by themselves. Of replicas that have losses of their own each runs by itself. The
-/// gradients are added. Not every job's losses can be had: why_no_losses().
+/// run by themselves. Of replicas that have losses or quantiles of their own each runs by
+/// itself. The gradients are added. Not every job's losses can be had: why_no_losses().
+WholeStep run_whole_step(const RankJob& job, const RankTokens& tokens);
+
+/// Its first micro-batch.
 WholeRecord run_whole(const RankJob& job, const RankTokens& tokens);
 
 }  // namespace moe

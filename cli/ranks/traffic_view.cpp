@@ -92,6 +92,8 @@ void print_traffic(const RankComparison& c) {
         fmt::print("{:>{}}{:>{}}\n", column.host_waits, waits,
                    outcome.megatron_host_waits, theirs);
     }
+    if (recomputes(c.config(), "moe"))
+        fmt::print("⑥ and ⑩ are sent again in backward: their bytes are of both\n");
     for (const DispatcherOutcome& outcome : c.dispatchers)
         if (outcome.name() == "flex" && c.hit > 0.0)
             fmt::print(

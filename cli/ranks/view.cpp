@@ -7,6 +7,7 @@
 
 #include "cli/ranks/comparison.h"
 #include "cli/ranks/traffic_view.h"
+#include "cli/step_options.h"
 #include "cli/terminal.h"
 #include "cli/words.h"
 #include "core/transfer.h"
@@ -32,11 +33,18 @@ void print_header(const RankComparison& c) {
     print_wrapped(fmt::format("Text    {}: S={} x B={} = {} tokens (bytes)", c.text_name,
                               c.seq_len, c.micro_batch, c.num_tokens()),
                   8);
+    if (c.micro_batches > 1)
+        print_wrapped(fmt::format("Step    {} micro-batches, each that many tokens: "
+                                  "successive pieces of the text. Rows and bytes are the "
+                                  "first's",
+                                  c.micro_batches),
+                      8);
+    if (!c.training) print_wrapped("Mode    " + mode_in_words(false), 8);
     print_wrapped(
         fmt::format(
-            "Ranks   {} {}: TP {} x CP {} x DP {}; for experts ETP {} x EP {} x DP {}",
-            s.world, c.ranks_in_words(), s.tensor, s.context, s.data(), s.expert_tensor,
-            s.expert, s.expert_data()),
+            "Ranks   {}: TP {} x CP {} x DP {}; for experts ETP {} x EP {} x DP {}",
+            c.ranks_in_words(), s.tensor, s.context, s.data(), s.expert_tensor, s.expert,
+            s.expert_data()),
         8);
     if (config.moe_expert_capacity_factor)
         print_wrapped(
@@ -197,8 +205,10 @@ void print_verdict(const RankComparison& c) {
                               4);
         }
         if (values)
-            fmt::print("✓ {}: {} ranks give what one rank gives, forward and backward\n",
-                       outcome.name(), c.sizes.world);
+            fmt::print("✓ {}: {} what one rank gives, forward and backward\n",
+                       outcome.name(),
+                       c.sizes.world == 1 ? "1 rank gives"
+                                          : fmt::format("{} ranks give", c.sizes.world));
         if (bytes && c.sizes.world > 1)
             print_wrapped("✓ " + outcome.name() +
                               ": the bytes of ⑥ on every link are those that the routing "

@@ -11,6 +11,7 @@
 #include "cli/report/page.h"
 #include "cli/report/pictures.h"
 #include "cli/report/svg.h"
+#include "cli/step_options.h"
 #include "cli/words.h"
 
 namespace moe {
@@ -286,17 +287,17 @@ Counts, not times.</p>
 std::string introduction(const RankComparison& c) {
     const distributed::ParallelSizes& s = c.sizes;
     return fmt::format(
-        R"(<h1>One Mixture-of-Experts layer on {} ranks</h1>
-<p>The ranks are {}. Each holds some experts and some tokens, so tokens
+        R"(<h1>One Mixture-of-Experts layer on {} rank{}</h1>
+<p>There {} {}. Each rank holds some experts and some tokens, so tokens
 travel to their experts and the results travel back. The model is <b>{}</b>, {} of {}
 experts per token; its weights are random. The text is <b>{}</b>, {} tokens.</p>
 <p>Dense grid: TP {} × CP {} × DP {}. Grid of the experts: ETP {} × EP {} × DP {}.</p>
 <div class='verdict {}'><b>{}</b>{}</div>
 {})",
-        s.world, c.ranks_in_words(), escape(c.model), c.config().moe_router_topk,
-        c.config().num_experts(), escape(c.text_name), grouped(c.num_tokens()), s.tensor,
-        s.context, s.data(), s.expert_tensor, s.expert, s.expert_data(),
-        c.ok ? "good" : "bad",
+        s.world, s.world == 1 ? "" : "s", s.world == 1 ? "is" : "are", c.ranks_in_words(),
+        escape(c.model), c.config().moe_router_topk, c.config().num_experts(),
+        escape(c.text_name), grouped(c.num_tokens()), s.tensor, s.context, s.data(),
+        s.expert_tensor, s.expert, s.expert_data(), c.ok ? "good" : "bad",
         c.ok ? "✓ Every dispatcher gives what one rank gives, in every column."
              : "✗ Some values differ.",
         differences(c), rank_table(c));
@@ -306,6 +307,12 @@ std::string notes(const RankComparison& c) {
     std::string items;
     for (const std::string& reason : c.left_out)
         items += fmt::format("<li>left out: {}</li>\n", escape(reason));
+    if (c.micro_batches > 1)
+        items += fmt::format(
+            "<li>{} micro-batches, each that many tokens; rows and bytes "
+            "are the first's</li>\n",
+            c.micro_batches);
+    if (!c.training) items += "<li>" + mode_in_words(false) + "</li>\n";
     if (!c.losses_left_out.empty())
         items += fmt::format("<li>off here: {}</li>\n", escape(c.losses_left_out));
     return items.empty() ? "" : "<ul class='soft'>\n" + items + "</ul>\n";

@@ -12,6 +12,7 @@
 #include "cli/report/pictures.h"
 #include "cli/report/steps.h"
 #include "cli/report/svg.h"
+#include "cli/step_options.h"
 #include "cli/words.h"
 
 namespace moe {
@@ -46,7 +47,11 @@ std::string facts(const Comparison& c) {
     const std::string tokens = fmt::format(
         "tokens: S = {} in each of B = {} sequence{}", grouped(c.text.seq_len),
         grouped(c.text.micro_batch), c.text.micro_batch == 1 ? "" : "s");
+    const std::string step =
+        "micro-batches of one optimizer step; you see the first, and of losses and times "
+        "the means";
     return "<dl class='facts'>\n" + fact("T =", grouped(c.sizes.num_tokens), tokens) +
+           (c.micro_batches > 1 ? fact("", grouped(c.micro_batches), step) : "") +
            fact("H =", grouped(config.hidden_size), "hidden size, numbers per token") +
            (config.moe_latent_size ? fact("ℓ =", grouped(*config.moe_latent_size),
                                           "latent size, numbers per dispatched row")
@@ -103,15 +108,16 @@ std::string introduction(const Comparison& c) {
 <p>You see one MoE layer at work, forward and backward. A <b>router</b> sends each token
 to {} of {} <b>experts</b>, each a small MLP, and the layer adds up what they return. The
 model is <b>{}</b> with {} scores; its weights are random, not trained.</p>
-{}{}<p>A <b>token</b> here is one byte of a text, embedded with the two bytes before it by
+{}{}{}<p>A <b>token</b> here is one byte of a text, embedded with the two bytes before it by
 fixed tables. Common bytes make busy experts, as language is uneven. Your text is
 <b>{}</b>; its first sequence begins:</p>
 <pre>{}</pre>
 )",
         config.moe_router_topk, config.num_experts(), escape(c.model),
         config.is_sinkhorn() ? "sinkhorn" : escape(config.moe_router_score_function),
-        verdict(c), facts(c), escape(c.text.name),
-        c.sizes.num_tokens > 0 ? excerpt(c.text) : "(empty)");
+        verdict(c), facts(c),
+        c.training ? "" : "<p>This is an " + mode_in_words(false) + ".</p>\n",
+        escape(c.text.name), c.sizes.num_tokens > 0 ? excerpt(c.text) : "(empty)");
 }
 
 // ---------------------------------------------------------------------------- pictures
@@ -227,10 +233,16 @@ std::string kept_section(const Comparison& c) {
     std::string rows;
     for (const ColumnOutcome& column : c.columns) {
         const bool known = !column.kept.is_off();
+        const Floor& without = column.kept_otherwise;
+        const std::string otherwise =
+            recomputed_in_words(c.config).empty()
+                ? ""
+                : fmt::format("; without recompute {} = {}", without.formula,
+                              grouped(without.bytes / T));
         rows += fmt::format(
             "<tr><td>{}</td><td>{}</td><td class='words'>{}</td><td>{}</td></tr>\n",
             escape(column.label), grouped(column.kept_bytes / T),
-            known ? column.kept.formula + " + m" : "–",
+            known ? column.kept.formula + " + m" + otherwise : "–",
             known ? fmt::format("{} + {}", grouped(column.kept.bytes / T),
                                 grouped((column.kept_bytes - column.kept.bytes) / T))
                   : "–");

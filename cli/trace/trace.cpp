@@ -11,13 +11,14 @@
 #include "cli/options.h"
 #include "cli/ranks/options.h"
 #include "cli/ranks/processes.h"
+#include "cli/step_options.h"
 #include "cli/terminal.h"
-#include "cli/trace/token.h"
+#include "cli/trace/step.h"
 #include "cli/trace/trace_ranks.h"
 #include "cli/trace/values.h"
 #include "core/error.h"
-#include "core/moe_layer.h"
 #include "core/parameters.h"
+#include "core/recompute.h"
 #include "core/rng.h"
 #include "distributed/quantile_balancing.h"
 #include "distributed/sharding.h"
@@ -46,23 +47,6 @@ MoEConfig tiny_config() {
     return config;
 }
 
-/// Prints each value as it comes, under its step.
-class Printer : public Observer {
-  public:
-    Printer(std::int64_t tokens, const MoEConfig& config) : names_(tokens, config) {}
-
-    void on_value(Step step, const std::string& name, const TensorView& view) override {
-        if (step != last_) print_step(step);
-        last_ = step;
-        names_.learn(name, view);
-        print_tensor(name, view, names_.names_of(step, name, view));
-    }
-
-  private:
-    std::optional<Step> last_;
-    RowNames names_;
-};
-
 /// Standard normal numbers, rounded to quarters: easy to follow by hand.
 Tensor round_numbers(const Shape& shape, std::uint64_t seed, std::uint64_t stream) {
     Tensor tensor = Tensor::empty(shape, DType::f32);
@@ -80,6 +64,7 @@ struct TraceOptions {
     std::optional<std::int64_t> token;  // all of them when left out
     std::unique_ptr<LayerOptions> layer;
     std::unique_ptr<RankOptions> ranks;
+    std::unique_ptr<StepOptions> step;
 };
 
 ModuleSpec choose_spec(const TraceOptions& options) {
@@ -127,8 +112,12 @@ std::string describe_difference(const MoEConfig& alone, const MoEConfig& here) {
 }
 
 int run_rank_trace(const TraceOptions& options) {
+    options.ranks->let_one_note();
     if (options.text) reject("--text", *options.text, "must be left out with --ranks");
     if (options.token) reject("--token", *options.token, "must be left out with --ranks");
+    if (const std::int64_t count = options.step->micro_batches(); count > 1)
+        reject("--micro-batches", count,
+               "must be left out with --ranks: a dispatch is of one micro-batch");
     options.layer->share_among_ranks();
     const LayerOptions& layer = *options.layer;
     const RankConfigs chosen =
@@ -138,12 +127,15 @@ int run_rank_trace(const TraceOptions& options) {
     RankTraceRequest request;
     const MoEConfig alone = layer.choose().config;
     request.note = describe_difference(alone, chosen.configs[0]);
+    if (!options.step->training())
+        request.note += (request.note.empty() ? "An " : "; an ") + mode_in_words(false);
     request.sizes = chosen.sizes;
     request.seq_len = sizes.seq_len;
     request.micro_batch = sizes.micro_batch;
     RankJob& job = request.job;
     job.config = chosen.configs[0];
     job.spec = choose_spec(options);
+    job.training = options.step->training();
     find_tier("--tier", job.spec.dispatcher.tier).check(job.config);
     const MoEConfig whole = distributed::single_rank_config(job.config);
     require_memory(whole, T);
@@ -153,40 +145,40 @@ int run_rank_trace(const TraceOptions& options) {
     job.token_ids = random_ids(whole, T, layer.seed());
     if (options.ranks->spawns()) return spawn_ranks(chosen.sizes.world);
     if (!options.ranks->is_process()) return trace_ranks(request);
-    return run_as_process(options.ranks->flags(), in_words(chosen.configs),
+    return run_as_process(options.ranks->flags(),
+                          in_words(chosen.configs) + options.step->in_words(),
                           [&](distributed::Communicator& world) {
                               job.world = &world;
                               return trace_ranks(request);
                           });
 }
 
-/// The layer's input, and the text that it comes from, if any.
-struct TraceInput {
-    Tensor hidden, doutput;  // (S, B, H) fp32
-    std::optional<TextTokens> text;
-    Tensor token_ids;  // (T), with moe_router_hash_vocab_size
-    std::int64_t seq_len() const { return hidden.dim(0); }
-    std::int64_t micro_batch() const { return hidden.dim(1); }
-    std::int64_t tokens() const { return seq_len() * micro_batch(); }
-};
-
-TraceInput make_input(const TraceOptions& options, const MoEConfig& config) {
+/// @return by micro-batch
+std::vector<TraceInput> make_inputs(const TraceOptions& options,
+                                    const MoEConfig& config) {
     const LayerOptions& layer = *options.layer;
+    const std::int64_t count = options.step->micro_batches();
     std::int64_t S = layer.seq_length();
     const std::int64_t B = layer.micro_batch_size();
-    TraceInput input;
+    std::vector<TextTokens> texts;
     if (options.text) {
-        input.text = read_text(*options.text, S, B, !layer.seq_length_given());
-        S = input.text->seq_len;
+        texts = read_micro_batches(*options.text, count, S, B, !layer.seq_length_given());
+        S = texts[0].seq_len;
     }
-    require_memory(config, S * B);
+    require_memory(config, S * B * count);
     const Shape shape = {S, B, config.hidden_size};
-    input.hidden = input.text ? embed_text(*input.text, config.hidden_size, layer.seed())
-                              : round_numbers(shape, layer.seed(), 100);
-    input.doutput = round_numbers(shape, layer.seed(), 200);
-    input.token_ids = input.text ? text_ids(config, *input.text)
-                                 : random_ids(config, S * B, layer.seed());
-    return input;
+    std::vector<TraceInput> inputs(count);
+    for (std::int64_t i = 0; i < count; ++i) {
+        TraceInput& input = inputs[i];
+        if (options.text) input.text = texts[i];
+        input.hidden = input.text
+                           ? embed_text(*input.text, config.hidden_size, layer.seed())
+                           : round_numbers(shape, layer.seed(), 100 + 1000 * i);
+        input.token_ids = input.text ? text_ids(config, *input.text)
+                                     : random_ids(config, S * B, layer.seed() + i);
+        input.doutput = round_numbers(shape, layer.seed(), 200 + 1000 * i);
+    }
+    return inputs;
 }
 
 void require_token(std::int64_t token, std::int64_t tokens) {
@@ -197,6 +189,7 @@ void require_token(std::int64_t token, std::int64_t tokens) {
                            : fmt::format("must be from 0 to {}", tokens - 1));
 }
 
+/// @param input  the first micro-batch's
 void print_header(const TraceOptions& options, const TraceInput& input,
                   const MoELayer& layer, const MoEConfig& config) {
     fmt::print(
@@ -208,11 +201,18 @@ void print_header(const TraceOptions& options, const TraceInput& input,
                             config.moe_router_topk, to_string(layer.spec()),
                             layer.spec().is_emulated() ? ", emulated" : ""),
                 2));
+    if (const std::int64_t count = options.step->micro_batches(); count > 1)
+        fmt::print("{} micro-batches of one optimizer step, each that many tokens\n",
+                   count);
+    if (!options.step->training())
+        fmt::print("{}\n", wrapped("An " + mode_in_words(false), 2));
     if (input.text) fmt::print("Each token is a byte of {}\n", input.text->name);
     if (options.token)
         fmt::print("Only the rows of t{} are shown{}\n", *options.token,
                    input.text ? ": " + text_around(*input.text, *options.token) : "");
     fmt::print("t3→e1 is the row of token 3 for expert 1\n");
+    if (const std::string again = recomputed_in_words(config); !again.empty())
+        fmt::print("{}; its values are shown once\n", again);
 }
 
 /// Of what is on because nobody said otherwise, quantile balancing goes without some.
@@ -234,52 +234,16 @@ int run_trace(const TraceOptions& options) {
         options.layer->set_defaults({"tiny", 1, kTextLength, 1, tiny_config()});
     const MoEConfig config = choose_config(*options.layer);
     const ModuleSpec spec = choose_spec(options);
-    const TraceInput input = make_input(options, config);
-    const std::int64_t T = input.tokens();
+    const std::vector<TraceInput> inputs = make_inputs(options, config);
+    const std::int64_t T = inputs[0].tokens();
     if (options.token) require_token(*options.token, T);
-    if (config.is_quantile_balancing())  // before anything is printed
+    if (config.is_quantile_balancing() && options.step->training())
+        // before anything is printed
         distributed::even_share(T, config.moe_router_topk, config.num_experts());
 
     MoELayer layer(config, spec, random_parameters(config, options.layer->seed()));
-    print_header(options, input, layer, config);
-    const auto print_tokens = [&](const char* name, const Tensor& tensor) {
-        if (options.token)
-            print_rows(name, tensor, name_tokens(T), {*options.token});
-        else
-            print_tensor(name, tensor, name_tokens(T));
-    };
-    fmt::print("\nInput\n");
-    print_tokens("hidden_states", input.hidden);
-    if (input.token_ids.defined())
-        print_tokens("token_ids", input.token_ids.reshaped({T, 1}));
-
-    std::unique_ptr<Observer> printer;
-    if (options.token)
-        printer = std::make_unique<TokenPrinter>(T, *options.token, config);
-    else
-        printer = std::make_unique<Printer>(T, config);
-    const RunContext context{
-        .observer = printer.get(),
-        .token_ids = by_sequence(input.token_ids, input.seq_len(), input.micro_batch())};
-    auto forward = layer.forward(input.hidden, {}, context);
-    const Losses losses = forward.losses.read();
-    if (!losses.empty()) fmt::print("\nLosses, before their coefficients\n");
-    for (const auto& [name, loss] : losses) fmt::print("  {:<28} {:10.4f}\n", name, loss);
-
-    fmt::print("\nGradient of the output\n");
-    print_tokens("grad_output", input.doutput);
-    const auto gradients = layer.backward(input.doutput, forward.saved, context);
-    fmt::print("\nGradients\n");
-    print_tokens("grad.hidden_states", gradients.hidden_states);
-    for (const auto& [name, gradient] : gradients.parameters)
-        if (options.token)
-            print_summary("grad." + name, gradient);
-        else
-            print_tensor("grad." + name, gradient);
-    const Tensor bias = layer.update_expert_bias(), beta = layer.update_qb_beta();
-    if (bias.defined() || beta.defined()) fmt::print("\nAfter the step\n");
-    if (bias.defined()) print_tensor("expert_bias_updated", bias);
-    if (beta.defined()) print_tensor("qb_beta_updated", beta);
+    print_header(options, inputs[0], layer, config);
+    trace_step(layer, inputs, options.step->training(), options.token);
     if (T == 0) fmt::print("\n- no tokens: nothing went through the layer\n");
     return kExitOk;
 }
@@ -314,6 +278,7 @@ void add_trace(CommandLine& line) {
     add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"tiny", 1, 4, 2, tiny_config()});
+    options->step = std::make_unique<StepOptions>(command);
     options->ranks =
         std::make_unique<RankOptions>(command, RankOptions::Kind::threads_or_processes);
     command.runs([options] { return run_trace(*options); });

@@ -103,6 +103,8 @@ class RankPrinter {
             "t3→e1 is the row of token 3 for expert 1; of each row you see the "
             "first {} values\n",
             std::min(run_.config().hidden_size, most_values()));
+        if (const std::string again = recomputed_in_words(run_.config()); !again.empty())
+            print_line(again + "; values are shown once, bytes are of both runs");
         if (!note_.empty()) print_line(note_);
     }
 

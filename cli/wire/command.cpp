@@ -9,6 +9,7 @@
 #include "cli/options.h"
 #include "cli/wire/view.h"
 #include "core/error.h"
+#include "core/recompute.h"
 
 namespace moe {
 namespace {
@@ -53,6 +54,9 @@ wire::Outlook make_outlook(const LayerOptions& layer, std::int64_t tokens,
                            const wire::Machine& machine) {
     const LayerOptions::Chosen chosen = layer.choose();
     require_no_grid(chosen.config);
+    if (recomputes(chosen.config, "moe"))
+        reject("recompute_modules", "moe",
+               "must be left out: the model sends the rows of each step once");
     const std::string& type = chosen.config.moe_token_dispatcher_type;
     const bool all = type == "all" || !chosen.given.contains("moe_token_dispatcher_type");
     wire::Outlook outlook =

@@ -73,28 +73,39 @@ TEST_P(CInterface, TakesTokensWithoutASequence) {
 }
 
 TEST_P(CInterface, GivenTheRoutersOwnRoutingIsTheWholeLayer) {
-    const MoEConfig config = experts_config();
-    TensorMap parameters = parameters_of(config);
-    const Tensor hidden = random_tensor({17, 1, kHidden}, 1);
-    const Tensor doutput = random_tensor({17, 1, kHidden}, 2);
-    const LayerRun expected = run(config, parameters, hidden, doutput);
+    MoEConfig interleaved = experts_config(), latent = experts_config();
+    interleaved.moe_mlp_glu_interleave_size = 3;
+    latent.moe_latent_size = 8;  // what lies between its projections
+    for (const MoEConfig& config : {experts_config(), interleaved, latent}) {
+        const bool projects = config.moe_latent_size.has_value();
+        TensorMap parameters = parameters_of(config);
+        const Tensor hidden = random_tensor({17, 1, kHidden}, 1);
+        const Tensor doutput = random_tensor({17, 1, kHidden}, 2);
+        const LayerRun expected = run(config, parameters, hidden, doutput);
+        const auto value = [&](const char* name) { return expected.values.at(name); };
 
-    CLayer subject(config, GetParam());
-    parameters.erase("router.weight");  // it needs none
-    subject.set(parameters);
-    CForward forward(subject, hidden.reshaped({17, kHidden}), expected.values.at("probs"),
-                     expected.values.at("routing_map"));
-    const Tensor output = expected.output.reshaped({17, kHidden});
-    EXPECT_TRUE(BitwiseEqual(forward.output(), output));
-    forward.backward(doutput.reshaped({17, kHidden}));
-    const auto value = [&](const std::string& name) { return expected.values.at(name); };
-    EXPECT_TRUE(
-        BitwiseEqual(forward.gradient("hidden_states"), value("d_hidden_states_routed")));
-    EXPECT_TRUE(BitwiseEqual(forward.gradient("probs"), value("d_probs")));
-    for (const auto& [name, gradient] : expected.gradients.parameters)
-        if (name != "router.weight") {
-            EXPECT_TRUE(BitwiseEqual(forward.gradient(name), gradient)) << name;
-        }
+        CLayer subject(config, GetParam());
+        std::erase_if(parameters, [](const auto& parameter) {
+            return !parameter.first.starts_with("experts.");  // it needs no others
+        });
+        subject.set(parameters);
+        CForward forward(
+            subject,
+            projects ? value("latent_hidden_states") : hidden.reshaped({17, kHidden}),
+            value("probs"), value("routing_map"));
+        EXPECT_TRUE(
+            BitwiseEqual(forward.output(), value(projects ? "latent_output" : "output")));
+        forward.backward(projects ? value("d_latent_output")
+                                  : doutput.reshaped({17, kHidden}));
+        EXPECT_TRUE(BitwiseEqual(
+            forward.gradient("hidden_states"),
+            value(projects ? "d_latent_hidden_states" : "d_hidden_states_routed")));
+        EXPECT_TRUE(BitwiseEqual(forward.gradient("probs"), value("d_probs")));
+        for (const auto& [name, gradient] : expected.gradients.parameters)
+            if (parameters.contains(name)) {
+                EXPECT_TRUE(BitwiseEqual(forward.gradient(name), gradient)) << name;
+            }
+    }
 }
 
 // ----------------------------------------------------------------------------- memory

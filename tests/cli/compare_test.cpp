@@ -71,7 +71,7 @@ TEST_F(CompareTest, ComparesAndWritesAReport) {
     for (int n = 1; n <= kNumSteps; ++n)
         EXPECT_TRUE(has(output, "\n" + circled(static_cast<Step>(n)) + " ")) << n;
     for (const char* words :
-         {"S=33 x B=3 = 99 tokens", "198 expert rows", "all tiers agree", "47 of 47",
+         {"S=33 x B=3 = 99 tokens", "198 expert rows", "all tiers agree", "53 of 53",
           "expert 7", "reference_cpu:fp32", "experts=reference_cpu:fp64",
           "load_balancing_loss"})
         EXPECT_TRUE(has(output, words)) << words;

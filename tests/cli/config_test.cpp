@@ -84,6 +84,9 @@ TEST_F(CliConfigTest, NamesWrongConfigFiles) {
     EXPECT_TRUE(
         rejects(R"({"moe_router_topk": 2.0})", {"c.json: moe_router_topk = 2.0: "}));
     EXPECT_TRUE(rejects("{}", {"hidden_size = 0: must be positive"}));
+    EXPECT_TRUE(rejects(R"({"model_type": "mixtral", "hidden_size": 8})",
+                        {"c.json: is a Hugging Face config.json (mixtral)",
+                         "Megatron's names", "moe info --models"}));
 
     const std::string good =
         write("good.json", R"({"hidden_size": 4, "num_moe_experts": 3,
@@ -157,14 +160,16 @@ TEST_F(CliConfigTest, SetsEveryConfigFieldByItsFlag) {
         {"moe_expert_capacity_factor", {"none", nullptr}},
         {"moe_token_drop_policy", {"position", "position"}},
         {"moe_flex_dispatcher_backend", {"hybridep", "hybridep"}},
-        {"fp8_recipe", {"mxfp8", "mxfp8"}}};
+        {"fp8_recipe", {"mxfp8", "mxfp8"}},
+        {"recompute_granularity", {"selective", "selective"}},
+        {"recompute_modules", {"moe,shared_experts", {"moe", "shared_experts"}}}};
     // Only one value is built, or the flag needs another.
     const std::vector<std::string> fixed = {
         "moe_token_dispatcher_type",    "tensor_model_parallel_size",
         "context_parallel_size",        "expert_model_parallel_size",
         "expert_tensor_parallel_size",  "moe_flex_peer_heap_bytes",
         "moe_flex_max_tokens_per_rank", "moe_expert_rank_capacity_factor",
-        "moe_router_group_score_topk"};
+        "moe_router_group_score_topk",  "moe_router_hash_vocab_size"};
     for (const FieldInfo& field : config_fields()) {
         const std::string& name = field.name;
         const std::string flag = flag_name(name);

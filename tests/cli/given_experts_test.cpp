@@ -41,10 +41,27 @@ TEST_F(GivenExpertsTest, AreRecordedAndReplayed) {
         const std::string text = load(output);
         return text.substr(0, text.find("golden cases"));
     };
+    EXPECT_TRUE(has(same, "\nExperts are those of " + file + "\n")) << same.out;
     EXPECT_EQ(bars(same), bars(recorded));
     EXPECT_NE(bars(other), bars(recorded));
     EXPECT_TRUE(
         BitwiseEqual(SafetensorsFile::open(path("again")).tensor("topk_idx"), topk_idx));
+
+    // A column's choice is its own
+    const Output of_column = moe(compare() +
+                                 "1 --record-column reference_cpu:fp32 "
+                                 "--record-routing " +
+                                 path("fp32"));
+    EXPECT_EQ(of_column.code, kExitOk) << of_column.err;
+    EXPECT_TRUE(
+        BitwiseEqual(SafetensorsFile::open(path("fp32")).tensor("topk_idx"), topk_idx));
+    EXPECT_TRUE(IsBadInput(
+        split(compare() + "1 --record-column naive_gpu:fp32 --record-routing x"),
+        {"--record-column = naive_gpu:fp32: columns are reference_cpu:fp64, "
+         "reference_cpu:fp32"}));
+    EXPECT_TRUE(IsBadInput(split("compare --ranks 2 --record-column reference_cpu:fp64"),
+                           {"--record-column = reference_cpu:fp64: must be left out with "
+                            "--ranks"}));
 
     const auto refuses = [&](const std::string& flags, const std::string& words) {
         return IsBadInput(split(compare() + "1 --replay-routing " + file + " " + flags),
@@ -71,8 +88,9 @@ TEST_F(GivenExpertsTest, AreRecordedAndReplayed) {
     save_safetensors(file, {{"topk_idx", topk_idx}}, {});
     EXPECT_TRUE(
         refuses("", file + ": __metadata__.format = absent: must be moe-routing-1"));
-    EXPECT_TRUE(IsBadInput(split(compare() + "1 --record-routing " + path("no/where")),
-                           {"--record-routing = ", "must be in a folder that is there"}));
+    EXPECT_TRUE(
+        IsBadInput(split(compare() + "1 --record-routing " + path("no/where")),
+                   {"--record-routing = ", "must be a file in a folder that is there"}));
 }
 
 // One rank's tokens, and each rank's own: the same experts, whoever holds them.

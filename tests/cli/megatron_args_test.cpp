@@ -128,8 +128,8 @@ TEST_F(MegatronArgsTest, RefusesWhatIsNoLayer) {
                 HasSubstr("--megatron-args: --hidden-size = $H: "));
     EXPECT_THAT(refused("--megatron-args=--hidden-size"),
                 HasSubstr("--megatron-args: --hidden-size = missing: needs a value"));
-    EXPECT_THAT(refused("--megatron-args=--moe-enable-routing-replay"),
-                HasSubstr("--megatron-args = --moe-enable-routing-replay: not here: "));
+    EXPECT_THAT(refused("--megatron-args=--moe-token-dropping"),
+                HasSubstr("--megatron-args = --moe-token-dropping: not here: "));
     write("value.sh", "--moe-grouped-gemm false");
     EXPECT_THAT(refused("--megatron-args " + path("value.sh")),
                 HasSubstr("--moe-grouped-gemm = false: takes no value"));

@@ -52,7 +52,7 @@ TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     EXPECT_TRUE(rejects("--dtype fp64,fp32", {"--dtype = fp64,fp32: "}));
     EXPECT_TRUE(rejects("--spec router", {"spec = router: ", "component=tier"}));
     EXPECT_TRUE(rejects("--spec router=gpu", {"--spec router = gpu: ", "reference_cpu"}));
-    EXPECT_TRUE(rejects("--spec router=reference_cpu:bf16", {"reference_cpu:bf16: "}));
+    EXPECT_TRUE(rejects("--spec experts=reference_cpu:bf16", {"reference_cpu:bf16: "}));
     EXPECT_TRUE(rejects("--seq-length -1", {"--seq-length = -1: ", "0 to 1000000"}));
     EXPECT_TRUE(rejects("--seq-length 1000001", {"--seq-length = 1000001: "}));
     EXPECT_TRUE(rejects("--seq-length 2.5", {"--seq-length"}));

@@ -375,6 +375,21 @@ TEST(ConfigRules, RankGridsFitTheLayer) {
 }
 
 // JSON cannot hold them, but a caller's arithmetic can.
+TEST(ConfigRules, AreAllNamedAtOnceWhereTheyAreIndependent) {
+    MoEConfig config = small_config(12, 6, 2, 10);
+    config.activation_func = "tanh";
+    config.moe_router_topk = 7;
+    config.moe_aux_loss_coeff = {-1.0};
+    config.moe_token_drop_policy = "last";
+    config.expert_model_parallel_size = 4;
+    config.moe_token_dispatcher_type = "none";
+    EXPECT_TRUE(Rejects(
+        [&] { config.finalize(); },
+        {"activation_func = tanh: ", "; moe_router_topk = 7: ",
+         "; moe_aux_loss_coeff = -1: ", "; moe_token_drop_policy = last: ",
+         "; expert_model_parallel_size = 4: ", "; moe_token_dispatcher_type = none: "}));
+}
+
 TEST(ConfigRules, NumbersAreFinite) {
     using Setter = std::function<void(MoEConfig&, double)>;
     const std::vector<std::pair<std::string, Setter>> setters = {

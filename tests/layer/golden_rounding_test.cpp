@@ -19,7 +19,9 @@ const ComponentSpec kExact = {"reference_cpu", DType::f64};
 GoldenCase with_tokens(GoldenCase golden, std::int64_t S, std::int64_t B, int seed) {
     const Shape shape = {S, B, golden.config.hidden_size};
     GoldenRank& rank = golden.ranks[0];
-    rank = {random_tensor(shape, seed), Tensor(), random_tensor(shape, seed + 1), {}};
+    rank = GoldenRank();
+    rank.hidden_states = random_tensor(shape, seed);
+    rank.grad_output = random_tensor(shape, seed + 1);
     golden.source_errors.clear();
     const auto values = run_golden(golden, ModuleSpec::uniform(kExact));
     for (const auto& [name, value] : values[0])

@@ -14,6 +14,12 @@ struct KeptCase {
     std::function<void(MoEConfig&)> change;
 };
 
+void recompute(MoEConfig& c, const std::vector<std::string>& modules) {
+    c.moe_grouped_gemm = true;
+    c.recompute_granularity = "selective";
+    c.recompute_modules = modules;
+}
+
 const std::vector<KeptCase>& kept_cases() {
     static const std::vector<KeptCase> all = {
         {"plain", [](MoEConfig&) {}},
@@ -51,6 +57,25 @@ const std::vector<KeptCase>& kept_cases() {
              c.moe_router_topk = 1;
              c.moe_router_pre_softmax = true;
              c.moe_apply_probs_on_input = true;
+         }},
+        {"shared_experts_again",
+         [](MoEConfig& c) {
+             c.moe_shared_expert_intermediate_size = 2 * c.ffn();
+             c.moe_shared_expert_gate = true;
+             c.moe_latent_size = c.hidden_size / 2;
+             recompute(c, {"moe_act", "shared_experts"});
+         }},
+        {"moe_again",
+         [](MoEConfig& c) {
+             c.moe_shared_expert_intermediate_size = c.ffn();
+             c.moe_permute_fusion = true;
+             recompute(c, {"moe"});
+         }},
+        {"moe_again_fp64_router",
+         [](MoEConfig& c) {
+             c.moe_router_dtype = "fp64";
+             c.moe_latent_size = c.hidden_size / 2;
+             recompute(c, {"moe", "moe_act"});
          }},
     };
     return all;

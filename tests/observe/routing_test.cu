@@ -6,6 +6,7 @@
 #include "core/floors.h"
 #include "core/transfer.h"
 #include "optimized_gpu/gating.h"
+#include "optimized_gpu/given_experts.h"
 #include "optimized_gpu/topk_router.h"
 #include "optimized_gpu/unfused_routing.h"
 #include "tests/observe/support.h"
@@ -208,6 +209,38 @@ TEST(ObserveRouting, HasNoRaces) {
         };
         EXPECT_EQ(findings_of(report_of(unfused, true)), "") << p;
     }
+}
+
+TEST(ObserveRouting, GivenExpertsCostTheirIdsAndHaveNoRaces) {
+    const MoEConfig config = config_of(false);
+    const RoutingProblem p = make_problem(optimized::make_routing_rule(config), kTokens);
+    std::vector<std::int64_t> table, token_ids;
+    for (std::int64_t v = 0; v < 19; ++v)
+        for (std::int64_t k = 0; k < 8; ++k) table.push_back((v * 11 + k * 3) % 128);
+    for (std::int64_t t = 0; t < kTokens; ++t) token_ids.push_back(t * 7 % 19);
+    const Tensor tid2eid =
+        optimized::to_device_ids(Tensor::from<std::int64_t>({19, 8}, table));
+    const Tensor ids =
+        optimized::to_device_ids(Tensor::from<std::int64_t>({kTokens}, token_ids));
+    auto routed = poisoned_buffers(p);
+    auto operands = operands_of(p);
+    operands.has_precomputed_ids = true;
+    const auto work = [&] {
+        optimized::look_up_experts(routed.ids, tid2eid, ids);
+        optimized::route(routed, operands, p.rule);
+    };
+    const Report report = report_of(work);
+    ASSERT_EQ(report.launches.size(), 2u);
+    EXPECT_EQ(report.host_waits + report.allocations, 0u);
+    EXPECT_EQ(report.launches[0].kernel, "look_up_experts_kernel");
+    // Ids of tokens, rows of the table, and what is written
+    EXPECT_LE(report.launches[0].counters.compulsory_bytes(),
+              std::uint64_t(kTokens * 4 + 19 * 8 * 4 + kTokens * 8 * 4 + 2 * 32));
+    // Every logit is still looked at: it must be finite
+    EXPECT_LE(double(report.launches[1].counters.compulsory_bytes()),
+              1.05 * double(floors_of(config).step(Step::routing).total_bytes()) +
+                  double(kTokens * 8 * 4));
+    EXPECT_EQ(findings_of(report_of(work, true)), "");
 }
 
 // Blocks read the counts that the last one changes

@@ -20,6 +20,7 @@ struct LaunchCase {
     std::string name;
     bool permute_fusion, router_fusion, grouped_gemm, losses;
     std::int64_t forward, backward;
+    bool bf16_router = false;
 };
 
 std::ostream& operator<<(std::ostream& out, const LaunchCase& c) {
@@ -52,6 +53,7 @@ TEST_P(OptimizedLaunches, AreAsManyAsTheTableSays) {
     config.moe_permute_fusion = c.permute_fusion;
     config.moe_router_fusion = c.router_fusion;
     config.moe_grouped_gemm = c.grouped_gemm;
+    if (!c.bf16_router) config.moe_router_dtype = "fp32";
     if (c.losses) {
         config.moe_router_load_balancing_type = {"aux_loss"};
         config.moe_aux_loss_coeff = {0.1};
@@ -87,6 +89,9 @@ const LaunchCase kLaunchCases[] = {
      10 + 4 * (kExperts - 1)},
     {"nothing_fused", false, false, false, true, 8 + 1 + 8 + 2 * (kExperts - 1),
      10 + 1 + 2 + 4 * (kExperts - 1)},
+    // Logits are rounded by a kernel of their own, unfused their gradient as well
+    {"bf16_router_fused", true, true, true, false, 7 + 1, 10, true},
+    {"bf16_router_unfused", true, false, true, false, 7 + 3 + 1, 10 + 1 + 1, true},
 };
 
 INSTANTIATE_TEST_SUITE_P(Cases, OptimizedLaunches, testing::ValuesIn(kLaunchCases),

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <iterator>
 #include <map>
@@ -47,6 +48,25 @@ TEST(Compare, IsTheSameOverProcesses) {
     EXPECT_EQ(outcome.code, 0) << outcome.output;
     EXPECT_EQ(outcome.count("Ranks   2 processes over MPI"), 1) << outcome.output;
     EXPECT_EQ(outcome.count("✓ all dispatchers and tiers agree"), 1) << outcome.output;
+}
+
+TEST(Compare, PrintsANoteOnceForAllProcesses) {
+    NEEDS_MPI();
+    const std::string script =
+        testing::TempDir() + "moe_script" + std::to_string(getpid());
+    std::ofstream(script) << "--swiglu --hidden-size 16 --num-experts 4 --lr 0.1 "
+                             "--ffn-hidden-size 24";
+    const Outcome good = run_moe(
+        "compare --spawn 2 --seq-length 6 --micro-batch-size 2 --report none --dtype "
+        "fp64 "
+        "--micro-batches 2 --moe-token-dispatcher-type alltoall --megatron-args " +
+        script);
+    std::filesystem::remove(script);
+    EXPECT_EQ(good.code, 0) << good.output;
+    EXPECT_EQ(good.count("moe: note: --megatron-args: not the layer's: --lr"), 1)
+        << good.output;
+    EXPECT_EQ(good.count("  main_grad of router.weight "), 1) << good.output;
+    EXPECT_EQ(good.count("✓ all dispatchers and tiers agree"), 1) << good.output;
 }
 
 TEST(Compare, RefusesBeforeItStartsProcesses) {
