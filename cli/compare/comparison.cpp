@@ -12,6 +12,7 @@
 #include "cli/compare/closeness.h"
 #include "cli/compare/given.h"
 #include "cli/compare/judge.h"
+#include "cli/compare/own_choice.h"
 #include "cli/compare/runner.h"
 #include "cli/golden/golden.h"
 #include "cli/ranks/losses.h"
@@ -161,6 +162,16 @@ Recording record(const ComparisonRequest& request, const ModuleSpec& spec,
     return recording;
 }
 
+/// The same with experts that are given, by micro-batch.
+Recorded record_replayed(ComparisonRequest request, const ModuleSpec& spec,
+                         const TensorMap& parameters, std::vector<MicroBatch> inputs,
+                         const std::vector<Tensor>& topk_idx) {
+    request.config.moe_enable_routing_replay = true;
+    for (std::size_t i = 0; i < inputs.size(); ++i)
+        inputs[i].target_topk_idx = topk_idx[i];
+    return record(request, spec, parameters, inputs).values;
+}
+
 std::vector<GoldenOutcome> run_golden_cases(const ComparisonRequest& request,
                                             const std::vector<ComponentSpec>& suppliers) {
     namespace fs = std::filesystem;
@@ -284,6 +295,7 @@ Comparison run_comparison(const ComparisonRequest& request) {
         return references.at(router);
     };
     const auto bias = parameters.find("router.expert_bias");
+    const Tensor expert_bias = bias == parameters.end() ? Tensor() : bias->second;
     std::vector<ComponentSpec> uniform_suppliers;
     for (const ModuleSpec& spec : specs) {
         ColumnOutcome column;
@@ -300,11 +312,16 @@ Comparison run_comparison(const ComparisonRequest& request) {
         if (result.columns.empty()) {
             references[column.spec.router.dtype] = std::move(recording.values);
         } else {
+            const Recorded& exact = reference_of(column.spec);
+            const OwnChoices own =
+                own_choices(recording.values, exact, expert_bias, request.config);
+            column.own_choices = own.tokens;
             judge(column, request.config, tokens, recording.values,
-                  reference_of(column.spec));
+                  own.tokens == 0 ? exact
+                                  : record_replayed(request, exact_spec(column.spec),
+                                                    parameters, inputs, own.topk_idx));
             column.changed = count_changed_experts(
-                recording.values, references.at(DType::f64),
-                bias == parameters.end() ? Tensor() : bias->second, request.config);
+                recording.values, references.at(DType::f64), expert_bias, request.config);
         }
         if (!column.emulated) {
             request.progress(column.label + ": times");

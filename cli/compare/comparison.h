@@ -44,7 +44,9 @@ struct ColumnOutcome {
     std::array<StepOutcome, kNumSteps> steps;
     Losses losses;           ///< means over the micro-batches
     ChangedExperts changed;  ///< against fp64, whose router is at least as precise
-    Tensor topk_idx;         ///< (T, K) integers, before dropping, first micro-batch
+    /// Tokens between whose experts its own rounding decides: see own_choice.h.
+    std::int64_t own_choices = 0;
+    Tensor topk_idx;  ///< (T, K) integers, before dropping, first micro-batch
     /// Bytes that a forward keeps for its backward, counted, …
     std::int64_t kept_bytes = 0;
     Floor kept;             ///< … and by formula; off where suppliers are mixed

@@ -52,12 +52,6 @@ std::map<Step, TensorMap> without_padding(std::map<Step, TensorMap> values) {
     return values;
 }
 
-/// Those that chose: random ones, if they took the place of the gating's.
-const Tensor& used_logits(const TensorMap& gating) {
-    const auto random = gating.find("random_logits");
-    return random == gating.end() ? gating.at("logits") : random->second;
-}
-
 /// @param where  begins the detail of what differs: "micro-batch 1: "
 void judge_steps(ColumnOutcome& column, const MoEConfig& config, std::int64_t num_tokens,
                  const std::map<Step, TensorMap>& values,
@@ -91,6 +85,11 @@ void judge_steps(ColumnOutcome& column, const MoEConfig& config, std::int64_t nu
 }
 
 }  // namespace
+
+const Tensor& used_logits(const TensorMap& gating) {
+    const auto random = gating.find("random_logits");
+    return random == gating.end() ? gating.at("logits") : random->second;
+}
 
 void judge(ColumnOutcome& column, const MoEConfig& config, std::int64_t num_tokens,
            const Recorded& recorded, const Recorded& reference) {

@@ -15,6 +15,9 @@ struct Recorded {
     std::map<Step, TensorMap> of_step;  // sums, and what the step updates
 };
 
+/// Those that chose: random ones, if they took the place of the gating's.
+const Tensor& used_logits(const TensorMap& gating);
+
 /// Puts the steps' errors into the column: micro-batch by micro-batch, and of what the
 /// step makes of them.
 /// @param num_tokens  of a micro-batch

@@ -78,9 +78,14 @@ void print_changed_experts(const Comparison& c) {
     for (const ColumnOutcome& column : c.columns) {
         if (&column == &c.columns.front()) continue;
         rounds = rounds || column.spec.router.dtype == DType::bf16;
-        fmt::print("{}\n", wrapped(fmt::format("  {:<20}{}", column.label,
-                                               in_words(column.changed)),
-                                   34));
+        std::string line =
+            fmt::format("  {:<20}{}", column.label, in_words(column.changed));
+        if (column.own_choices > 0)
+            line += fmt::format(
+                "; of {} its own rounding of the logits decides, and the "
+                "reference followed it there",
+                column.own_choices);
+        fmt::print("{}\n", wrapped(line, 30));
     }
     if (rounds)
         fmt::print("{}\n", wrapped("  moe_router_dtype is not set: a router of bf16 is "
