@@ -114,8 +114,8 @@ struct MoEConfig {
     bool overlap_dispatch_backward_with_experts_wgrad = false;
 
     /// Resolves derived fields (FFN width, a negative capacity factor) and checks every
-    /// rule. Throws InputError "<field> = <value>: <allowed>" at the first that is
-    /// broken.
+    /// rule. Throws InputError "<field> = <value>: <allowed>" for those that are broken;
+    /// see core/config_rules.h.
     void finalize();
 
     /// What Megatron would warn about; one line each. Call after finalize().
