@@ -151,8 +151,13 @@ double tier_bound(DType dtype, bool gradient) {
     }
 }
 
-double tier_bound(const MoEConfig& config, DType dtype, bool gradient) {
-    return tier_bound(dtype, gradient) * (config.moe_latent_size ? 1.5 : 1.0);
+double tier_bound(const MoEConfig& config, DType dtype, bool gradient,
+                  std::int64_t num_tokens) {
+    const double few =
+        dtype == DType::bf16
+            ? 1.0 + 2.0 / std::sqrt(double(std::max<std::int64_t>(num_tokens, 1)))
+            : 1.0;
+    return tier_bound(dtype, gradient) * few * (config.moe_latent_size ? 1.5 : 1.0);
 }
 
 double golden_bound(DType dtype, const std::string& tensor_name, double source_error) {

@@ -49,7 +49,9 @@ double golden_bound(DType dtype, const std::string& tensor_name, double source_e
 double tier_bound(DType dtype, bool gradient);
 
 /// The same for a whole layer: with moe_latent_size half as much again, as values are
-/// rounded behind two more products on their way.
-double tier_bound(const MoEConfig& config, DType dtype, bool gradient);
+/// rounded behind two more products on their way; and in bf16 1 + 2 / √T times as much,
+/// as the errors of few tokens do not average out.
+double tier_bound(const MoEConfig& config, DType dtype, bool gradient,
+                  std::int64_t num_tokens);
 
 }  // namespace moe

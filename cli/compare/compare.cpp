@@ -85,7 +85,8 @@ void require_one_micro_batch(const CompareOptions& options) {
     const std::int64_t count = options.step->micro_batches();
     if (count > 1 && (options.record_routing || options.replay_routing))
         reject("--micro-batches", count,
-               "must be 1 with --record-routing and --replay-routing");
+               "must be 1 with --record-routing or --replay-routing, whose file is one "
+               "micro-batch's");
 }
 
 ComparisonRequest make_request(const CompareOptions& options) {

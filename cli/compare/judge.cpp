@@ -59,7 +59,7 @@ void judge_steps(ColumnOutcome& column, const MoEConfig& config, std::int64_t nu
     const DType dtype = column.spec.coarsest_dtype();
     for (const auto& [step, tensors] : reference) {
         StepOutcome& outcome = column.steps[static_cast<int>(step) - 1];
-        outcome.bound = tier_bound(config, dtype, is_backward(step));
+        outcome.bound = tier_bound(config, dtype, is_backward(step), num_tokens);
         for (const auto& [name, expected] : tensors) {
             const Tensor& got = values.at(step).at(name);
             const Closeness closeness =

@@ -73,7 +73,7 @@ void print_losses(const Comparison& c) {
 void print_changed_experts(const Comparison& c) {
     if (c.columns.size() < 2 || c.sizes.num_tokens == 0) return;
     fmt::print("\nTokens whose experts changed against fp64, of {}\n",
-               grouped(c.sizes.num_tokens));
+               grouped(c.sizes.num_tokens * c.micro_batches));
     bool rounds = false;
     for (const ColumnOutcome& column : c.columns) {
         if (&column == &c.columns.front()) continue;
@@ -110,9 +110,9 @@ void print_kept(const Comparison& c) {
                 : fmt::format("  {} + m = {} + {}", column.kept.formula,
                               grouped(column.kept.bytes / T), grouped(metadata / T));
         if (!column.kept.is_off() && !recomputed_in_words(c.config).empty())
-            parts +=
-                fmt::format("; without recompute {} = {}", column.kept_otherwise.formula,
-                            grouped(column.kept_otherwise.bytes / T));
+            parts += fmt::format("; without recompute {} + m, {} + m",
+                                 column.kept_otherwise.formula,
+                                 grouped(column.kept_otherwise.bytes / T));
         fmt::print("{}\n", wrapped(fmt::format("  {:<20}{:>10}{}", column.label,
                                                grouped(column.kept_bytes / T), parts),
                                    34));

@@ -177,7 +177,8 @@ class Judge {
         value.exact = integers || !is_floating(expected.dtype());
         if (!value.exact)
             value.bound =
-                tier_bound(request_.configs[0], dtype_of(name), is_backward(step));
+                tier_bound(request_.configs[0], dtype_of(name), is_backward(step),
+                           tokens_.per_rank() * request_.sizes.world);
         const Closeness closeness = measure_closeness(
             got, expected, noise_of(name, request_.configs[0], tokens_.per_rank()));
         value.error = closeness.error;

@@ -145,18 +145,23 @@ void print_equality(const RankComparison& c, const std::string& report) {
                     c.whole_in_words()),
         2);
     const std::vector<RankColumn>& columns = c.dispatchers[0].columns;
+    std::size_t names = 29;
+    for (const DispatcherOutcome& outcome : c.dispatchers)
+        for (const RankValue& value : outcome.columns[0].values)
+            names = std::max(names, value.name.size());
+    const std::size_t before = names + 2;
     const TableParts parts({"errors as shares of their bounds"}, [&](std::size_t gone) {
-        return 31 + columns.size() * (gone == 0 ? 24 : 12);
+        return before + columns.size() * (gone == 0 ? 24 : 12);
     });
     const bool shares = parts.has(0);
     const int width = shares ? 22 : 10;
-    std::string tiers(31, ' '), heads = fmt::format("{:<31}", "value"), last;
+    std::string tiers(before, ' '), heads = fmt::format("{:<{}}", "value", before), last;
     for (const RankColumn& column : columns) {
         const bool mixed = column.spec.dispatcher != column.spec.experts;
         std::string tier = mixed ? "--spec" : column.spec.experts.tier;
         // Over narrow columns a tier's name is short, and reaches over its next ones
         if (!shares) tier = tier.substr(0, tier.find('_'));
-        const std::size_t end = 31 + (&column - columns.data()) * (width + 2) + 2;
+        const std::size_t end = before + (&column - columns.data()) * (width + 2) + 2;
         if (shares || tier != last)
             tiers += std::string(end - std::min(end, tiers.size()), ' ') + tier;
         last = tier;
@@ -170,7 +175,8 @@ void print_equality(const RankComparison& c, const std::string& report) {
     for (const DispatcherOutcome& outcome : c.dispatchers) {
         fmt::print("{}\n", outcome.name());
         for (std::size_t v = 0; v < outcome.columns[0].values.size(); ++v) {
-            std::string line = fmt::format("  {:<29}", outcome.columns[0].values[v].name);
+            std::string line =
+                fmt::format("  {:<{}}", outcome.columns[0].values[v].name, names);
             for (const RankColumn& column : outcome.columns)
                 line += fmt::format("  {:<{}}", cell(column.values[v], shares), width);
             print_trimmed(line);

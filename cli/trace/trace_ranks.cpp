@@ -272,7 +272,8 @@ class RankPrinter {
 
     void print_outputs() {
         const std::int64_t H = run_.config().hidden_size;
-        const double bound = tier_bound(run_.config(), spec_.coarsest_dtype(), false);
+        const double bound = tier_bound(run_.config(), spec_.coarsest_dtype(), false,
+                                        run_.whole().output.dim(0));
         const auto expected = to_doubles(run_.whole().output);
         std::vector<Tensor> parts;
         fmt::print("\n");

@@ -17,7 +17,7 @@ TEST(ChangedExperts, AreCountedByTokenWithTheirGaps) {
     EXPECT_EQ(changed.closest, 0.25);
     EXPECT_EQ(changed.farthest, 1.0);
     EXPECT_EQ(in_words(changed),
-              "     2: the closest are 2.5e-01 apart in fp64, the farthest 1.0e+00");
+              "     2: in fp64 the experts exchanged are from 2.5e-01 to 1.0e+00 apart");
     EXPECT_EQ(in_words(count_changed_experts(expected, expected, keys)), "     0");
 }
 
