@@ -74,7 +74,8 @@ __device__ ChosenExpert route_token(const float (&x)[N], const float (&s)[N],
                                  : score_of(rule.function, logits[id], softmax_of_row);
         // The first need not be the largest
         const float largest = warp_max(id >= 0 ? value : -INFINITY);
-        return {id, rule.scaling_factor * weight_of(value, largest, rule, lane)};
+        const float weight = rule.scaling_factor * weight_of(value, largest, rule, lane);
+        return {id, rule.rounded(weight)};
     }
     const bool has_bias = expert_bias != nullptr && !post_softmax;
     unsigned keys[N];
