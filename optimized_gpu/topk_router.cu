@@ -329,20 +329,22 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
                                   context.main_loss_backward_scale};
     const bool has_losses = losses.dscores.defined() || losses.z_scale.defined();
     UnfusedGradient unfused;
-    const auto through = [&](const Tensor& from) {
+    const auto through = [&](const Tensor& from, const RoutingRule& rule) {
         const RoutingGradientOperands operands = {from, saved.logits, saved.routed.ids,
                                                   saved.padding_mask, losses};
         if (!config_.moe_router_fusion) {
-            unfused = route_unfused_backward(operands, rule_);
-            round(unfused.dlogits);
+            unfused = route_unfused_backward(operands, rule);
+            if (rule.rounds) round(unfused.dlogits);
             return unfused.dlogits;
         }
         Tensor dlogits = gpu::device_empty<float>(saved.logits.shape());
-        route_backward(dlogits, operands, rule_);
+        route_backward(dlogits, operands, rule);
         return dlogits;
     };
     const auto of_losses = [&] {
-        return through(gpu::device_zeros<float>(saved.weights.shape()));
+        RoutingRule rule = rule_;
+        rule.rounds = false;  // but with the main loss's, once
+        return through(gpu::device_zeros<float>(saved.weights.shape()), rule);
     };
 
     // ⑯ the losses' own gradient, ⑱ through weights and scores
@@ -357,7 +359,7 @@ void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& d
                                     config_);
             round(dlogits);
         } else {
-            dlogits = through(dweights);
+            dlogits = through(dweights, rule_);
         }
         dlogits = cast_logits(dlogits, weight_.dtype());
         synchronize_if_watched(context);

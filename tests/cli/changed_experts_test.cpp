@@ -1,10 +1,15 @@
 #include "cli/compare/changed_experts.h"
 
+#include <algorithm>
+
+#include "cli/compare/comparison.h"
 #include "core/transfer.h"
 #include "tests/support.h"
 
 namespace moe::test {
 namespace {
+
+using Values = std::vector<double>;
 
 TEST(ChangedExperts, AreCountedByTokenWithTheirGaps) {
     // Token 0: 3 in place of 1; token 1: another order; token 2: both others
@@ -32,6 +37,32 @@ TEST(ChangedExperts, HaveTheKeysThatChose) {
     const Tensor bias = Tensor::from<double>({2}, {0.25, -2.0});
     EXPECT_EQ(to_doubles(selection_keys(logits, bias, config)),
               (std::vector<double>{0.75, -1.0}));
+}
+
+// A router of bf16 is judged by one of bf16; whom it chose otherwise, fp64 says.
+TEST(ChangedExperts, AreThoseThatFp64DidNotChoose) {
+    NEEDS_DEVICE();
+    available_tiers();
+    constexpr std::int64_t kTokens = 61, kTopk = 3;
+    ComparisonRequest request;
+    request.config = small_config(12, 40, kTopk, 4);
+    request.config.finalize();
+    request.text = {"text", kTokens, 1, {}};
+    for (std::int64_t t = 0; t < kTokens; ++t)
+        request.text.bytes.push_back(std::uint8_t(t));
+    request.columns = {ModuleSpec::uniform({"naive_gpu", DType::bf16})};
+    request.repeats = 1;
+    const Comparison comparison = run_comparison(request);
+    const auto chosen = [&](int column, std::int64_t t) {
+        const Values all = to_doubles(comparison.columns.at(column).topk_idx);
+        Values mine(all.begin() + t * kTopk, all.begin() + (t + 1) * kTopk);
+        std::sort(mine.begin(), mine.end());
+        return mine;
+    };
+    std::int64_t differ = 0;
+    for (std::int64_t t = 0; t < kTokens; ++t) differ += chosen(0, t) != chosen(1, t);
+    EXPECT_GT(differ, 0);
+    EXPECT_EQ(comparison.columns[1].changed.tokens, differ);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/places.h"
+#include "core/transfer.h"
 #include "tests/cli/verify_support.h"
 
 namespace moe::test {
@@ -70,6 +71,23 @@ TEST_F(VerifyTest, NamesWrongMetadata) {
                               {"moe_config: moe_token_drop_policy = 1: ", "string"}));
     EXPECT_TRUE(RejectsConfig(R"("moe_pad_expert_input_to_capacity": true)",
                               {"moe_config: moe_pad_expert_input_to_capacity = true: "}));
+}
+
+// What the source's dtype has rounded is not held to a better one; the router stays fp64.
+TEST_F(VerifyTest, HoldsWhatWasRoundedToItsDtype) {
+    const auto code = [&](const std::string& source_dtype) {
+        const std::string file = changed("rounded", [&](TensorMap& t, Metadata& m) {
+            Tensor& output = t.at("expect.output");
+            output = transfer(transfer(output, {MemorySpace::host, DType::bf16}),
+                              {MemorySpace::host, DType::f64});
+            m["source_dtype"] = source_dtype;
+        });
+        return moe({"verify", "--tier", "reference_cpu", "--dtype", "fp64", "--", file})
+            .code;
+    };
+    EXPECT_EQ(code("fp64"), kExitDiffers);
+    EXPECT_EQ(code("fp32"), kExitDiffers);
+    EXPECT_EQ(code("bf16"), kExitOk);
 }
 
 TEST_F(VerifyTest, NamesWrongInputs) {
