@@ -193,6 +193,14 @@ TEST_F(GivenExpertsTest, AreReadFromGoldenCases) {
                    t["input.target_topk_idx"] = Tensor::zeros({27, 3}, DType::i32);
                }),
         {"target_topk_idx[0, 1] = 0: must not name"}));
+    EXPECT_TRUE(IsRejected(
+        changed(
+            "one",
+            [](TensorMap& t, auto&) {
+                EXPECT_EQ(t.erase("rank.1.input.target_topk_idx"), 1u);
+            },
+            "ranks/tp2_ep2_replay"),
+        {"rank.1.input.target_topk_idx = absent: all ranks must have it, or none"}));
     // Without it the router chooses, and nothing is as it was
     const Output free =
         moe({"verify", "--dtype", "fp64", "--tier", "reference_cpu",

@@ -177,6 +177,9 @@ TEST_F(RanksTest, NamesRowsForWhichThereIsNoRoom) {
     EXPECT_NE(read(path("report/index.html"))
                   .find("<li>flex reference_cpu:fp32: rank 1 dropped 10 rows for which"),
               std::string::npos);
+    // ⑥ runs twice, and drops these rows each time
+    const Output again = moe(flex + "0.2 --moe-layer-recompute");
+    EXPECT_TRUE(has(again, "rank 1 dropped 10 rows for which")) << again.out;
 }
 
 // As Megatron's users write them

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "distributed/process_groups.h"
 #include "tests/cli/stand_in.h"
 #include "tests/cli/support.h"
 
@@ -230,7 +231,13 @@ TEST_F(StepTest, SaysWhatCannotBe) {
 
 // ------------------------------------------------------------ a tier that is wrong there
 
-enum class Fault { forgets_counts, ignores_scale, moves_bias_back, trains_always };
+enum class Fault {
+    forgets_counts,
+    ignores_scale,
+    moves_bias_back,
+    moves_bias_back_on_rank_1,
+    trains_always
+};
 
 class FaultyTier : public StandIn {
   public:
@@ -238,8 +245,12 @@ class FaultyTier : public StandIn {
     std::unique_ptr<moe::Router> make_router(const MoEConfig& config, DType dtype,
                                              const TensorMap& parameters,
                                              const GroupsPtr& groups) const override {
+        const bool is_rank_1 = groups != nullptr && groups->tp_dp_cp->rank() == 1;
         return std::make_unique<Router>(
-            StandIn::make_router(config, dtype, parameters, groups), fault_);
+            StandIn::make_router(config, dtype, parameters, groups),
+            fault_ == Fault::moves_bias_back_on_rank_1 && is_rank_1
+                ? Fault::moves_bias_back
+                : fault_);
     }
 
   private:
@@ -320,6 +331,8 @@ TEST_F(FaultyStepTest, IsFoundOverRanks) {
                 "✗ alltoall faulty:fp32 main_grad of router.weight: worst");
     EXPECT_EXIT(run(Fault::moves_bias_back, step), differs_,
                 "✗ alltoall faulty:fp32 expert_bias_updated: worst element .0, 1.");
+    EXPECT_EXIT(run(Fault::moves_bias_back_on_rank_1, step), differs_,
+                "✗ alltoall faulty:fp32 expert_bias_updated: worst element .1, 1.");
 }
 
 }  // namespace

@@ -242,6 +242,15 @@ TEST_P(GivenExperts, AreChecked) {
     EXPECT_TRUE(refuses_target(with(2),
                                "target_topk_idx[5, 1] = 2: must not name an "
                                "expert of its row again"));
+    // Not only beside each other
+    MoEConfig three = small_config(E, E, 3);
+    three.moe_enable_routing_replay = true;
+    EXPECT_TRUE(Rejects(
+        [&] {
+            route(three, random_tensor({1, 1, E}, 4),
+                  {.target_topk_idx = Tensor::from<std::int64_t>({1, 3}, {2, 0, 2})});
+        },
+        {"target_topk_idx[0, 2] = 2: must not name"}));
     EXPECT_NO_THROW(route(replay, logits, {.target_topk_idx = with(0)}));
     replay.moe_enable_routing_replay = false;
     EXPECT_TRUE(refuses_target(with(0),

@@ -233,6 +233,21 @@ TEST(RecomputeInOptimizedGpu, OfTheActivationLaunchesNothing) {
     EXPECT_GT(launches({"moe"}), launches({"shared_experts"}));
 }
 
+TEST(SecondRun, TakesTimesAndNoValues) {
+    RunCounter counter;
+    const SecondRun again({.observer = &counter});
+    const RunContext& context = again.context();
+    context.value(Step::fc1, "fc1_output", Tensor::zeros({1}, DType::f32));
+    context.value_beside(Step::routing, "topk_probs", []() -> Tensor {
+        ADD_FAILURE() << "nobody looks at it";
+        return Tensor::zeros({1}, DType::f32);
+    });
+    { StepTimer timer(context, Step::fc1); }
+    EXPECT_TRUE(counter.values.empty());
+    EXPECT_EQ(counter.stretches, (std::map<Step, int>{{Step::fc1, 1}}));
+    EXPECT_EQ(SecondRun(RunContext{}).context().observer, nullptr);
+}
+
 TEST(RecomputedInWords, NamesStepsAndModules) {
     const auto words = [](const Modules& modules) {
         MoEConfig c = recomputing(base_config(), modules);
