@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cli/compare/comparison.h"
+#include "cli/compare/judge.h"
 #include "core/transfer.h"
 #include "tests/support.h"
 
@@ -37,6 +38,23 @@ TEST(ChangedExperts, HaveTheKeysThatChose) {
     const Tensor bias = Tensor::from<double>({2}, {0.25, -2.0});
     EXPECT_EQ(to_doubles(selection_keys(logits, bias, config)),
               (std::vector<double>{0.75, -1.0}));
+}
+
+TEST(ChangedExperts, AreThoseOfAllMicroBatches) {
+    const auto recorded = [](double second) {
+        Recorded all;
+        for (const double expert : {2.0, second}) {
+            std::map<Step, TensorMap> values;
+            values[Step::gating]["logits"] = Tensor::from<double>({1, 3}, {1, 4, 6});
+            values[Step::routing]["topk_idx"] = Tensor::from<double>({1, 1}, {expert});
+            all.of_micro_batch.push_back(values);
+        }
+        return all;
+    };
+    const ChangedExperts changed =
+        count_changed_experts(recorded(1), recorded(2), {}, small_config(4, 3, 1, 5));
+    EXPECT_EQ(changed.tokens, 1);
+    EXPECT_EQ(changed.closest, 2.0);
 }
 
 // A router of bf16 is judged by one of bf16; whom it chose otherwise, fp64 says.

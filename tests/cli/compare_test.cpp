@@ -28,6 +28,11 @@ TEST(Text, IsCutIntoSequences) {
     EXPECT_EQ(read_text(path, 100, 2, true).seq_len, 5);
     EXPECT_EQ(read_text(path, 3, 2, true).seq_len, 3);
     EXPECT_EQ(read_text(path, 11, 1, false).bytes.size(), 11u);
+    // Two micro-batches share it: the second begins where the first ended
+    const auto pieces = read_micro_batches(path, 2, 100, 2, true);
+    ASSERT_EQ(pieces.size(), 2u);
+    EXPECT_EQ(pieces[0].seq_len, 2);
+    EXPECT_EQ(std::string(pieces[1].bytes.begin(), pieces[1].bytes.end()), "egfh");
     EXPECT_TRUE(Rejects([&] { read_text(path, 6, 2, false); }, {"11 bytes", "12"}));
     EXPECT_TRUE(Rejects([&] { read_text(path, 1, 12, true); }, {"11 bytes", "12"}));
     fs::remove(path);

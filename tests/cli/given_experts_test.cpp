@@ -156,6 +156,12 @@ TEST_F(GivenExpertsTest, TakeTheBytesOfATextAsIds) {
                        ? ""
                        : " --text " + write("t", std::string(4096, 'e')))),
             {"moe_router_hash_vocab_size = 255: must be at least 256 with a text"}));
+    const Output all =
+        moe(kSmall +
+            write("all.txt", "the quick brown fox jumps over the lazy dog, " +
+                                 std::string(60, 'o')) +
+            " --moe-router-hash-vocab-size 257 --eval");
+    EXPECT_EQ(all.code, kExitOk) << all.out << all.err;
     const Output traced = moe("trace --moe-router-hash-vocab-size 5");
     EXPECT_EQ(traced.code, kExitOk) << traced.err;
     EXPECT_TRUE(has(traced, "  token_ids (8, 1) int64\n")) << traced.out;

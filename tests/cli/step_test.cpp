@@ -3,6 +3,9 @@
 
 #include <cmath>
 
+#include "cli/compare/comparison.h"
+#include "cli/ranks/run.h"
+#include "core/transfer.h"
 #include "distributed/process_groups.h"
 #include "tests/cli/stand_in.h"
 #include "tests/cli/support.h"
@@ -227,6 +230,20 @@ TEST_F(StepTest, SaysWhatCannotBe) {
     for (const char* command : {"bench", "wire", "verify file"})
         for (const char* flag : {" --eval", " --micro-batches 2"})
             EXPECT_TRUE(IsBadInput(std::string(command) + flag, {split(flag)[0]}));
+}
+
+// Ranks and whole have these from one place, so that neither shows the other's fault.
+TEST(StepInputs, AreOfTheirMicroBatch) {
+    RankJob job;
+    job.config = small_config();
+    EXPECT_EQ(job.context().main_loss_backward_scale.value(), 1.0);
+    job.more_micro_batches.resize(3);
+    EXPECT_EQ(job.context().main_loss_backward_scale.value(), 0.25);
+    std::vector<std::vector<double>> gradients;
+    for (const std::int64_t i : {0, 1, 0})
+        gradients.push_back(to_doubles(random_gradient({7, 3}, 5, i)));
+    EXPECT_EQ(gradients[0], gradients[2]);
+    EXPECT_NE(gradients[0], gradients[1]);
 }
 
 // ------------------------------------------------------------ a tier that is wrong there

@@ -90,6 +90,25 @@ TEST_F(VerifyTest, HoldsWhatWasRoundedToItsDtype) {
     EXPECT_EQ(code("bf16"), kExitOk);
 }
 
+TEST_F(VerifyTest, SaysWhichRouterAFileWithoutOneHas) {
+    const auto hints = [&](const std::string& source_dtype, double off) {
+        const std::string file = changed("open", [&](TensorMap& t, Metadata& m) {
+            std::string& config = m.at("moe_config");
+            const std::string router = ", \"moe_router_dtype\": \"fp64\"";
+            EXPECT_NE(config.find(router), std::string::npos);
+            config.erase(config.find(router), router.size());
+            t.at("expect.output").data<double>()[0] += off;
+            if (!source_dtype.empty()) m["source_dtype"] = source_dtype;
+        });
+        return has(moe({"verify", "--tier", "naive_gpu", "--dtype", "bf16", "--", file}),
+                   "moe_router_dtype is not set: this router is of bf16");
+    };
+    NEEDS_DEVICE();
+    EXPECT_TRUE(hints("", 100.0));
+    EXPECT_FALSE(hints("bf16", 100.0)) << "the file says so";
+    EXPECT_FALSE(hints("", 0.0));
+}
+
 TEST_F(VerifyTest, NamesWrongInputs) {
     EXPECT_TRUE(RejectsTensor("input.hidden_states", Tensor::zeros({1, 16}, DType::f32),
                               {"input.hidden_states = shape (1, 16): "}));

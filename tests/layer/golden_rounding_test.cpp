@@ -62,6 +62,17 @@ TEST(GoldenRounding, JudgesWhatAllButCancels) {
     EXPECT_FALSE(off.ok) << off.error << " of " << off.bound;
 }
 
+TEST(GoldenRounding, ChangesEveryMicroBatch) {
+    GoldenCase golden = golden_case("micro_batches_global_bias");
+    std::vector<std::int64_t> lengths, expected;
+    golden.ranks[0].change_inputs(
+        [&](GoldenInput& input) { lengths.push_back(input.hidden_states.dim(0)); });
+    for (const GoldenInput& input : golden.ranks[0].micro_batches())
+        expected.push_back(input.hidden_states.dim(0));
+    EXPECT_EQ(expected.size(), 3u);
+    EXPECT_EQ(lengths, expected);
+}
+
 class GoldenRoundingTest : public testing::TestWithParam<ComponentSpec> {
   protected:
     const ModuleSpec spec_ = ModuleSpec::uniform(GetParam());

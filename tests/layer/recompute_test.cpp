@@ -211,6 +211,19 @@ TEST_P(RecomputeTest, KeepsFewerBytesByWhatTheTierSays) {
     }
 }
 
+TEST_P(RecomputeTest, KeepsFewerBytesInAnEvaluationToo) {
+    const auto kept = [&](const Modules& modules) {
+        MoEConfig c = recomputing(dropless(base_config()), modules);
+        c.finalize();
+        MoELayer layer(c, ModuleSpec::uniform(GetParam()), random_parameters(c, 3));
+        const RunContext evaluation{.training = false};
+        layer.forward(hidden_, {}, evaluation);
+        return count_kept_bytes(layer, hidden_, evaluation);
+    };
+    EXPECT_LT(kept({"moe"}), kept({"shared_experts"}));
+    EXPECT_LT(kept({"shared_experts"}), kept({}));
+}
+
 INSTANTIATE_TEST_SUITE_P(Tiers, RecomputeTest, testing::ValuesIn(available_suppliers()),
                          instance_name);
 

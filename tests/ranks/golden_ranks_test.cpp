@@ -131,6 +131,21 @@ std::vector<OtherDispatcher> other_dispatchers() {
     return result;
 }
 
+// What a dispatcher alone has, and whose tokens it wants alike, in any micro-batch.
+TEST(GoldenRankCases, LookAtEveryMicroBatchOfAnotherDispatcher) {
+    GoldenCase golden = golden_case("dp2_tp2_micro_batches");
+    golden.ranks[1].expected["micro_batch.1.expect.input_splits"] =
+        Tensor::zeros({2}, DType::i64);
+    const DispatcherCase flex = through_dispatcher(golden, "flex");
+    EXPECT_EQ(flex.left_out, std::vector<std::string>{"expect.input_splits"});
+    EXPECT_EQ(num_expectations(flex.golden) + 1, num_expectations(golden));
+    EXPECT_NO_THROW(through_dispatcher(golden, "allgather"));
+    Tensor& hidden = golden.ranks[1].more_micro_batches[0].hidden_states;
+    hidden = hidden.first(1);
+    EXPECT_TRUE(Rejects([&] { through_dispatcher(golden, "allgather"); },
+                        {"allgather", "rank 0 has 3 then 6, rank 1 3 then 3"}));
+}
+
 class GoldenRanksThrough : public testing::TestWithParam<OtherDispatcher> {};
 
 TEST_P(GoldenRanksThrough, Match) {
