@@ -59,13 +59,16 @@ TEST(Compare, PrintsANoteOnceForAllProcesses) {
     const Outcome good = run_moe(
         "compare --spawn 2 --seq-length 6 --micro-batch-size 2 --report none --dtype "
         "fp64 "
-        "--micro-batches 2 --moe-token-dispatcher-type alltoall --megatron-args " +
+        "--micro-batches 2 --moe-token-dispatcher-type alltoall "
+        "--moe-router-score-function sigmoid --moe-router-enable-expert-bias "
+        "--megatron-args " +
         script);
     std::filesystem::remove(script);
     EXPECT_EQ(good.code, 0) << good.output;
     EXPECT_EQ(good.count("moe: note: --megatron-args: not the layer's: --lr"), 1)
         << good.output;
     EXPECT_EQ(good.count("  main_grad of router.weight "), 1) << good.output;
+    EXPECT_EQ(good.count("  expert_bias_updated "), 1) << good.output;
     EXPECT_EQ(good.count("✓ all dispatchers and tiers agree"), 1) << good.output;
 }
 
