@@ -168,6 +168,12 @@ TEST_F(StepTest, RanksAgreeWithOneOnEveryMicroBatchAndOnTheStep) {
     EXPECT_TRUE(has(eval, "\nMode    evaluation"));
     EXPECT_FALSE(has(eval, "balancing_loss"));
     EXPECT_FALSE(has(eval, "_updated"));
+    // Training would want a whole share of tokens for each expert
+    EXPECT_EQ(moe(compare_ranks(text, "3") +
+                  "--expert-model-parallel-size 1 --dtype fp32 --num-experts 41 --eval " +
+                  quantiles)
+                  .code,
+              kExitOk);
 }
 
 TEST_F(StepTest, TraceRunsMicroBatchesOneAfterAnother) {
@@ -191,6 +197,30 @@ TEST_F(StepTest, TraceRunsMicroBatchesOneAfterAnother) {
     };
     EXPECT_EQ(forward(two), forward(one));
     EXPECT_EQ(count_lines(two.err), count_lines(one.err));
+}
+
+TEST_F(StepTest, TraceScalesMicroBatchesAndAddsThemUp) {
+    const std::string trace = "trace --dtype fp64 --moe-aux-loss-coeff ";
+    const Output two = moe(trace + "0.2 --moe-z-loss-coeff 0.1 --micro-batches 2"),
+                 half = moe(trace + "0.1 --moe-z-loss-coeff 0.05");
+    const std::string gradients = half.out.substr(half.out.find("\nGradients\n"));
+    EXPECT_TRUE(has(two, gradients + "\nMicro-batch 1\n")) << gradients;
+    // Of both micro-batches, and of all together; four decimals are printed
+    const auto first_numbers = [&](const std::string& name, char before) {
+        std::vector<double> numbers;
+        for (std::size_t at = 0; (at = two.out.find("\n  " + name, at)) != two.out.npos;)
+            numbers.push_back(
+                std::stod(two.out.substr(at = two.out.find(before, at + 3) + 1)));
+        return numbers;
+    };
+    const auto losses = first_numbers("z_loss ", ' '),
+               weights = first_numbers("grad.router.weight ", '\n');
+    ASSERT_EQ(losses.size(), 3u);
+    ASSERT_EQ(weights.size(), 3u);
+    EXPECT_NEAR(losses[2], (losses[0] + losses[1]) / 2.0, 1.1e-4);
+    EXPECT_NEAR(weights[2], weights[0] + weights[1], 1.6e-4);
+    EXPECT_GT(std::abs(weights[0]), 1e-3);
+    EXPECT_NE(losses[0], losses[1]);
 }
 
 TEST_F(StepTest, TraceOfAnEvaluationIsThatWithoutLosses) {
