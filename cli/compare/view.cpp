@@ -110,7 +110,7 @@ void print_kept(const Comparison& c) {
                 : fmt::format("  {} + m = {} + {}", column.kept.formula,
                               grouped(column.kept.bytes / T), grouped(metadata / T));
         if (!column.kept.is_off() && !recomputed_in_words(c.config).empty())
-            parts += fmt::format("; without recompute {} + m, {} + m",
+            parts += fmt::format("; without recompute {} + m = {} + m",
                                  column.kept_otherwise.formula,
                                  grouped(column.kept_otherwise.bytes / T));
         fmt::print("{}\n", wrapped(fmt::format("  {:<20}{:>10}{}", column.label,

@@ -32,10 +32,12 @@ TEST_F(RecomputeCliTest, CompareShowsBytesWithAndWithout) {
     EXPECT_EQ(act.code, kExitOk) << act.err;
     EXPECT_THAT(act.out, HasSubstr("⑧ again in backward: recompute_modules moe_act\n"));
     // fp32: H = 24, N = 2 T, F = 20, Fs = 12
-    EXPECT_THAT(act.out, HasSubstr("; without recompute 2TH + NH + 3NF + 3TFs = 1,008"));
+    EXPECT_THAT(act.out,
+                HasSubstr("; without recompute 2TH + NH + 3NF + 3TFs + m = 1,008 + m"));
     EXPECT_THAT(act.out, HasSubstr("2TH + NH + 2NF + 3TFs + m = 848 + "));
-    EXPECT_THAT(read(path("report/index.html")),
-                HasSubstr("3TFs + m; without recompute 2TH + NH + 3NF + 3TFs = 1,008"));
+    EXPECT_THAT(
+        read(path("report/index.html")),
+        HasSubstr("3TFs + m; without recompute 2TH + NH + 3NF + 3TFs + m = 1,008 + m"));
     const Output whole = compare("--moe-layer-recompute");
     EXPECT_EQ(whole.code, kExitOk) << whole.err;
     EXPECT_THAT(whole.out,
