@@ -54,7 +54,6 @@ class ReferenceCpu : public Tier {
     /// twice but recompute_modules.
     std::vector<KeptTensor> kept(const MoEConfig& config, DType router,
                                  DType dtype) const override {
-        if (router == DType::bf16) router = DType::f64;  // holds its values
         const int halves = config.gated_linear_unit ? 2 : 1;
         const bool shared = config.shared_ffn() > 0, whole = recomputes(config, "moe");
         std::vector<KeptTensor> kept = {{"tokens", 1, "TH", router}};
