@@ -13,7 +13,7 @@ namespace moe {
 /// Whether the backward runs `module` once more: "moe_act", "shared_experts" or "moe".
 bool recomputes(const MoEConfig& config, const std::string& module);
 
-/// "⑧ runs again in backward (recompute_modules moe_act)", or nothing.
+/// "⑧ again in backward: recompute_modules moe_act", or nothing.
 std::string recomputed_in_words(const MoEConfig& config);
 
 /// The context of a forward that runs once more. Its times count for the steps that they
