@@ -1,4 +1,4 @@
-"""Golden cases from Megatron-Core's own MoELayer, run on a CPU in fp64.
+"""Golden cases from Megatron-Core's own MoELayer, run on a CPU in fp64, or in bf16.
 
   python from_megatron.py FOLDER [CASE...]          writes them
   python from_megatron.py --check FOLDER [CASE...]  holds those in a folder against it
@@ -27,6 +27,9 @@ GATED = {"gated_linear_unit": True, "activation_func": "silu", "add_bias_linear"
 AUX = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.01}
 QUANTILE = {"moe_router_load_balancing_type": "quantile_balancing",
             "moe_router_quantile_balancing_ema": 0.25, "moe_z_loss_coeff": 0.5}
+# The layer's dtype, bf16, is the router's
+OF_BF16 = {"gated_linear_unit": True, "activation_func": "silu", "add_bias_linear": False,
+           "moe_token_dispatcher_type": "alltoall", "moe_router_dtype": None}
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Case:
     seed: int
     world: int = 1
     shows: tuple = ()  # what else is in the file: see Layer.watch
+    dtype: torch.dtype = torch.float64
 
 
 CASES = {
@@ -72,6 +76,28 @@ CASES = {
          "expert_model_parallel_size": 2, "expert_tensor_parallel_size": 2,
          "sequence_parallel": True, "moe_shared_expert_intermediate_size": 14}
         | AUX | GATED, (5, 2), 1, world=4, shows=("exchange",)),
+    # Seeds by which bf16 chooses other experts than fp64 for some token
+    "bf16_router": Case(
+        OF_BF16 | {"hidden_size": 24, "num_moe_experts": 9, "moe_router_topk": 2,
+                   "moe_ffn_hidden_size": 14} | AUX | {"moe_aux_loss_coeff": 0.02},
+        (17, 3), 30, dtype=torch.bfloat16),
+    "bf16_router_sigmoid_drop": Case(
+        OF_BF16 | {"hidden_size": 20, "num_moe_experts": 12, "moe_router_topk": 3,
+                   "moe_ffn_hidden_size": 10, "moe_router_score_function": "sigmoid",
+                   "moe_router_num_groups": 4, "moe_router_group_topk": 2,
+                   "moe_router_topk_scaling_factor": 2.5,
+                   "moe_router_enable_expert_bias": True,
+                   "moe_expert_capacity_factor": 1.0,
+                   "moe_router_load_balancing_type": "seq_aux_loss",
+                   "moe_aux_loss_coeff": 0.01},
+        (14, 3), 76, dtype=torch.bfloat16),
+    "bf16_router_pre_softmax_bias": Case(
+        OF_BF16 | {"add_bias_linear": True, "gated_linear_unit": False,
+                   "activation_func": "gelu", "hidden_size": 16, "num_moe_experts": 7,
+                   "moe_router_topk": 3, "moe_ffn_hidden_size": 12,
+                   "moe_router_pre_softmax": True,
+                   "moe_router_load_balancing_type": "none"},
+        (13, 3), 16, dtype=torch.bfloat16),
 }
 
 
@@ -90,14 +116,18 @@ def shapes_of(c):
     shapes["experts.linear_fc1.weight"] = (E, fc1, latent)
     shapes["experts.linear_fc2.weight"] = (E, latent, width)
     if c["add_bias_linear"]:
-        shapes |= {"router.bias": (E,), "fc1_latent_proj.bias": (latent,),
-                   "fc2_latent_proj.bias": (H,), "experts.linear_fc1.bias": (E, fc1),
+        shapes["router.bias"] = (E,)
+        if latent != H:
+            shapes |= {"fc1_latent_proj.bias": (latent,), "fc2_latent_proj.bias": (H,)}
+        shapes |= {"experts.linear_fc1.bias": (E, fc1),
                    "experts.linear_fc2.bias": (E, latent)}
     if shared := c.get("moe_shared_expert_intermediate_size"):
         shapes["shared_experts.linear_fc1.weight"] = (2 * shared, H)
         shapes["shared_experts.linear_fc2.weight"] = (H, shared)
         if c.get("moe_shared_expert_gate"):
             shapes["shared_experts.gate_weight"] = (1, H)
+    if c.get("moe_router_enable_expert_bias"):
+        shapes["router.expert_bias"] = (E,)
     return shapes
 
 
@@ -122,7 +152,10 @@ def draw_case(case):
 
 
 def require_no_ties(case, weights, inputs):
-    """Of two keys that rounding may swap each precision would choose another expert."""
+    """Of two keys that rounding may swap each precision would choose another expert.
+    That is what a case in bf16 is for."""
+    if case.dtype == torch.bfloat16:
+        return
     tokens = torch.cat([x.flatten(0, 1) for x, _ in inputs]).double()
     keys = tokens @ weights["router.weight"].double().T
     keys = keys + weights.get("router.bias", 0.0) - weights.get("router.qb_beta", 0.0)
@@ -142,7 +175,7 @@ class Layer:
         from megatron.core.transformer.transformer_config import TransformerConfig
         self.case, self.dtype, self.groups = case, dtype, groups
         c = dict(case.config)
-        c["activation_func"] = {"silu": F.silu,
+        c["activation_func"] = {"silu": F.silu, "gelu": F.gelu,
                                 "squared_relu": squared_relu}[c["activation_func"]]
         c["moe_router_dtype"] = router_dtype
         self.config = TransformerConfig(
@@ -163,6 +196,8 @@ class Layer:
             part = self.part_of(weights, name)
             assert part.shape == parameter.shape, (name, part.shape, parameter.shape)
             parameter.data = part.to(parameter.dtype).contiguous()
+        if (bias := weights.get("router.expert_bias")) is not None:
+            self.layer.router.expert_bias = bias.clone()
         if (beta := weights.get("router.qb_beta")) is not None:
             router = self.layer.router
             router.qb_beta, router.qb_beta_accum = beta.clone(), torch.zeros_like(beta)
@@ -282,7 +317,8 @@ def run_rank(rank, name, meeting, path):
         create_gloo_process_groups=False,
         **{k: v for k, v in case.config.items() if k.endswith("_parallel_size")})
     weights, inputs = draw_case(case)
-    got = Layer(case, torch.float64).run(weights, *inputs[rank])
+    router_dtype = case.config["moe_router_dtype"]
+    got = Layer(case, case.dtype, router_dtype).run(weights, *inputs[rank])
     everybody = [None] * case.world
     dist.all_gather_object(everybody, got)
     if rank == 0:
@@ -299,12 +335,20 @@ def write(path, name, weights, inputs, everybody):
         of_rank |= {"input.hidden_states": hidden, "input.grad_output": doutput}
         tensors |= {("" if one else f"rank.{r}.") + key: value.contiguous()
                     for key, value in of_rank.items()}
-    source = "Megatron-Core 0.19.2 MoELayer, CPU, fp64, " + (
+    name_of_dtype = "fp64"
+    if case.dtype == torch.bfloat16:
+        name_of_dtype = "bf16 throughout"
+        tensors = {key: value.bfloat16() if value.is_floating_point() else value
+                   for key, value in tensors.items()}
+    source = f"Megatron-Core 0.19.2 MoELayer, CPU, {name_of_dtype}, " + (
         "one rank" if one else "gloo ranks")
     if "moe_latent_size" in case.config:
         source += "; latent projections by torch.nn.functional.linear"
     metadata = {"format": CASE_FORMAT, "case": name.split("/")[-1], "source": source,
                 "moe_config": json.dumps(case.config)}
+    if case.dtype == torch.bfloat16:
+        metadata["source_dtype"] = "bf16"
+        metadata["source"] += "; ties go to the lower expert"
     if not one:
         metadata["world_size"] = str(case.world)
     if "source_errors" in case.shows:
@@ -322,8 +366,10 @@ def make(name, path):
 def differences(ours, theirs):
     """What two files differ in, to the last bit; the order of their tensors is none."""
     with safe_open(ours, "pt") as a, safe_open(theirs, "pt") as b:
-        for field in ("moe_config", "source_errors", "world_size"):
-            texts = [json.loads(f.metadata().get(field, "null")) for f in (a, b)]
+        for field in ("moe_config", "source_errors", "world_size", "source_dtype"):
+            texts = [f.metadata().get(field, "null") for f in (a, b)]
+            if field != "source_dtype":
+                texts = [json.loads(text) for text in texts]
             if texts[0] != texts[1]:
                 yield f"{field}: {texts[0]} is not {texts[1]}"
     a, b = load_file(ours), load_file(theirs)
