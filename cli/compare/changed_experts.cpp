@@ -81,6 +81,9 @@ ChangedExperts count_changed_experts(const Tensor& topk_idx, const Tensor& refer
 
 std::string in_words(const ChangedExperts& changed) {
     if (changed.tokens == 0) return "     0";
+    if (changed.tokens == 1)
+        return fmt::format("{:>6}: in fp64 the experts exchanged are {:.1e} apart", 1,
+                           changed.closest);
     return fmt::format(
         "{:>6}: in fp64 the experts exchanged are from {:.1e} to {:.1e} apart",
         changed.tokens, changed.closest, changed.farthest);

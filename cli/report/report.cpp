@@ -237,7 +237,7 @@ std::string kept_section(const Comparison& c) {
         const std::string otherwise =
             recomputed_in_words(c.config).empty()
                 ? ""
-                : fmt::format("; without recompute {} = {}", without.formula,
+                : fmt::format("; without recompute {} + m = {} + m", without.formula,
                               grouped(without.bytes / T));
         rows += fmt::format(
             "<tr><td>{}</td><td>{}</td><td class='words'>{}</td><td>{}</td></tr>\n",

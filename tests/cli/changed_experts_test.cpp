@@ -25,6 +25,8 @@ TEST(ChangedExperts, AreCountedByTokenWithTheirGaps) {
     EXPECT_EQ(in_words(changed),
               "     2: in fp64 the experts exchanged are from 2.5e-01 to 1.0e+00 apart");
     EXPECT_EQ(in_words(count_changed_experts(expected, expected, keys)), "     0");
+    EXPECT_EQ(in_words({1, 0.5, 0.5}),
+              "     1: in fp64 the experts exchanged are 5.0e-01 apart");
 }
 
 TEST(ChangedExperts, HaveTheKeysThatChose) {
