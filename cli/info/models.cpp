@@ -39,7 +39,7 @@ std::string switches(const MoEConfig& config, const std::string& ours) {
         if (name == "moe_router_topk" && value != 1) continue;
         text += (text.empty() ? "`" : ", `") + name + "`";
         if (value.is_string()) text += " " + value.get<std::string>();
-        if (name == ours) text += "\\*";
+        if (name == ours) text += "†";
         if (value == false || name == "moe_router_topk") text += " " + value.dump();
     }
     return text.empty() ? "none" : text;
