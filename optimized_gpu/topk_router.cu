@@ -318,7 +318,6 @@ Tensor TopKRouter::make_dense_backward(const Tensor& dprobs,
 void TopKRouter::backward(Tensor& dhidden, TensorMap& gradients, const Tensor& dprobs,
                           const Saved& saved_base, const RunContext& context) {
     const auto& saved = saved_as<RouterSaved>(saved_base);
-    const Tensor none = {};
 
     // ⑰ What was dropped comes back as 0: it has no gradient of its own, but stays in its
     // token's sum.
