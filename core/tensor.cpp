@@ -49,12 +49,13 @@ Tensor Tensor::zeros(Shape shape, DType dtype, MemorySpace space) {
     return result;
 }
 
-Tensor Tensor::borrow(const TensorView& view) {
+Tensor Tensor::borrow(const TensorView& view, std::shared_ptr<void> owner) {
     MOE_CHECK(view.bytes != nullptr || view.numel() == 0);
-    // A tensor is defined when it has an owner; this one owns nothing, and frees nothing.
+    // A tensor is defined when it has an owner; nobody owns nothing, and frees nothing.
     static char nobody;
     Tensor result;
-    result.owner_ = std::shared_ptr<void>(&nobody, [](void*) {});
+    result.owner_ = owner != nullptr ? std::move(owner)
+                                     : std::shared_ptr<void>(&nobody, [](void*) {});
     result.view_ = view;
     return result;
 }

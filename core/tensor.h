@@ -70,10 +70,10 @@ class Tensor {
     template <typename T>
     static Tensor from(Shape shape, const std::vector<T>& values);
     /// Somebody else's memory, without a copy: what they write there later, this tensor
-    /// has. They keep it in place for as long as this tensor or one that shares its
-    /// memory lives, and free it themselves. InternalError for a null pointer, unless the
-    /// view has no elements.
-    static Tensor borrow(const TensorView& view);
+    /// has. It stays in place for as long as this tensor or one that shares its memory
+    /// lives: `owner` is let go with the last of them; without one that is the caller's
+    /// promise. InternalError for a null pointer, unless the view has no elements.
+    static Tensor borrow(const TensorView& view, std::shared_ptr<void> owner = nullptr);
 
     bool defined() const { return owner_ != nullptr; }
     const TensorView& view() const { return view_; }
