@@ -1,0 +1,87 @@
+/// @file
+/// What Python holds of the layer's parts, and where each file of this folder defines its
+/// classes.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "core/buffer_pool.h"
+#include "core/config.h"
+#include "core/module_spec.h"
+#include "core/steps.h"
+#include "core/tier.h"
+#include "distributed/process_groups.h"
+
+namespace moe::python {
+
+namespace nb = nanobind;
+
+/// moe.MoEConfig: as it was given, and finalized.
+struct Config {
+    MoEConfig given, config;
+    explicit Config(const MoEConfig& given) : given(given), config(given) {
+        config.finalize();
+    }
+};
+
+/// moe.ProcessGroups: a rank's groups, as long as the ranks run.
+struct Groups {
+    distributed::ProcessGroupsPtr groups;
+    std::shared_ptr<std::atomic<bool>> running;
+};
+/// The groups of the argument, null for None. InputError once the ranks have ended.
+GroupsPtr groups_from(const Groups* groups);
+
+/// What every object with components needs to run them: one call at a time, in memory
+/// that calls give on to each other, with Python's lock released.
+class Runner {
+  public:
+    explicit Runner(const ModuleSpec& spec, const Groups* groups);
+
+    /// What `action` returns. InputError where this process or its ranks cannot run it.
+    template <typename Action>
+    auto run(const Action& action) {
+        require_usable();
+        const nb::gil_scoped_release released;
+        const std::lock_guard lock(mutex_);
+        const BufferPool::Scope scope(pool_);
+        return action();
+    }
+
+  private:
+    void require_usable() const;
+
+    std::mutex mutex_;
+    BufferPool pool_;
+    bool on_gpu_;
+    std::shared_ptr<std::atomic<bool>> running_;  // null: without ranks
+};
+
+/// A ModuleSpec, or a text that names one.
+ModuleSpec spec_from(nb::handle spec);
+
+/// Losses as a dict.
+nb::dict to_python(const std::map<std::string, double>& losses);
+
+/// Tells OpenMP, in a process that was forked, that its threads are not there.
+void survive_forks();
+/// True in a process forked from one that had this module.
+bool is_forked();
+
+void bind_config(nb::module_& module);
+void bind_suppliers(nb::module_& module);
+void bind_layer(nb::module_& module);
+void bind_trace(nb::module_& module);
+void bind_router(nb::module_& module);
+void bind_experts(nb::module_& module);
+void bind_dispatcher(nb::module_& module);
+void bind_permutation(nb::module_& module);
+void bind_ranks(nb::module_& module);
+
+}  // namespace moe::python
