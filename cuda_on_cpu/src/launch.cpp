@@ -1,11 +1,14 @@
 // launch.cpp: check a launch, then run its blocks on all CPU threads.
 
+#include <pthread.h>
+
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -88,10 +91,7 @@ Options options_from_environment() {
 /// CPU threads that wait for blocks to run.
 class Workers {
   public:
-    static Workers& shared() {
-        static Workers workers;
-        return workers;
-    }
+    static Workers& shared() { return *instance(); }
     ~Workers() {
         {
             const std::lock_guard lock(mutex_);
@@ -122,6 +122,18 @@ class Workers {
     }
 
   private:
+    // TUTORIAL: fork() copies memory but no thread. The child's workers are threads that
+    // it does not have: it forgets them, and starts its own when it launches something.
+    static std::unique_ptr<Workers>& instance() {
+        static std::unique_ptr<Workers> workers = [] {
+            pthread_atfork(nullptr, nullptr, [] {
+                (void)instance().release();
+                instance() = std::make_unique<Workers>();
+            });
+            return std::make_unique<Workers>();
+        }();
+        return workers;
+    }
     void wait_for_work(int index) {
         std::uint64_t seen = 0;
         std::unique_lock lock(mutex_);

@@ -60,11 +60,11 @@ void bind_config(nb::module_& module) {
         module, "MoEConfig",
         R"(What a layer is, by the field names of Megatron's TransformerConfig. Immutable.
 
-``MoEConfig("mixtral_8x7b")`` is a preset, ``MoEConfig("mixtral_8x7b", scale=16)`` the same
-with widths divided by 16, and keywords set fields: ``MoEConfig(hidden_size=64,
-num_moe_experts=8, moe_router_topk=2, moe_ffn_hidden_size=96)``. InputError names the field
-that is unknown, of a wrong type, or at odds with others. ``moe info --fields`` explains
-them all.)");
+``MoEConfig("mixtral_8x7b")`` is a preset, ``MoEConfig("mixtral_8x7b", scale=16)`` with
+widths divided by 16, and keywords set fields: ``MoEConfig(hidden_size=64,
+num_moe_experts=8, moe_router_topk=2, moe_ffn_hidden_size=96)``. InputError names the
+field that is unknown, of a wrong type, or at odds with others. ``moe info --fields``
+explains them all.)");
     config
         .def(
             "__init__",

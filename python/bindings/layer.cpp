@@ -31,12 +31,16 @@ Tensor in_three_axes(const std::string& field, const Tensor& tensor) {
     return tensor.reshaped({tensor.dim(0), 1, tensor.dim(1)});
 }
 
-RunContext context_from(bool training, double main_loss_backward_scale,
-                        nb::handle token_ids, nb::handle target_topk_idx) {
+RunContext context_from(const MoEConfig& config, bool training,
+                        double main_loss_backward_scale, nb::handle token_ids,
+                        nb::handle target_topk_idx) {
     RunContext context;
     context.training = training;
     context.main_loss_backward_scale = main_loss_backward_scale;
     context.token_ids = tensor_or_none(token_ids, "token_ids");
+    if (context.token_ids.defined() && !config.moe_router_hash_vocab_size)
+        reject("token_ids", to_string(context.token_ids.shape()),
+               "must be left out without moe_router_hash_vocab_size");
     context.target_topk_idx = tensor_or_none(target_topk_idx, "target_topk_idx");
     return context;
 }
@@ -88,7 +92,7 @@ double relative_error(nb::handle got, nb::handle expected) {
     if (a.shape() != b.shape())
         reject("got", to_string(a.shape()),
                "must have the shape of what is expected, " + to_string(b.shape()));
-    const nb::gil_scoped_release released;
+    const Unlocked unlocked;
     return measure_closeness(a, b).error;
 }
 
@@ -170,7 +174,8 @@ that is not there. One call runs at a time; Python's lock is released while it d
                bool training, double scale, nb::handle token_ids, nb::handle target) {
                 return run_forward(self, tensor_from(hidden, "hidden_states"),
                                    as_mask(mask),
-                                   context_from(training, scale, token_ids, target));
+                                   context_from(self->layer->config(), training, scale,
+                                                token_ids, target));
             },
             nb::arg("hidden_states").none(), nb::arg("padding_mask") = nb::none(),
             nb::kw_only(), nb::arg("training") = true,

@@ -38,8 +38,10 @@ struct Gradients {
 /// (S, B, H) as it is, and (T, H) as (T, 1, H). InputError, naming `field`, otherwise.
 Tensor in_three_axes(const std::string& field, const Tensor& tensor);
 
-RunContext context_from(bool training, double main_loss_backward_scale,
-                        nb::handle token_ids, nb::handle target_topk_idx);
+/// InputError for token ids that the config has no use for.
+RunContext context_from(const MoEConfig& config, bool training,
+                        double main_loss_backward_scale, nb::handle token_ids,
+                        nb::handle target_topk_idx);
 
 /// @param hidden  (S, B, H) or (T, H)
 std::shared_ptr<Forward> run_forward(std::shared_ptr<Layer> layer, const Tensor& hidden,

@@ -3,10 +3,6 @@
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <pthread.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "cli/commands.h"
 #include "core/error.h"
@@ -18,18 +14,6 @@
 
 namespace moe::python {
 namespace {
-
-std::atomic<bool> forked = false;
-
-// TUTORIAL: fork() copies the memory of all threads, and one thread. OpenMP in the child
-// believes in a team that is not there, and the first parallel loop waits for it for
-// ever. With one thread it asks nobody; the layer's bits do not depend on their number.
-void in_the_child() {
-    forked = true;
-#ifdef _OPENMP
-    omp_set_num_threads(1);
-#endif
-}
 
 void bind_errors(nb::module_& module) {
     nb::exception<InputError>(module, "InputError", PyExc_ValueError);
@@ -46,14 +30,6 @@ void bind_errors(nb::module_& module) {
 }
 
 }  // namespace
-
-void survive_forks() {
-    pthread_atfork(nullptr, nullptr, in_the_child);
-}
-
-bool is_forked() {
-    return forked;
-}
 
 Runner::Runner(const ModuleSpec& spec, const Groups* groups)
     : on_gpu_(spec.uses_device() && !gpu::is_emulated()),
@@ -77,6 +53,7 @@ NB_MODULE(_moe, module) {
     module.doc() = "The compiled part of the package moe.";
     if (moe::tiers().empty()) moe::register_all_tiers();
     survive_forks();
+    wait_at_exit(module);
     // An object that still lives when the interpreter ends is nobody's mistake.
     nanobind::set_leak_warnings(false);
     bind_errors(module);
@@ -93,7 +70,7 @@ NB_MODULE(_moe, module) {
     module.def(
         "run_program",
         [](const std::vector<std::string>& arguments) {
-            const nanobind::gil_scoped_release released;
+            const Unlocked unlocked;
             return moe::run_program(arguments);
         },
         nanobind::arg("arguments"),

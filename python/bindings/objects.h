@@ -17,6 +17,7 @@
 #include "core/steps.h"
 #include "core/tier.h"
 #include "distributed/process_groups.h"
+#include "python/bindings/unlocked.h"
 
 namespace moe::python {
 
@@ -48,7 +49,7 @@ class Runner {
     template <typename Action>
     auto run(const Action& action) {
         require_usable();
-        const nb::gil_scoped_release released;
+        const Unlocked unlocked;
         const std::lock_guard lock(mutex_);
         const BufferPool::Scope scope(pool_);
         return action();
@@ -68,11 +69,6 @@ ModuleSpec spec_from(nb::handle spec);
 
 /// Losses as a dict.
 nb::dict to_python(const std::map<std::string, double>& losses);
-
-/// Tells OpenMP, in a process that was forked, that its threads are not there.
-void survive_forks();
-/// True in a process forked from one that had this module.
-bool is_forked();
 
 void bind_config(nb::module_& module);
 void bind_suppliers(nb::module_& module);

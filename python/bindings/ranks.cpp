@@ -43,7 +43,7 @@ Tensor all_gather(Rank& rank, const Tensor& part) {
         reject("part", to_string(part.shape()), "must have rows, on the host");
     Communicator& world = rank.communicator();
     Shape shape = part.shape();
-    const nb::gil_scoped_release released;
+    const Unlocked unlocked;
     // Rows may differ from rank to rank.
     const Tensor mine = Tensor::from<std::int64_t>({1}, {shape[0]});
     Tensor rows = Tensor::empty({world.size()}, DType::i64);
@@ -59,7 +59,7 @@ Tensor all_gather(Rank& rank, const Tensor& part) {
 
 Tensor all_reduce(Rank& rank, const Tensor& tensor) {
     Communicator& world = rank.communicator();
-    const nb::gil_scoped_release released;
+    const Unlocked unlocked;
     Tensor sum = cpu_copy(tensor);
     world.all_reduce(sum);
     return sum;
@@ -98,7 +98,7 @@ nb::list run_ranks(int world_size, const nb::callable& program, double deadline)
     const Running running = std::make_shared<std::atomic<bool>>(true);
     std::exception_ptr failed;
     {
-        const nb::gil_scoped_release released;
+        const Unlocked unlocked;
         try {
             distributed::run_ranks(
                 world_size,
@@ -118,7 +118,7 @@ nb::list run_ranks(int world_size, const nb::callable& program, double deadline)
 
 Groups make_groups(Rank& rank, const Config& config) {
     Communicator& world = rank.communicator();
-    const nb::gil_scoped_release released;
+    const Unlocked unlocked;
     return {distributed::make_process_groups(world, config.config), rank.running};
 }
 
@@ -160,7 +160,7 @@ void bind_rank(nb::module_& module) {
             "barrier",
             [](Rank& self) {
                 Communicator& world = self.communicator();
-                const nb::gil_scoped_release released;
+                const Unlocked unlocked;
                 world.barrier();
             },
             "Returns when every rank has called it.")
@@ -224,7 +224,7 @@ Source: Megatron's process_groups_config.py, ProcessGroupCollection.)")
         nb::sig("def run_ranks(world_size: int, "
                 "program: collections.abc.Callable[[Rank], object], "
                 "deadline: float = 60.0) -> list"),
-        R"(Calls ``program(rank)`` once per rank, each in a thread, and returns what they return.
+        R"(Calls ``program(rank)`` once per rank, each in a thread; returns what they return.
 
 A rank that raises ends the others, and its exception is raised here. One that stays away
 from a collective for longer than `deadline` seconds ends all with a RankError.)");

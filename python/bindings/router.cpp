@@ -128,9 +128,10 @@ Source: Megatron's router.py, TopKRouter. Raises InputError as MoELayer does.)")
             "forward",
             [](std::shared_ptr<RouterObject> self, nb::handle hidden, nb::handle mask,
                bool training, double scale, nb::handle token_ids, nb::handle target) {
-                return run_router(self, tensor_from(hidden, "hidden_states"),
-                                  tensor_or_none(mask, "padding_mask"),
-                                  context_from(training, scale, token_ids, target));
+                return run_router(
+                    self, tensor_from(hidden, "hidden_states"),
+                    tensor_or_none(mask, "padding_mask"),
+                    context_from(self->config, training, scale, token_ids, target));
             },
             nb::arg("hidden_states").none(), nb::arg("padding_mask") = nb::none(),
             nb::kw_only(), nb::arg("training") = true,

@@ -71,8 +71,8 @@ void bind_suppliers(nb::module_& module) {
                            R"(Who supplies each component of a layer, tier:dtype.
 
 ``ModuleSpec("naive_gpu:bf16")`` for all of them, ``ModuleSpec("reference_cpu:fp32",
-router="reference_cpu:fp64")`` for all but one. Where a spec is asked for, its text will do.
-Source of the idea: Megatron's ModuleSpec (spec_utils.py).)")
+router="reference_cpu:fp64")`` for all but one. Where a spec is asked for, its text will
+do. Source of the idea: Megatron's ModuleSpec (spec_utils.py).)")
         .def(
             "__init__",
             [](ModuleSpec* self, const Supplier& all, const Supplier& router,

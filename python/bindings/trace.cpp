@@ -171,10 +171,11 @@ void bind_trace(nb::module_& module) {
         "trace",
         [](std::shared_ptr<Layer> layer, nb::handle hidden, nb::handle doutput,
            nb::handle mask, bool training, nb::handle token_ids, nb::handle target) {
-            return trace(layer, tensor_from(hidden, "hidden_states"),
-                         tensor_or_none(doutput, "grad_output"),
-                         tensor_or_none(mask, "padding_mask"),
-                         context_from(training, 1.0, token_ids, target));
+            return trace(
+                layer, tensor_from(hidden, "hidden_states"),
+                tensor_or_none(doutput, "grad_output"),
+                tensor_or_none(mask, "padding_mask"),
+                context_from(layer->layer->config(), training, 1.0, token_ids, target));
         },
         nb::arg("layer"), nb::arg("hidden_states").none(),
         nb::arg("grad_output") = nb::none(), nb::arg("padding_mask") = nb::none(),

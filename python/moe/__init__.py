@@ -8,9 +8,9 @@
     forward = layer.forward(hidden_states)           # (S, B, H), of numpy, torch, …
     gradients = forward.backward(grad_output)
 
-Arrays are shared, never copied behind your back: see Tensor. ``moe.torch`` has the layer as
-an nn.Module, ``python -m moe.capture`` takes layers out of running models, and ``python -m
-moe`` is the program of the README.
+Arrays are shared, never copied behind your back: see Tensor. ``moe.torch`` has the layer
+as an nn.Module, ``python -m moe.capture`` takes layers out of running models, and
+``python -m moe`` is the program of the README.
 """
 
 from moe._moe import (
