@@ -59,7 +59,7 @@ void require_no_hugging_face(const std::string& path, const json& fields) {
     reject(
         "--config", path,
         fmt::format("is a Hugging Face config.json ({}), must have Megatron's names of "
-                    "fields: moe info --models says them for known models",
+                    "fields: --checkpoint takes its folder",
                     type.is_string() ? one_line(type.get<std::string>()) : "?"));
 }
 
@@ -150,6 +150,14 @@ void LayerOptions::add_field_flags(Command& command) {
     add_shorthand("--moe-layer-recompute", flags_.moe_layer_recompute,
                   "recompute_granularity selective, and recompute_modules moe beside "
                   "others; deprecated");
+}
+
+std::string LayerOptions::start_flag() const {
+    return preset_          ? "--preset"
+           : config_path_   ? "--config"
+           : megatron_args_ ? "--megatron-args"
+           : scale_         ? "--scale"
+                            : "";
 }
 
 LayerOptions::Chosen LayerOptions::start() const {

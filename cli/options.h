@@ -32,6 +32,10 @@ class LayerOptions {
     /// Where to start instead, for a command that knows better only when it runs.
     void set_defaults(Defaults defaults) { defaults_ = std::move(defaults); }
 
+    const Defaults& defaults() const { return defaults_; }
+    /// The flag by which the user says where to start, "--preset"; "" without one.
+    std::string start_flag() const;
+
     struct Chosen {
         MoEConfig config;             ///< not finalized
         std::set<std::string> given;  ///< fields that the user named, in a file or a flag

@@ -291,16 +291,31 @@ const SafetensorsEntry& SafetensorsFile::entry(const std::string& name) const {
     return found->second;
 }
 
-Tensor SafetensorsFile::tensor(const std::string& name) const {
-    const SafetensorsEntry& stored = entry(name);
-    const auto has_name = [&](const auto& type) { return type.first == stored.dtype; };
+DType SafetensorsFile::readable_dtype(const std::string& name) const {
+    const std::string& dtype = entry(name).dtype;
+    const auto has_name = [&](const auto& type) { return type.first == dtype; };
     const auto type = std::find_if(kReadable.begin(), kReadable.end(), has_name);
     if (type == kReadable.end())
-        reject(inside(inside_entry(shown_path(path_), name), "dtype"), stored.dtype,
+        reject(inside(inside_entry(shown_path(path_), name), "dtype"), dtype,
                "readable are F64, F32, BF16, I64, I32, U8 and BOOL");
-    Tensor result = Tensor::empty(stored.shape, type->second);
+    return type->second;
+}
+
+Tensor SafetensorsFile::tensor(const std::string& name) const {
+    const SafetensorsEntry& stored = entry(name);
+    Tensor result = Tensor::empty(stored.shape, readable_dtype(name));
     std::memcpy(result.view().bytes, data_.get() + stored.begin, result.size_bytes());
     return result;
+}
+
+Tensor SafetensorsFile::mapped(const std::string& name) const {
+    const SafetensorsEntry& stored = entry(name);
+    const DType dtype = readable_dtype(name);
+    const std::byte* bytes = data_.get() + stored.begin;
+    if (reinterpret_cast<std::uintptr_t>(bytes) % size_of(dtype) != 0)
+        return tensor(name);
+    const std::shared_ptr<std::byte> owner = std::const_pointer_cast<std::byte>(data_);
+    return Tensor::borrow({const_cast<std::byte*>(bytes), dtype, stored.shape}, owner);
 }
 
 }  // namespace moe

@@ -62,14 +62,24 @@ class SafetensorsFile {
     /// Throws InputError for a name the file lacks.
     const Shape& shape(const std::string& name) const { return entry(name).shape; }
 
+    /// The type in the format's name, "BF16". Throws InputError for a name the file
+    /// lacks.
+    const std::string& dtype(const std::string& name) const { return entry(name).dtype; }
+
     /// A copy of one tensor on the host, aligned whatever the alignment in the file.
     /// BOOL reads as u8, bytes unchanged. Throws InputError for a name the file lacks and
     /// for a type without a DType (F16, F8_E4M3, I8, ...).
     Tensor tensor(const std::string& name) const;
 
+    /// The same without a copy: the mapped bytes, for reading only, which stay mapped for
+    /// as long as the tensor lives. A copy after all where the file does not align it.
+    Tensor mapped(const std::string& name) const;
+
   private:
     SafetensorsFile() = default;
     const SafetensorsEntry& entry(const std::string& name) const;
+    /// InputError for a type that no Tensor has.
+    DType readable_dtype(const std::string& name) const;
 
     std::string path_;
     std::map<std::string, std::string> metadata_;

@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "cli/checkpoint_options.h"
 #include "cli/commands.h"
 #include "cli/compare/comparison.h"
 #include "cli/compare/given.h"
@@ -24,6 +25,7 @@
 #include "core/known_names.h"
 #include "core/tier.h"
 #include "core/transfer.h"
+#include "distributed/sharding.h"
 
 namespace moe {
 namespace {
@@ -39,6 +41,7 @@ struct CompareOptions {
     std::optional<std::string> golden;
     std::optional<std::string> record_routing, record_column, replay_routing;
     std::unique_ptr<LayerOptions> layer;
+    std::unique_ptr<CheckpointOptions> checkpoint;
     std::unique_ptr<RankOptions> ranks;
     std::unique_ptr<StepOptions> step;
 };
@@ -96,6 +99,7 @@ ComparisonRequest make_request(const CompareOptions& options) {
     ComparisonRequest request;
     request.model = layer.model();
     request.config = layer.config();
+    request.weights = options.checkpoint->weights();
     request.seed = layer.seed();
     request.repeats = options.repeats.value_or(3);
     if (request.repeats < 1 || request.repeats > 1000)
@@ -118,6 +122,7 @@ ComparisonRequest make_request(const CompareOptions& options) {
     }
 
     request.columns = choose_columns(options, request.config);
+    request.parameters = options.checkpoint->parameters(request.config, request.columns);
     std::erase(request.columns, ModuleSpec::uniform({"reference_cpu", DType::f64}));
     if (options.record_column) {
         if (!options.record_routing)
@@ -195,6 +200,8 @@ RankComparisonRequest make_rank_request(const CompareOptions& options) {
                                           options.step->micro_batches());
     request.columns = choose_columns(options, chosen.configs[0]);
     leave_out_tiers(request.columns, chosen.configs);
+    request.parameters = options.checkpoint->parameters(
+        distributed::single_rank_config(chosen.configs[0]), request.columns);
     text_ids(chosen.configs[0], request.text);  // refused before anything runs
     if (options.replay_routing) {
         for (MoEConfig& config : request.configs) turn_on_replay(config);
@@ -261,7 +268,6 @@ int show_rank_comparison(const RankComparison& comparison,
 }
 
 int run_rank_compare(const CompareOptions& options) {
-    options.ranks->let_one_note();
     RankComparisonRequest request = make_rank_request(options);
     if (options.ranks->spawns()) return spawn_ranks(request.sizes.world);
     if (!options.ranks->is_process()) {
@@ -285,6 +291,8 @@ int run_rank_compare(const CompareOptions& options) {
 }
 
 int run_compare(const CompareOptions& options) {
+    if (options.ranks->given()) options.ranks->let_one_note();
+    options.checkpoint->load(*options.layer);
     if (options.ranks->given()) return run_rank_compare(options);
     const ComparisonRequest request = make_request(options);
     prepare(options, {request.config});
@@ -311,6 +319,7 @@ void add_compare(CommandLine& line) {
         "Examples:\n"
         "  moe compare --text mybook.txt --preset olmoe --scale 16\n"
         "  moe compare --num-experts 16 --moe-router-topk 4\n"
+        "  moe compare --checkpoint Mixtral-8x7B-v0.1 --layer 3 --seq-length 32\n"
         "  moe compare --tier reference_cpu --spec experts=naive_gpu\n"
         "  moe compare --ranks 4 --tensor-model-parallel-size 2\n"
         "  moe compare --spawn 4        (the same over processes)");
@@ -339,6 +348,7 @@ void add_compare(CommandLine& line) {
     add_rung_flag(command);
     options->layer = std::make_unique<LayerOptions>(
         command, LayerOptions::Defaults{"mixtral_8x7b", 16, 256, 4});
+    options->checkpoint = std::make_unique<CheckpointOptions>(command);
     options->step = std::make_unique<StepOptions>(command);
     options->ranks =
         std::make_unique<RankOptions>(command, RankOptions::Kind::threads_or_processes);

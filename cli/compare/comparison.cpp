@@ -264,10 +264,13 @@ Tensor random_gradient(const Shape& shape, std::uint64_t seed, std::int64_t micr
 Comparison run_comparison(const ComparisonRequest& request) {
     Comparison result;
     result.model = request.model;
+    result.weights = request.weights;
     result.config = request.config;
     result.text = request.text;
     request.progress("drawing weights");
-    const TensorMap parameters = random_parameters(request.config, request.seed);
+    const TensorMap parameters = request.parameters.empty()
+                                     ? random_parameters(request.config, request.seed)
+                                     : request.parameters;
     result.training = request.training;
     std::vector<TextTokens> texts = {request.text};
     texts.insert(texts.end(), request.more_text.begin(), request.more_text.end());

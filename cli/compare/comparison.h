@@ -82,6 +82,7 @@ struct TextTokens {
 /// Everything that the terminal and the report show.
 struct Comparison {
     std::string model;
+    std::string weights;  ///< how a checkpoint has them; "" where they are seeded
     MoEConfig config;
     TextTokens text;
     StepSizes sizes;  ///< of the first micro-batch, as all that follows
@@ -131,6 +132,8 @@ Tensor random_gradient(const Shape& shape, std::uint64_t seed,
 /// What to run.
 struct ComparisonRequest {
     std::string model;
+    std::string weights;   ///< how a checkpoint has them
+    TensorMap parameters;  ///< a checkpoint's; empty: seeded
     MoEConfig config;
     TextTokens text;
     std::vector<TextTokens> more_text;  ///< of the micro-batches that follow

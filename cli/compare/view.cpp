@@ -21,6 +21,7 @@ void print_header(const Comparison& c) {
     fmt::print(
         "{}\n",
         wrapped(fmt::format("Layer   {}: {}", c.model, layer_in_words(config)), 8));
+    if (!c.weights.empty()) fmt::print("{}\n", wrapped("Weights " + c.weights, 8));
     fmt::print(
         "{}\n",
         wrapped(fmt::format("Text    {}: S={} x B={} = {} tokens (bytes), {} expert rows",

@@ -221,8 +221,10 @@ RankComparison run_rank_comparison(const RankComparisonRequest& request) {
     job.world = request.world;
     result.backend = request.world != nullptr ? request.world->backend() : "threads";
     job.config = comparable(request.configs[0]);
-    job.parameters =
-        random_parameters(distributed::single_rank_config(job.config), request.seed);
+    job.parameters = request.parameters;
+    if (job.parameters.empty())
+        job.parameters =
+            random_parameters(distributed::single_rank_config(job.config), request.seed);
     const Shape flat = {result.num_tokens(), job.config.hidden_size};
     job.training = request.training;
     const auto input = [&](const TextTokens& text, std::int64_t micro_batch) {

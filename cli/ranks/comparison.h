@@ -117,6 +117,7 @@ struct RankComparison {
 
 struct RankComparisonRequest {
     std::string model;
+    TensorMap parameters;  ///< of one rank with everything; empty: seeded
     std::vector<MoEConfig> configs;  ///< one per dispatcher
     std::vector<std::string> left_out;
     distributed::ParallelSizes sizes;
