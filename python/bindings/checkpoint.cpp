@@ -37,7 +37,8 @@ checkpoint::Options options_from(const std::optional<std::string>& fc1_layout) {
 }  // namespace
 
 void bind_checkpoint(nb::module_& module) {
-    nb::class_<FoundLayer>(module, "CheckpointLayer", "A model's MoE layer as it was found.")
+    nb::class_<FoundLayer>(module, "CheckpointLayer",
+                           "A model's MoE layer as it was found.")
         .def_prop_ro("config", [](const FoundLayer& l) { return Config(l.config); })
         .def_prop_ro("parameters", &parameters_of,
                      nb::sig("def parameters(self) -> dict[str, Tensor]"),

@@ -67,6 +67,7 @@ NB_MODULE(_moe, module) {
     bind_experts(module);
     bind_dispatcher(module);
     bind_permutation(module);
+    bind_checkpoint(module);
     module.def(
         "run_program",
         [](const std::vector<std::string>& arguments) {

@@ -77,6 +77,7 @@ void bind_trace(nb::module_& module);
 void bind_router(nb::module_& module);
 void bind_experts(nb::module_& module);
 void bind_dispatcher(nb::module_& module);
+void bind_checkpoint(nb::module_& module);
 void bind_permutation(nb::module_& module);
 void bind_ranks(nb::module_& module);
 

@@ -14,6 +14,7 @@ as an nn.Module, ``python -m moe.capture`` takes layers out of running models, a
 """
 
 from moe._moe import (
+    CheckpointLayer,
     Dispatched,
     Experts,
     ExpertsForward,
@@ -37,6 +38,8 @@ from moe._moe import (
     TokenDispatcher,
     Trace,
     TraceStep,
+    layer_from_tensors,
+    load_layer,
     parameter_shapes,
     permute,
     presets,

@@ -9,26 +9,34 @@ import pytest
 
 import moe
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
+TESTS = pathlib.Path(__file__).resolve().parents[2] / "tests"
+GOLDEN = TESTS / "golden"
+CHECKPOINTS = TESTS / "checkpoints"
 DTYPES = {"F64": numpy.float64, "F32": numpy.float32, "I64": numpy.int64,
           "I32": numpy.int32, "U8": numpy.uint8}
+
+
+def read_safetensors(path):
+    """(metadata, tensors by name) of a small file."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + length])
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for key, entry in header.items():
+        first, last = entry["data_offsets"]
+        part = data[8 + length + first:8 + length + last]
+        tensors[key] = numpy.frombuffer(
+            part, DTYPES[entry["dtype"]]).reshape(entry["shape"]).copy()
+    return metadata, tensors
 
 
 class GoldenCase:
     """A file of tests/golden: its config, and its tensors by name."""
 
     def __init__(self, name):
-        data = (GOLDEN / f"{name}.safetensors").read_bytes()
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8:8 + length])
-        metadata = header.pop("__metadata__")
+        metadata, self.tensors = read_safetensors(GOLDEN / f"{name}.safetensors")
         self.config = moe.MoEConfig.from_json(metadata["moe_config"])
-        self.tensors = {}
-        for key, entry in header.items():
-            first, last = entry["data_offsets"]
-            part = data[8 + length + first:8 + length + last]
-            self.tensors[key] = numpy.frombuffer(
-                part, DTYPES[entry["dtype"]]).reshape(entry["shape"]).copy()
 
     def __getitem__(self, name):
         return self.tensors[name]
