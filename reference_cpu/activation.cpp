@@ -2,6 +2,7 @@
 
 #include "reference_cpu/activation.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -11,52 +12,52 @@ namespace moe::cpu {
 namespace {
 
 /// act(x) and act'(x) into the arguments: x σ(x).
-template <typename Scalar>
-void silu(const RowArray<Scalar>& x, RowArray<Scalar>& value, RowArray<Scalar>& slope) {
-    const RowArray<Scalar> s = 1 / (1 + (-x).exp());
+template <typename Array>
+void silu(const Array& x, Array& value, Array& slope) {
+    const Array s = 1 / (1 + (-x).exp());
     value = x * s;
     slope = s * (1 + x * (1 - s));
 }
 
 /// x Φ(x), Φ the normal distribution function: the exact form, not the tanh fit.
-template <typename Scalar>
-void gelu(const RowArray<Scalar>& x, RowArray<Scalar>& value, RowArray<Scalar>& slope) {
+template <typename Array>
+void gelu(const Array& x, Array& value, Array& slope) {
+    using Scalar = typename Array::Scalar;
     const Scalar sqrt2 = std::numbers::sqrt2_v<Scalar>;
     const Scalar pdf_of_zero = std::numbers::inv_sqrtpi_v<Scalar> / sqrt2;
-    const RowArray<Scalar> cdf =
-        x.unaryExpr([&](Scalar v) { return std::erfc(-v / sqrt2) / 2; });
+    const Array cdf = x.unaryExpr([&](Scalar v) { return std::erfc(-v / sqrt2) / 2; });
     value = x * cdf;
     slope = cdf + x * pdf_of_zero * (-x * x / 2).exp();
 }
 
 /// x (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³), as x σ(2u). Not Megatron's:
 /// torch.nn.functional.gelu with approximate="tanh".
-template <typename Scalar>
-void gelu_tanh(const RowArray<Scalar>& x, RowArray<Scalar>& value,
-               RowArray<Scalar>& slope) {
+template <typename Array>
+void gelu_tanh(const Array& x, Array& value, Array& slope) {
+    using Scalar = typename Array::Scalar;
     const Scalar twice = 2 * std::numbers::sqrt2_v<Scalar> *
                          std::numbers::inv_sqrtpi_v<Scalar>;  // 2 √(2/π)
     const auto cubic = Scalar(0.044715);
-    const RowArray<Scalar> s = 1 / (1 + (-twice * x * (1 + cubic * x * x)).exp());
+    const Array s = 1 / (1 + (-twice * x * (1 + cubic * x * x)).exp());
     value = x * s;
     slope = s * (1 + twice * x * (1 + 3 * cubic * x * x) * (1 - s));
 }
 
 /// x σ(1.702 x). Source: fusions/fused_bias_geglu.py, quick_gelu.
-template <typename Scalar>
-void quick_gelu(const RowArray<Scalar>& x, RowArray<Scalar>& value,
-                RowArray<Scalar>& slope) {
+template <typename Array>
+void quick_gelu(const Array& x, Array& value, Array& slope) {
+    using Scalar = typename Array::Scalar;
     const auto steepness = Scalar(1.702);
-    const RowArray<Scalar> s = 1 / (1 + (-steepness * x).exp());
+    const Array s = 1 / (1 + (-steepness * x).exp());
     value = x * s;
     slope = s * (1 + steepness * x * (1 - s));
 }
 
 /// max(x, 0)². Source: megatron/core/activations.py, squared_relu.
-template <typename Scalar>
-void squared_relu(const RowArray<Scalar>& x, RowArray<Scalar>& value,
-                  RowArray<Scalar>& slope) {
-    const RowArray<Scalar> positive = (x < 0).select(Scalar(0), x);
+template <typename Array>
+void squared_relu(const Array& x, Array& value, Array& slope) {
+    using Scalar = typename Array::Scalar;
+    const Array positive = (x < 0).select(Scalar(0), x);
     value = positive * positive;
     slope = 2 * positive;
 }
@@ -64,8 +65,7 @@ void squared_relu(const RowArray<Scalar>& x, RowArray<Scalar>& value,
 }  // namespace
 
 template <typename Scalar>
-auto ExpertActivation<Scalar>::function_at(const RowArray<Scalar>& x) const
-    -> ValueAndSlope {
+auto ExpertActivation<Scalar>::function_at(const Piece& x) const -> ValueAndSlope {
     ValueAndSlope result;
     if (name_ == "silu") {
         silu(x, result.value, result.slope);
@@ -85,41 +85,66 @@ auto ExpertActivation<Scalar>::function_at(const RowArray<Scalar>& x) const
 // select(), unlike Eigen's min() and max(), lets a NaN through.
 /// min(gate half, c).
 template <typename Scalar>
-RowArray<Scalar> ExpertActivation<Scalar>::gate(ConstRow h) const {
-    return (h.head(ffn_) > clamp_).select(clamp_, h.head(ffn_));
+auto ExpertActivation<Scalar>::gate(ConstRow h) const -> Piece {
+    if (!is_clamped()) return h;
+    return (h > clamp_).select(clamp_, h);
 }
 
 /// clamp(up half, -c, c) + o.
 template <typename Scalar>
-RowArray<Scalar> ExpertActivation<Scalar>::up(ConstRow h) const {
-    const RowArray<Scalar> low = (h.tail(ffn_) > clamp_).select(clamp_, h.tail(ffn_));
+auto ExpertActivation<Scalar>::up(ConstRow h) const -> Piece {
+    if (!is_clamped()) return h + offset_;
+    const Piece low = (h > clamp_).select(clamp_, h);
     return (low < -clamp_).select(-clamp_, low) + offset_;
 }
 
 template <typename Scalar>
 void ExpertActivation<Scalar>::forward(Row a, ConstRow h, Scalar p) const {
-    if (gated_)
-        a = p * function_at(gate(h)).value * up(h);
-    else
-        a = p * function_at(h).value;
+    for (std::int64_t f = 0; f < ffn_; f += kPiece) {
+        const std::int64_t count = std::min(kPiece, ffn_ - f);
+        const auto first_half = h.segment(f, count);
+        if (gated_)
+            a.segment(f, count) =
+                p * function_at(gate(first_half)).value * up(h.segment(ffn_ + f, count));
+        else
+            a.segment(f, count) = p * function_at(first_half).value;
+    }
 }
 
 template <typename Scalar>
 Scalar ExpertActivation<Scalar>::backward(Row dh, ConstRow h, ConstRow da,
                                           Scalar p) const {
-    if (!gated_) {
-        const ValueAndSlope act = function_at(h);
-        dh = p * da * act.slope;
-        return (act.value * da).sum();
+    Scalar dp = 0;
+    for (std::int64_t f = 0; f < ffn_; f += kPiece) {
+        const std::int64_t count = std::min(kPiece, ffn_ - f);
+        if (gated_) {
+            dp += backward_piece(dh.segment(f, count), dh.segment(ffn_ + f, count),
+                                 h.segment(f, count), h.segment(ffn_ + f, count),
+                                 da.segment(f, count), p);
+            continue;
+        }
+        const ValueAndSlope act = function_at(h.segment(f, count));
+        dh.segment(f, count) = p * da.segment(f, count) * act.slope;
+        dp += (act.value * da.segment(f, count)).sum();
     }
-    const ValueAndSlope act = function_at(gate(h));
-    const RowArray<Scalar> up_half = up(h);
-    // A clamped half has no slope; on the bound itself it still has one.
-    const auto gate_moves = h.head(ffn_) <= clamp_;
-    const auto up_moves = h.tail(ffn_).abs() <= clamp_;
-    dh.head(ffn_) = gate_moves.select(p * da * act.slope * up_half, Scalar(0));
-    dh.tail(ffn_) = up_moves.select(p * da * act.value, Scalar(0));
-    return (act.value * up_half * da).sum();
+    return dp;
+}
+
+/// Of a gated unit, for some f: its part of dp.
+template <typename Scalar>
+Scalar ExpertActivation<Scalar>::backward_piece(Row dgate, Row dup, ConstRow gate_half,
+                                                ConstRow up_half, ConstRow da,
+                                                Scalar p) const {
+    const ValueAndSlope act = function_at(gate(gate_half));
+    const Piece factor = up(up_half);
+    dgate = p * da * act.slope * factor;
+    dup = p * da * act.value;
+    if (is_clamped()) {
+        // A clamped half has no slope; on the bound itself it still has one.
+        dgate = (gate_half <= clamp_).select(dgate, Scalar(0));
+        dup = (up_half.abs() <= clamp_).select(dup, Scalar(0));
+    }
+    return (act.value * factor * da).sum();
 }
 
 template class ExpertActivation<float>;

@@ -50,13 +50,22 @@ class ExpertActivation {
     Scalar backward(Row dh, ConstRow h, ConstRow da, Scalar p) const;
 
   private:
+    // A row is taken in pieces, whose values in between stay in the cache and need no
+    // memory from the heap.
+    static constexpr std::int64_t kPiece = 256;
+    using Piece = Eigen::Array<Scalar, 1, Eigen::Dynamic, Eigen::RowMajor, 1, kPiece>;
+
+    bool is_clamped() const { return std::isfinite(clamp_); }
+
     /// act(x) and act'(x).
     struct ValueAndSlope {
-        RowArray<Scalar> value, slope;
+        Piece value, slope;
     };
-    ValueAndSlope function_at(const RowArray<Scalar>& x) const;
-    RowArray<Scalar> gate(ConstRow h) const;
-    RowArray<Scalar> up(ConstRow h) const;
+    ValueAndSlope function_at(const Piece& x) const;
+    Piece gate(ConstRow h) const;
+    Piece up(ConstRow h) const;
+    Scalar backward_piece(Row dgate, Row dup, ConstRow gate_half, ConstRow up_half,
+                          ConstRow da, Scalar p) const;
 
     std::int64_t ffn_;
     std::string name_;

@@ -1,11 +1,10 @@
 /// @file
-/// Eigen as this tier uses it: row-major maps over tensors, one thread inside each
-/// product.
+/// Eigen as this tier uses it: row-major maps over tensors, and one thread. Matrix
+/// products are in product.h.
 #pragma once
 
 // TUTORIAL: Eigen can thread its own matrix products, but how it cuts them, and so how
-// the sums round, depends on the number of threads. The tier cuts the work into fixed
-// blocks itself, so that any number of threads gives the same bits.
+// the sums round, depends on the number of threads.
 #ifndef EIGEN_DONT_PARALLELIZE
 #define EIGEN_DONT_PARALLELIZE
 #endif

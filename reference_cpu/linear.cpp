@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "reference_cpu/eigen.h"
+#include "reference_cpu/product.h"
 
 namespace moe::cpu {
 namespace {
 
-// Large enough that packing a weight for the product is small beside the product itself,
-// small enough that one popular expert still feeds several threads.
+// About as many: large enough that copying strips of a weight (product.cpp) is small
+// beside the product itself, small enough that one popular expert still feeds several
+// threads.
 constexpr std::int64_t kBlockRows = 512;
 
 /// Part of a weight gradient: rows [begin, end) of dW of one group.
@@ -25,8 +27,13 @@ RowGroups make_row_groups(const std::vector<std::int64_t>& rows_per_group) {
         const std::int64_t begin = groups.offsets.back();
         const std::int64_t end = begin + rows_per_group[group];
         groups.offsets.push_back(end);
-        for (std::int64_t row = begin; row < end; row += kBlockRows)
-            groups.blocks.push_back({group, row, std::min(row + kBlockRows, end)});
+        // Even blocks: a rest of a few rows would pay for a whole weight.
+        const std::int64_t rows = end - begin, half = kBlockRows / 2;
+        const std::int64_t count =
+            rows == 0 ? 0 : std::max<std::int64_t>(1, (rows + half) / kBlockRows);
+        for (std::int64_t i = 0; i < count; ++i)
+            groups.blocks.push_back(
+                {group, begin + rows * i / count, begin + rows * (i + 1) / count});
     }
     return groups;
 }
@@ -42,8 +49,8 @@ Tensor linear_forward(const Tensor& x, const Tensor& weight, const Tensor& bias,
     for (const RowBlock& block : groups.blocks) {
         const std::int64_t count = block.end - block.begin;
         const auto w = matrix_at<Scalar>(weight, block.group);  // (out, in)
-        auto y_block = y_rows.middleRows(block.begin, count);
-        y_block.noalias() = x_rows.middleRows(block.begin, count) * w.transpose();
+        set_product(y_rows.middleRows(block.begin, count),
+                    x_rows.middleRows(block.begin, count), w.transpose());
         if (!bias.defined()) continue;
         const auto b = row_at<Scalar>(bias, block.group);  // (out)
         for (std::int64_t row = block.begin; row < block.end; ++row)
@@ -63,9 +70,9 @@ Tensor linear_backward_input(const Tensor& dy, const Tensor& weight,
 #pragma omp parallel for schedule(dynamic)
     for (const RowBlock& block : groups.blocks) {
         const std::int64_t count = block.end - block.begin;
-        dx_rows.middleRows(block.begin, count).noalias() =
-            dy_rows.middleRows(block.begin, count) *
-            matrix_at<Scalar>(weight, block.group);
+        set_product(dx_rows.middleRows(block.begin, count),
+                    dy_rows.middleRows(block.begin, count),
+                    matrix_at<Scalar>(weight, block.group));
     }
     return dx;
 }
@@ -92,8 +99,8 @@ Tensor linear_backward_weight(const Tensor& dy, const Tensor& x,
             continue;
         }
         const std::int64_t column = block.begin - block.group * out;
-        dw.noalias() = dy_rows.block(first, column, rows, count).transpose() *
-                       x_rows.middleRows(first, rows);
+        set_product(dw, dy_rows.block(first, column, rows, count).transpose(),
+                    x_rows.middleRows(first, rows));
     }
     return dweight.reshaped({groups.num_groups(), out, in});
 }

@@ -19,7 +19,7 @@ struct RowBlock {
 /// How rows fall into groups, and into blocks that one thread works on.
 struct RowGroups {
     std::vector<std::int64_t> offsets;  ///< (G + 1), rows [offsets[g], offsets[g + 1])
-    std::vector<RowBlock> blocks;       ///< all groups, cut every 512 rows
+    std::vector<RowBlock> blocks;       ///< all groups, cut evenly, about 512 rows each
 
     std::int64_t num_groups() const { return std::int64_t(offsets.size()) - 1; }
     std::int64_t num_rows() const { return offsets.back(); }

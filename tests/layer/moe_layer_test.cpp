@@ -76,11 +76,11 @@ class Threads {
 };
 
 TEST_P(LayerTest, GivesTheSameBitsWithAnyNumberOfThreads) {
-    // Over 512 rows for one expert, so that its rows are cut into several blocks.
+    // Enough rows for one expert that they are cut into two blocks.
     MoEConfig few = small_config(kHidden, 2, 2, 13);
     few.add_bias_linear = true;
     for (auto [config, shape] :
-         {std::pair{rich_config(), kShape}, {few, {211, 3, kHidden}}}) {
+         {std::pair{rich_config(), kShape}, {few, {311, 3, kHidden}}}) {
         const TensorMap parameters = parameters_of(config);
         const Tensor hidden = random_tensor(shape, 1), doutput = random_tensor(shape, 2);
         const auto run_with = [&](int count) {
