@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 
 #include "bench/moe_c_arrays.h"
 #include "bench/moe_c_setup.h"
@@ -16,6 +17,7 @@
 #include "cli/commands.h"
 #include "core/buffer_pool.h"
 #include "core/error.h"
+#include "core/last_backward.h"
 #include "core/moe_layer.h"
 #include "core/parameters.h"
 #include "gpu/counters.h"
@@ -40,6 +42,7 @@ struct moe_layer {
 
 struct moe_saved {
     bool on_device = false;
+    bool is_let_go = false;
     moe::RunContext context;
     std::shared_ptr<moe::BufferPool> pool;
     // One of the two pairs
@@ -129,6 +132,32 @@ class InStream {
     bool ordered_;
     cudaStream_t stream_;
 };
+
+void run_backward(moe_saved* saved, const moe_array* grad_output, void* stream,
+                  bool is_last) {
+    require("saved", saved);
+    if (saved->is_let_go)
+        reject("saved", "used", "moe_last_backward() let go of what the forward kept");
+    const Tensor doutput = borrow_array("grad_output", grad_output);
+    check_floating("grad_output", doutput, saved->output.shape());
+    const InStream order(saved->on_device, stream);
+    const BufferPool::Scope scope(*saved->pool);
+    std::optional<LastBackward> last;
+    if (is_last) last.emplace();
+    saved->is_let_go = is_last;
+    TensorMap gradients;
+    if (saved->whole != nullptr) {
+        auto made = saved->whole->backward(doutput.reshaped(saved->whole_forward.shape),
+                                           saved->whole_forward, saved->context);
+        gradients = std::move(made.parameters);
+        gradients["hidden_states"] = made.hidden_states.reshaped(saved->output.shape());
+    } else {
+        gradients =
+            saved->routed->backward(doutput, saved->routed_forward, saved->context);
+    }
+    order.done();
+    saved->gradients = std::move(gradients);
+}
 
 }  // namespace
 }  // namespace moe::bench
@@ -259,27 +288,11 @@ int32_t moe_experts_forward(moe_layer* layer, const moe_array* hidden,
 }
 
 int32_t moe_backward(moe_saved* saved, const moe_array* grad_output, void* stream) {
-    return run([&] {
-        require("saved", saved);
-        const Tensor doutput = borrow_array("grad_output", grad_output);
-        check_floating("grad_output", doutput, saved->output.shape());
-        const InStream order(saved->on_device, stream);
-        const BufferPool::Scope scope(*saved->pool);
-        TensorMap gradients;
-        if (saved->whole != nullptr) {
-            auto made =
-                saved->whole->backward(doutput.reshaped(saved->whole_forward.shape),
-                                       saved->whole_forward, saved->context);
-            gradients = std::move(made.parameters);
-            gradients["hidden_states"] =
-                made.hidden_states.reshaped(saved->output.shape());
-        } else {
-            gradients =
-                saved->routed->backward(doutput, saved->routed_forward, saved->context);
-        }
-        order.done();
-        saved->gradients = std::move(gradients);
-    });
+    return run([&] { run_backward(saved, grad_output, stream, false); });
+}
+
+int32_t moe_last_backward(moe_saved* saved, const moe_array* grad_output, void* stream) {
+    return run([&] { run_backward(saved, grad_output, stream, true); });
 }
 
 int32_t moe_gradient(const moe_saved* saved, const char* name, moe_array* gradient) {
@@ -307,7 +320,10 @@ int32_t moe_count(int32_t reset_peak, moe_counters* counters) {
     return run([&] {
         require("counters", counters);
         const gpu::Counters now = gpu::counters();
-        *counters = {now.launches, now.host_waits, now.bytes, now.peak_bytes};
-        if (reset_peak != 0) gpu::reset_peak();
+        *counters = {now.launches,   now.host_waits, now.bytes,
+                     now.peak_bytes, tensor_bytes(), peak_tensor_bytes()};
+        if (reset_peak == 0) return;
+        gpu::reset_peak();
+        reset_peak_tensor_bytes();
     });
 }

@@ -38,7 +38,7 @@ extern "C" {
 #endif
 
 /** Raised when a function or struct below changes its meaning. */
-#define MOE_INTERFACE_VERSION 1
+#define MOE_INTERFACE_VERSION 2
 
 /** What functions return: also the exit codes of the program. */
 enum { MOE_OK = 0, MOE_BAD_INPUT = 2, MOE_INTERNAL_ERROR = 70 };
@@ -58,12 +58,14 @@ typedef struct moe_array {
     int64_t shape[4]; /**< slowest first; the first `rank` count */
 } moe_array;
 
-/** What layers have asked of the device since the library was opened, all together. */
+/** What layers have asked for since the library was opened, all together. */
 typedef struct moe_counters {
-    int64_t launches;   /**< kernels */
-    int64_t host_waits; /**< times the host stood still until the device was done */
-    int64_t bytes;      /**< of the library's device tensors, now */
-    int64_t peak_bytes; /**< the most, since it was last reset */
+    int64_t launches;     /**< kernels */
+    int64_t host_waits;   /**< times the host stood still until the device was done */
+    int64_t bytes;        /**< of the library's device tensors, now */
+    int64_t peak_bytes;   /**< the most, since it was last reset */
+    int64_t tensor_bytes; /**< of all the library's tensors, on the host, too */
+    int64_t peak_tensor_bytes; /**< the most, since it was last reset */
 } moe_counters;
 
 /** A layer on one rank: config, suppliers of its components, parameters. */
@@ -149,6 +151,12 @@ int32_t moe_experts_forward(moe_layer* layer, const moe_array* hidden,
 int32_t moe_backward(moe_saved* saved, const moe_array* grad_output, void* stream);
 
 /**
+ * As moe_backward(), for the last time: what the forward kept goes as soon as it has been
+ * used. Another backward of this forward is MOE_BAD_INPUT.
+ */
+int32_t moe_last_backward(moe_saved* saved, const moe_array* grad_output, void* stream);
+
+/**
  * Where moe_backward() left a gradient, in the dtype and memory space of the component
  * that made it; valid until moe_release() or the next moe_backward(). Copying is up to
  * the caller.
@@ -162,7 +170,7 @@ int32_t moe_release(moe_saved* saved);
 
 /**
  * The counters as they stand.
- * @param reset_peak  not 0: from now on peak_bytes is that of what follows
+ * @param reset_peak  not 0: from now on the peaks are those of what follows
  */
 int32_t moe_count(int32_t reset_peak, moe_counters* counters);
 

@@ -6,7 +6,7 @@ from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_void_p
 
 import torch
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 HOST, DEVICE = 0, 1
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.int32,
           torch.uint8]  # in the order of the interface
@@ -23,7 +23,8 @@ class Counters(ctypes.Structure):
     """moe_counters."""
 
     _fields_ = [("launches", c_int64), ("host_waits", c_int64), ("bytes", c_int64),
-                ("peak_bytes", c_int64)]
+                ("peak_bytes", c_int64), ("tensor_bytes", c_int64),
+                ("peak_tensor_bytes", c_int64)]
 
 
 SIGNATURES = {
@@ -33,7 +34,7 @@ SIGNATURES = {
     "moe_set_parameter": [c_void_p, c_char_p, POINTER(Array)],
     "moe_experts_forward": [c_void_p, POINTER(Array), POINTER(Array), POINTER(Array),
                             c_void_p, POINTER(c_void_p), POINTER(Array)],
-    "moe_backward": [c_void_p, POINTER(Array), c_void_p],
+    "moe_last_backward": [c_void_p, POINTER(Array), c_void_p],
     "moe_gradient": [c_void_p, c_char_p, POINTER(Array)],
     "moe_release": [c_void_p],
     "moe_count": [c_int32, POINTER(Counters)],
@@ -72,7 +73,7 @@ class Library:
         return json.loads(text.value)
 
     def counters(self, reset_peak):
-        """What was asked of the device so far; a new peak may begin."""
+        """What was asked for so far; new peaks may begin."""
         counters = Counters()
         self.call("moe_count", int(reset_peak), byref(counters))
         return counters
@@ -113,8 +114,9 @@ class Forward:
                      stream_of(inputs[0]), byref(self._saved), byref(output))
         self.output = tensor_at(output)
 
-    def backward(self, grad_output):
-        self._library.call("moe_backward", self._saved, byref(array_of(grad_output)),
+    def last_backward(self, grad_output):
+        """Makes the gradients; what the forward kept is gone then, as in torch."""
+        self._library.call("moe_last_backward", self._saved, byref(array_of(grad_output)),
                            stream_of(grad_output))
 
     def gradient(self, name):

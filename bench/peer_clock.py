@@ -1,5 +1,7 @@
-"""How peers are timed: cold cache, shuffled turns, and the machine's own ceilings."""
+"""How peers are timed: cold cache, shuffled turns, and the machine itself."""
 
+import os
+import pathlib
 import random
 import shutil
 import statistics
@@ -10,12 +12,12 @@ import torch
 
 
 class Clock:
-    """Seconds of one call on the device; on a CPU for rehearsals, whose times nobody
-    shows."""
+    """Seconds of one call on the device."""
 
     def __init__(self, device):
         self._cuda = device == "cuda"
-        size = 1 << 20
+        self._seconds = self._others = 0.0
+        size = 64 << 20  # more than a core's own caches
         if self._cuda:
             properties = torch.cuda.get_device_properties(0)
             size = 2 * getattr(properties, "L2_cache_size", 128 << 20)
@@ -25,15 +27,54 @@ class Clock:
         """One call with an L2 cache that holds none of its data."""
         self._flush.zero_()
         if not self._cuda:
-            start = time.perf_counter()
+            busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
             action()
-            return time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self._seconds += seconds * os.cpu_count()
+            self._others += busy_seconds() - busy - (time.process_time() - own)
+            return seconds
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         action()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
+
+
+    def others(self):
+        """The share of the CPUs that other programs had during the samples so far."""
+        return max(0.0, self._others / self._seconds) if self._seconds > 0 else 0.0
+
+
+def busy_seconds():
+    """Of all CPUs together, since the machine started; 0 where nobody says."""
+    try:
+        first = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0]
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, *interrupts = map(int, first.split()[1:9])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
+def free_memory(device):
+    """Bytes that can still be had there."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) << 10 for line in lines
+                if line.startswith("MemAvailable"))
+
+
+def cpu_name():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "CPU"
+    return next((line.split(":")[1].strip() for line in lines
+                 if line.startswith("model name")), "CPU")
 
 
 def plan_rounds(seconds_each, budget, rounds):

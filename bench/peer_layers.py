@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_library import Layer
+from peer_clock import free_memory
 from peer_problem import FC1, FC1_BIAS, FC2, FC2_BIAS
 
 
@@ -158,16 +159,27 @@ def compiled_peer(problem, _):
 
 
 def loop_peer(problem, _):
-    return TorchPeer("cublas_loop", problem, with_routing(looped_experts))
+    return TorchPeer("expert_loop", problem, with_routing(looped_experts))
 
 
 def bmm_peer(problem, _):
     if len(set(problem.counts)) != 1:
         raise Unfit("needs equally many rows for every expert")
-    return TorchPeer("cublas_bmm", problem, with_routing(batched_experts))
+    return TorchPeer("torch_bmm", problem, with_routing(batched_experts))
 
 
 # ----------------------------------------------------------------------- transformers
+def require_memory_for_gathered(problem):
+    """batched_mm makes a copy of the expert's weights for every row, and as much for
+    their gradients. Unfit where that is more than half of what is free."""
+    rows = problem.tokens * problem.model.K
+    weights = 3 * problem.model.H * problem.model.F * problem.hidden.itemsize
+    wanted, free = 2 * rows * weights, free_memory(problem.device)
+    if wanted > free / 2:
+        raise Unfit(f"copies the weights of {rows} rows, {wanted / 2 ** 30:.0f} GiB of "
+                    f"{free / 2 ** 30:.0f} GiB free")
+
+
 def transformers_peer(implementation):
     """transformers' experts, on our very parameters."""
 
@@ -178,6 +190,8 @@ def transformers_peer(implementation):
         model = problem.model
         if model.bias:
             raise Unfit("its experts with biases interleave gate and up")
+        if implementation == "batched_mm":
+            require_memory_for_gathered(problem)
         config = Qwen3MoeConfig(hidden_size=model.H, moe_intermediate_size=model.F,
                                 num_experts=model.E, num_experts_per_tok=model.K,
                                 hidden_act="silu")
@@ -227,7 +241,7 @@ class OurPeer:
                                           problem.routing_map))
 
     def finish(self, run):
-        run.forward.backward(self.problem.grad_output)
+        run.forward.last_backward(self.problem.grad_output)
         gradients = {name: run.forward.gradient(name) for name in self.problem.leaves()}
         return gradients
 
@@ -240,7 +254,11 @@ PEERS = {
     "torch_grouped_mm": grouped_peer,
     "torch_grouped_mm_compiled": compiled_peer,
     "transformers_grouped_mm": transformers_peer("grouped_mm"),
+    "transformers_batched_mm": transformers_peer("batched_mm"),
     "transformers_eager": transformers_peer("eager"),
-    "cublas_loop": loop_peer,
-    "cublas_bmm": bmm_peer,
+    "expert_loop": loop_peer,
+    "torch_bmm": bmm_peer,
 }
+
+# Not something that can be had for any routing: what the others are held against.
+BOUNDS_ONLY = {"torch_bmm"}

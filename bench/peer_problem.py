@@ -23,6 +23,7 @@ class Model:
     clamp: float | None = None
     offset: float = 0.0
     bias: bool = False
+    tokens: int = 16384  # unless --tokens says otherwise
 
     def activation(self, h):
         """act(gate) (up + offset) of h = (gate, up), (…, 2F) to (…, F)."""
@@ -63,6 +64,9 @@ MODELS = {model.name: model for model in [
     # 256 experts. Here the 8 experts of a token are all on this rank, as there they are
     # not: fewer, larger copies of tokens, the same products.
     Model("deepseek_v3_ep8", 32, 8, 7168, 2048),
+    # For CPUs: few experts with many rows each, and many with as many rows
+    Model("e8_h512_f1024", 8, 2, 512, 1024, tokens=2048),
+    Model("e64_h1024_f512", 64, 8, 1024, 512, tokens=4096),
 ]}
 
 

@@ -5,12 +5,13 @@ import math
 
 import torch
 
-from peer_clock import (Clock, calibrate, interleave, machine_state, plan_rounds,
-                        timing)
+from peer_clock import (Clock, calibrate, cpu_name, interleave, machine_state,
+                        plan_rounds, timing)
 from peer_flags import one_line
 from peer_layers import PEERS, Unfit, our_peer
+from peer_memory import measure_memory
 from peer_problem import Problem, reference, relative_error
-from peer_table import table
+from peer_table import beside_the_best, table
 
 PASSES = {"forward": 1, "both": 3}  # times the forward's products
 REHEARSED_TOKENS = 128
@@ -35,14 +36,14 @@ class Session:
 
     A rehearsal does all of it as well, and throws the times away."""
 
-    def __init__(self, flags, device, library, only, left_out, bounds):
-        self.flags, self.device, self.library = flags, device, library
+    def __init__(self, flags, library, only, left_out, bounds):
+        self.flags, self.device, self.library = flags, flags.device, library
         self.only, self.bounds = only, bounds
-        self.rehearsal = device == "cpu"
-        self.tokens = flags.tokens
-        if self.rehearsal:
-            self.tokens = min(flags.tokens, REHEARSED_TOKENS)
-        self.clock = Clock(device)
+        self.rehearsal = flags.rehearse
+        self.dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
+        if flags.threads is not None:
+            torch.set_num_threads(flags.threads)
+        self.clock = Clock(self.device)
         self.left_out = [{"peer": peer, "why": why} for peer, why in left_out]
         self.peers, self.least_bytes, self.checks, self.memory = [], [], [], []
         self.calibration = {}
@@ -66,27 +67,37 @@ class Session:
             passed = sum(check["ok"] for check in self.checks)
             lines = [f"{passed} of {len(self.checks)} checks passed; rehearsal: nothing "
                      "is timed"]
+        elif self.device == "cpu":
+            lines += beside_the_best(self.result())
+            lines.append(f"Others had {self.clock.others():.0%} of the CPUs meanwhile")
         for line in lines:
             show(line)
 
     def result(self):
         """What --json writes."""
-        name = "cpu" if self.rehearsal else torch.cuda.get_device_name(0)
+        name = "cpu" if self.rehearsal else self._device_name()
         return {"device": name, "torch": torch.__version__, "peers": self.peers,
                 "calibration": self.calibration, "left_out": self.left_out,
                 "checks": self.checks, "memory": self.memory}
+
+    def _device_name(self):
+        if self.device == "cuda":
+            return torch.cuda.get_device_name(0)
+        return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
     def _describe(self):
         if self.rehearsal:
             show("rehearsal: nothing is timed; tiny sizes in fp32 on the CPU")
         else:
-            show(f"Device  {torch.cuda.get_device_name(0)}")
+            show(f"Device  {self._device_name()}")
         show(f"torch   {torch.__version__}")
         for entry in self.left_out:
             show(f"left out: {entry['peer']}: {entry['why']}")
 
     def _calibrate(self, when):
-        size, copy_bytes = (64, 1 << 16) if self.rehearsal else (8192, 1 << 30)
+        size, copy_bytes = ((64, 1 << 16) if self.rehearsal else
+                            (8192, 1 << 30) if self.device == "cuda" else
+                            (2048, 1 << 28))
         try:
             now = calibrate(self.clock, self.device, size, copy_bytes)
         except RuntimeError as error:  # a peer may have left the device unusable
@@ -98,16 +109,20 @@ class Session:
         if self.rehearsal:
             return
         state = machine_state()
-        show(f"Ceilings {when}: cuBLAS bf16 8192^3 {now['product_tflops']:.0f} TFLOP/s, "
-             f"copy {now['copy_gb_per_s']:.0f} GB/s" + (f"; {state}" if state else ""))
+        dtype = str(self.dtype).removeprefix("torch.")
+        show(f"Ceilings {when}: torch.mm {dtype} {size}^3 {now['product_tflops']:.3g} "
+             f"TFLOP/s, copy {now['copy_gb_per_s']:.3g} GB/s"
+             + (f"; {state}" if state and self.device == "cuda" else ""))
 
     def _run_problem(self, model, routing, seconds):
-        dtype = torch.float32 if self.rehearsal else torch.bfloat16
-        problem = Problem(model, self.tokens, routing, dtype, self.device,
+        tokens = self.flags.tokens or model.tokens
+        if self.rehearsal:
+            tokens = min(tokens, REHEARSED_TOKENS)
+        problem = Problem(model, tokens, routing, self.dtype, self.device,
                           self.flags.seed)
         counts = sorted(problem.counts)
         show(f"\n{model.name}: E={model.E} K={model.K} H={model.H} F={model.F}, "
-             f"{self.tokens} tokens, {routing}: rows of an expert {counts[0]} to "
+             f"{tokens} tokens, {routing}: rows of an expert {counts[0]} to "
              f"{counts[-1]}, median {counts[len(counts) // 2]}")
         expected = reference(problem)
         peers = {}
@@ -123,7 +138,7 @@ class Session:
             self._attempt(name, problem, lambda: self._measure_memory(peer))
         peers.clear()
         gc.collect()
-        if not self.rehearsal:
+        if self.device == "cuda":
             torch.cuda.empty_cache()
 
     def _attempt(self, name, problem, action):
@@ -173,7 +188,7 @@ class Session:
         if not forward_error <= output_error:
             output_error = forward_error
 
-        bound = self.bounds["fp32" if self.rehearsal else
+        bound = self.bounds["fp32" if self.dtype == torch.float32 else
                             "ours" if peer.ours else "theirs"]
         ok = output_error <= bound[0] and errors[worst] <= bound[1]
         self.checks.append({"peer": name, "model": problem.model.name,
@@ -250,31 +265,10 @@ class Session:
         return self.clock.sample(action)
 
     def _measure_memory(self, peer):
-        """Bytes held between forward and backward, and the most at any time, beyond
-        tokens, parameters and the output. torch's allocator is asked, and the library:
-        ours holds all it makes there, torch's peers in torch."""
-        gc.collect()
-        self._memory()  # a new peak begins
-        before, _ = self._memory()
-        run = peer.begin()
-        output = run.output.numel() * run.output.element_size()
-        held = self._memory()[0] - before - output
-        peer.finish(run)
-        peak = self._memory()[1] - before
-        run.release()
-        self.memory.append({"peer": peer.name, "model": peer.problem.model.name,
-                            "routing": peer.problem.routing,
-                            "held_bytes_per_token": held / peer.problem.tokens,
+        held, peak = measure_memory(peer, self.device, self.library)
+        problem = peer.problem
+        output = problem.tokens * problem.model.H * problem.hidden.itemsize
+        self.memory.append({"peer": peer.name, "model": problem.model.name,
+                            "routing": problem.routing,
+                            "held_bytes_per_token": (held - output) / problem.tokens,
                             "peak_mib": peak / 2 ** 20})
-
-    def _memory(self):
-        """Bytes that torch and the library have now, and at most since the last call."""
-        now = peak = 0
-        if self.library is not None:
-            ours = self.library.counters(reset_peak=True)
-            now, peak = ours.bytes, ours.peak_bytes
-        if self.device == "cuda":
-            now += torch.cuda.memory_allocated()
-            peak += torch.cuda.max_memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-        return now, peak

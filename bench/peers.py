@@ -2,6 +2,7 @@
 """The layer beside its peers, see --help. Needs torch; transformers if there."""
 
 import json
+import os
 import pathlib
 import sys
 
@@ -55,6 +56,8 @@ def import_torch():
 def main(arguments):
     """The exit code: 0; 1 when ours raised or was over its bound. BadInput for flags."""
     flags = parse_flags(arguments)
+    if flags.threads is not None:  # read by each OpenMP when it is loaded
+        os.environ["OMP_NUM_THREADS"] = str(flags.threads)
     torch = import_torch()
     from moe_library import Library, LibraryError
     from peer_layers import PEERS
@@ -65,25 +68,26 @@ def main(arguments):
     for kind in flags.routing.split(","):
         for model in models:
             check_routing(kind, model)
-    if not flags.cpu and not torch.cuda.is_available():
-        raise BadInput("device = none: needs an NVIDIA GPU that torch sees, or --cpu")
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device = none: needs an NVIDIA GPU that torch sees, --cpu or "
+                       "--rehearse")
     if flags.json is not None and not pathlib.Path(flags.json).resolve().parent.is_dir():
         raise BadInput(f"--json = {flags.json}: no such folder")
 
-    device, library, ours, left_out = "cpu" if flags.cpu else "cuda", None, [], []
+    library, ours, left_out = None, [], []
     path = find_library(flags.library)
     if path is None:
         left_out.append(("ours", "no libmoe.so (build target moe_c, or --library)"))
     else:
         try:
             library = Library(path)
-            ours, left_out = our_suppliers(library, device)
+            ours, left_out = our_suppliers(library, flags.device)
         except LibraryError as error:
             if flags.library is not None:
                 raise BadInput(one_line(error)) from None
             left_out.append(("ours", one_line(error)))
     only = choose("--only", flags.only or ",".join([*PEERS, *ours]), [*PEERS, *ours])
-    session = Session(flags, device, library, only, left_out, BOUNDS)
+    session = Session(flags, library, only, left_out, BOUNDS)
     session.run(models, flags.routing.split(","))
     if flags.json is not None:
         try:

@@ -12,6 +12,7 @@ namespace moe {
 namespace {
 
 std::atomic<std::int64_t> bytes_in_use = 0;
+std::atomic<std::int64_t> most_bytes_in_use = 0;
 
 /// Counts a tensor's bytes as long as it lives.
 class InUse {
@@ -29,7 +30,10 @@ class InUse {
 
   private:
     void count(std::int64_t change) const {
-        bytes_in_use += change;
+        const std::int64_t now = bytes_in_use += change;
+        std::int64_t most = most_bytes_in_use;
+        while (now > most && !most_bytes_in_use.compare_exchange_weak(most, now)) {
+        }
         if (count_of_space_ != nullptr) count_of_space_(change);
     }
     std::int64_t bytes_;
@@ -126,6 +130,14 @@ std::shared_ptr<void> BufferPool::allocate(std::size_t bytes, MemorySpace space)
 
 std::int64_t tensor_bytes() {
     return bytes_in_use;
+}
+
+std::int64_t peak_tensor_bytes() {
+    return most_bytes_in_use;
+}
+
+void reset_peak_tensor_bytes() {
+    most_bytes_in_use = bytes_in_use.load();
 }
 
 }  // namespace moe

@@ -74,4 +74,10 @@ class BufferPool {
 /// share it. What pools hold in reserve is not among them.
 std::int64_t tensor_bytes();
 
+/// The most that tensor_bytes() was since reset_peak_tensor_bytes().
+std::int64_t peak_tensor_bytes();
+
+/// The peak starts again from what there is now.
+void reset_peak_tensor_bytes();
+
 }  // namespace moe

@@ -2,6 +2,7 @@
 
 #include "reference_cpu/experts.h"
 
+#include "core/last_backward.h"
 #include "core/recompute.h"
 #include "core/transfer.h"
 #include "reference_cpu/activation.h"
@@ -13,12 +14,13 @@ namespace {
 
 struct ExpertsSaved : Saved {
     RowGroups groups;  // rows of each expert
-    Tensor rows;       // (N, H) as they came
     Tensor row_probs;  // (N) as they came
-    Tensor x;          // (N, H) input of FC1: rows, or row_probs * rows
     Tensor p;          // (N) weight of the activation: row_probs, or ones
-    Tensor h;          // (N, 2F or F) output of FC1
-    Tensor a;          // (N, F) input of FC2; undefined with moe_act: made again
+    // Mutable because the last backward lets them go.
+    mutable Tensor rows;  // (N, H) as they came
+    mutable Tensor x;     // (N, H) input of FC1: rows, or row_probs * rows
+    mutable Tensor h;     // (N, 2F or F) output of FC1
+    mutable Tensor a;     // (N, F) input of FC2; undefined with moe_act: made again
 };
 
 Tensor find(const TensorMap& parameters, const std::string& name, DType dtype) {
@@ -148,6 +150,7 @@ Experts::Gradients ExpertMLPs<Scalar>::backward(TensorMap& gradients, const Rows
             gradients["experts.linear_fc2.bias"] =
                 linear_backward_bias<Scalar>(doutput, saved.p, saved.groups);
     }
+    LastBackward::let_go(saved.a);
     context.value(Step::fc2_backward, "d_activation_output", da);
 
     // ⑬ dh = da p act'(h), dp = <act(h), da> + <b2, dy>
@@ -169,6 +172,8 @@ Experts::Gradients ExpertMLPs<Scalar>::backward(TensorMap& gradients, const Rows
             }
         }
     }
+    da = {};
+    LastBackward::let_go(saved.h);
     context.value(Step::activation_backward, "d_fc1_output", dh);
     if (!on_input) context.value(Step::activation_backward, "d_dispatched_probs", dp);
 
@@ -176,9 +181,11 @@ Experts::Gradients ExpertMLPs<Scalar>::backward(TensorMap& gradients, const Rows
     Tensor dx;
     {
         StepTimer timer(context, Step::fc1_backward);
-        dx = linear_backward_input<Scalar>(dh, fc1_weight_, saved.groups);
         gradients["experts.linear_fc1.weight"] =
             linear_backward_weight<Scalar>(dh, saved.x, saved.groups);
+        LastBackward::let_go(saved.x);
+        if (!on_input) LastBackward::let_go(saved.rows);
+        dx = linear_backward_input<Scalar>(dh, fc1_weight_, saved.groups);
         if (fc1_bias_.defined())
             gradients["experts.linear_fc1.bias"] =
                 linear_backward_bias<Scalar>(dh, {}, saved.groups);

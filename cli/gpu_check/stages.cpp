@@ -39,7 +39,7 @@ constexpr const char* kMetrics =
     "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active";
 
 // torch.compile alone takes longer than all the others: a visit of its own has it.
-constexpr const char* kPeers = "torch_grouped_mm,transformers_grouped_mm,cublas_loop";
+constexpr const char* kPeers = "torch_grouped_mm,transformers_grouped_mm,expert_loop";
 
 Words& append(Words& words, const Words& more) {
     words.insert(words.end(), more.begin(), more.end());

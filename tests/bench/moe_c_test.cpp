@@ -149,6 +149,39 @@ TEST_P(CInterface, ForwardsOutliveTheirLayer) {
         EXPECT_TRUE(BitwiseEqual(kept.gradient(name), other.gradient(name))) << name;
 }
 
+TEST_P(CInterface, LetsGoOfWhatItKeptInTheLastBackward) {
+    const TensorMap parameters = parameters_of(experts_config());
+    const Tensor hidden = random_tensor({17, kHidden}, 1);
+    CLayer subject(experts_config(), GetParam());
+    subject.set(parameters);
+    CForward kept(subject, hidden), used(subject, hidden);
+    const auto bytes_after = [](const auto& action) {
+        moe_counters before = {}, after = {};
+        CLayer::check(moe_count(0, &before));
+        action();
+        CLayer::check(moe_count(0, &after));
+        return after.tensor_bytes - before.tensor_bytes;
+    };
+    kept.backward(hidden);
+    const moe_array doutput = array_of(hidden);
+    const auto grown = bytes_after(
+        [&] { CLayer::check(moe_last_backward(used.get(), &doutput, nullptr)); });
+    std::int64_t made = 0;
+    for (const auto& [name, parameter] : parameters) {
+        EXPECT_TRUE(BitwiseEqual(used.gradient(name), kept.gradient(name))) << name;
+        made += std::int64_t(used.gradient(name).size_bytes());
+    }
+    if (GetParam().tier == "reference_cpu") {
+        EXPECT_LT(grown, made);
+    }
+    for (const auto backward : {moe_backward, moe_last_backward}) {
+        EXPECT_EQ(backward(used.get(), &doutput, nullptr), MOE_BAD_INPUT);
+        EXPECT_EQ(std::string(moe_last_error()),
+                  "saved = used: moe_last_backward() let go of what the forward kept");
+    }
+    EXPECT_TRUE(BitwiseEqual(used.output(), kept.output())) << "both are still there";
+}
+
 TEST_P(CInterface, CountsWhatItAsksOfTheDevice) {
     const Placement placement = placement_of(GetParam());
     const TensorMap parameters = in_place(parameters_of(experts_config()), placement);
@@ -167,9 +200,14 @@ TEST_P(CInterface, CountsWhatItAsksOfTheDevice) {
     EXPECT_EQ(after.bytes, before.bytes) << "all is freed";
     EXPECT_GE(after.peak_bytes, held.bytes);
     EXPECT_EQ(again.peak_bytes, after.bytes) << "a new peak began";
-    if (placement.space == MemorySpace::host) return;
+    EXPECT_EQ(after.tensor_bytes, before.tensor_bytes) << "all is freed";
+    EXPECT_GE(after.peak_tensor_bytes, held.tensor_bytes);
+    EXPECT_EQ(again.peak_tensor_bytes, after.tensor_bytes) << "a new peak began";
     // At least the output, and the two rows of each token that a backward needs
-    EXPECT_GE(held.bytes - before.bytes, std::int64_t(3 * hidden.size_bytes()));
+    const auto least = std::int64_t(3 * hidden.size_bytes());
+    EXPECT_GE(held.tensor_bytes - before.tensor_bytes, least);
+    if (placement.space == MemorySpace::host) return;
+    EXPECT_GE(held.bytes - before.bytes, least);
     EXPECT_GT(held.launches, before.launches);
     EXPECT_GT(held.host_waits, before.host_waits);
 }
