@@ -1,6 +1,7 @@
 #include "bench/routed_experts.h"
 
 #include "core/glu_interleaving.h"
+#include "core/last_backward.h"
 #include "core/moe_layer.h"
 #include "core/tier.h"
 #include "core/transfer.h"
@@ -43,11 +44,14 @@ TensorMap RoutedExperts::backward(const Tensor& doutput, const Forward& saved,
     const Placement dispatcher = dispatcher_->placement();
     TensorMap gradients;
     // ⑪
-    const Rows dexpert_output = dispatcher_->combine_backward(
-        transfer(doutput, dispatcher), *saved.dispatcher, context);
+    Rows dexpert_output =
+        to_experts(dispatcher_->combine_backward(transfer(doutput, dispatcher),
+                                                 *saved.dispatcher, context),
+                   *experts_);
+    const LastBackward::Given given(dexpert_output.values);
     // ⑫ to ⑭
-    auto expert_gradients = experts_->backward(
-        gradients, to_experts(dexpert_output, *experts_), *saved.experts, context);
+    auto expert_gradients =
+        experts_->backward(gradients, dexpert_output, *saved.experts, context);
     // ⑮
     auto dispatch_gradients = dispatcher_->dispatch_backward(
         transfer(expert_gradients.drows, dispatcher),

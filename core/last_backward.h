@@ -2,6 +2,8 @@
 /// A backward that is the last of its forward.
 #pragma once
 
+#include <utility>
+
 #include "core/tensor.h"
 
 namespace moe {
@@ -21,8 +23,28 @@ class LastBackward {
         if (is_open_) kept = {};
     }
 
+    /// While it lives, a component's backward may also let go of a tensor that it was
+    /// given, which its caller has no other use for.
+    class Given {
+      public:
+        explicit Given(Tensor& given) : outer_(std::exchange(given_, &given)) {}
+        ~Given() { given_ = outer_; }
+        Given(const Given&) = delete;
+        Given& operator=(const Given&) = delete;
+
+      private:
+        Tensor* outer_;
+    };
+    /// The component has used what it was given for the last time, and so `its`.
+    static void let_go_of_given(Tensor& its) {
+        if (!is_open_ || given_ == nullptr) return;
+        its = {};
+        *given_ = {};
+    }
+
   private:
     inline static thread_local bool is_open_ = false;
+    inline static thread_local Tensor* given_ = nullptr;
     bool outer_;
 };
 

@@ -134,7 +134,7 @@ Experts::Gradients ExpertMLPs<Scalar>::backward(TensorMap& gradients, const Rows
                                                 const RunContext& context) {
     const auto& saved = saved_as<ExpertsSaved>(saved_base);
     const std::int64_t num_rows = saved.groups.num_rows();
-    const Tensor doutput = given.plain().first(num_rows);
+    Tensor doutput = given.plain().first(num_rows);
     const bool on_input = config_.moe_apply_probs_on_input;
 
     // ⑫ da = W2ᵀ dy, dW2 = Σ dy aᵀ, db2 = Σ p dy
@@ -151,6 +151,7 @@ Experts::Gradients ExpertMLPs<Scalar>::backward(TensorMap& gradients, const Rows
                 linear_backward_bias<Scalar>(doutput, saved.p, saved.groups);
     }
     LastBackward::let_go(saved.a);
+    if (!fc2_bias_.defined()) LastBackward::let_go_of_given(doutput);
     context.value(Step::fc2_backward, "d_activation_output", da);
 
     // ⑬ dh = da p act'(h), dp = <act(h), da> + <b2, dy>
@@ -174,6 +175,7 @@ Experts::Gradients ExpertMLPs<Scalar>::backward(TensorMap& gradients, const Rows
     }
     da = {};
     LastBackward::let_go(saved.h);
+    LastBackward::let_go_of_given(doutput);
     context.value(Step::activation_backward, "d_fc1_output", dh);
     if (!on_input) context.value(Step::activation_backward, "d_dispatched_probs", dp);
 
