@@ -28,11 +28,11 @@ def rounded(tensor):
     return tensor.to(torch.bfloat16).to(tensor.dtype)
 
 
-def _copy_tensor(p, dtype, rounds):
+def _copy_tensor(p, dtype, rounds, device):
     value = p.detach()
     if p.is_floating_point():
         value = (rounded(value) if rounds else value).to(dtype or p.dtype)
-    value = value.to("cpu", copy=True)
+    value = value.to(device or p.device, copy=True)
     if not isinstance(p, torch.nn.Parameter):
         return value
     made = torch.nn.Parameter(value, requires_grad=p.is_floating_point())
@@ -45,9 +45,8 @@ def _copy_tensor(p, dtype, rounds):
 @contextlib.contextmanager
 def _shared_as_they_are():
     """Process groups and streams cannot be copied, and need not be."""
-    kinds = [kind for kind in (getattr(torch.distributed, "ProcessGroup", None),
-                               getattr(torch.cuda, "Stream", None),
-                               getattr(torch.cuda, "Event", None)) if kind]
+    kinds = {kind for kind in (getattr(torch.distributed, "ProcessGroup", None),
+                               torch.cuda.Stream, torch.cuda.Event) if kind}
     before = [(kind, kind.__dict__.get("__deepcopy__")) for kind in kinds]
     for kind in kinds:
         kind.__deepcopy__ = lambda self, memo: self
@@ -78,14 +77,14 @@ def _left_from_last_forward(module, memo):
                 todo.append(value)
 
 
-def copy_module(module, dtype=None, rounds=False):
-    """A copy on the CPU whose weights are of `dtype` (None: as they are).
+def copy_module(module, dtype=None, rounds=False, device="cpu"):
+    """A copy whose weights are of `dtype`, on `device` (None: as, and where, they are).
 
     @param rounds  to bf16's precision first
     """
     memo = {}
     for p in list(module.parameters()) + list(module.buffers()):
-        memo[id(p)] = _copy_tensor(p, dtype, rounds)
+        memo[id(p)] = _copy_tensor(p, dtype, rounds, device)
     _left_from_last_forward(module, memo)
     with _shared_as_they_are():
         return copy.deepcopy(module, memo)

@@ -144,7 +144,7 @@ class Case:
                                      self.number)
 
     def errors_of_lower_precision(self, ids, values, expected):
-        """{"fp32": {tensor: relative error}, "bf16": …}, where the experts are the same."""
+        """{"fp32": {tensor: relative error}, "bf16": …}, with the same experts."""
         errors, backward = {}, self.call.grad_output is not None
         for dtype in (torch.float32, torch.bfloat16):
             if self.options.exact and dtype == torch.bfloat16:

@@ -26,20 +26,13 @@ def _ask(config_json, tensors, number):
 
 
 def _arrays(found):
-    return {name: np.asarray(array) for name, array in dict(found.parameters).items()}
-
-
-def _config_of(found):
-    import json
-    config = found.config
-    text = config.to_json() if hasattr(config, "to_json") else None
-    return json.loads(text) if text is not None else dict(config)
+    return {name: np.asarray(array) for name, array in found.parameters.items()}
 
 
 def read_layer(config_json, tensors, number):
     """@param tensors  the block's parameters and buffers, name -> numpy array"""
     found = _ask(config_json, tensors, number)
-    return Layer(_config_of(found), _arrays(found), found.layout, found.notes)
+    return Layer(found.config.to_dict(), _arrays(found), found.layout, found.notes)
 
 
 BUFFERS = ("router.expert_bias", "router.qb_beta", "router.tid2eid")
