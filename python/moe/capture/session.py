@@ -106,7 +106,7 @@ class capture:  # noqa: N801, it is used as a function
             if call is None:
                 return
             output = blocks.first_tensor(output)
-            call.output = output.detach().clone()
+            call.output = output.detach().clone().reshape(call.hidden.shape)
             first = self.calls.get(name)
             if first is not None:
                 first.calls += 1
@@ -119,7 +119,8 @@ class capture:  # noqa: N801, it is used as a function
             self.calls[name] = call
             if output.requires_grad:
                 def arrived(gradient):
-                    call.grad_output = gradient.detach().clone()
+                    call.grad_output = gradient.detach().clone().reshape(
+                        call.hidden.shape)
                 output.register_hook(arrived)
         return leaving
 
@@ -129,8 +130,7 @@ class capture:  # noqa: N801, it is used as a function
             if call is not None and not call.added and \
                     torch.equal(given[0], call.hidden.reshape(given[0].shape)):
                 call.added = True
-                call.output = call.output.reshape(call.hidden.shape) + \
-                    output.detach().reshape(call.hidden.shape)
+                call.output = call.output + output.detach().reshape(call.hidden.shape)
         return adding
 
     # ------------------------------------------------------------------------- files
