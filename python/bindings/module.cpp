@@ -68,6 +68,8 @@ NB_MODULE(_moe, module) {
     bind_dispatcher(module);
     bind_permutation(module);
     bind_checkpoint(module);
+    bind_sizes(module);
+    bind_text(module);
     module.def(
         "run_program",
         [](const std::vector<std::string>& arguments) {

@@ -80,5 +80,7 @@ void bind_dispatcher(nb::module_& module);
 void bind_checkpoint(nb::module_& module);
 void bind_permutation(nb::module_& module);
 void bind_ranks(nb::module_& module);
+void bind_sizes(nb::module_& module);
+void bind_text(nb::module_& module);
 
 }  // namespace moe::python
