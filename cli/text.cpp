@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
+#include <vector>
 
 #include "cli/compare/comparison.h"
 #include "cli/files.h"
@@ -51,6 +53,18 @@ Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_
     constexpr int kContext = 3;
     const double norm = 1.0 / std::sqrt(1.0 + 0.25 + 0.0625);
     const std::int64_t S = text.seq_len, B = text.micro_batch;
+    // A text has more tokens than different bytes: each number is drawn once.
+    std::set<std::int64_t> bytes(text.bytes.begin(), text.bytes.end());
+    bytes.insert(0);  // stands before a sequence's first
+    std::vector<double> tables(kContext * 256 * hidden_size);
+    const auto row = [&](int back, std::int64_t byte) {
+        return tables.data() + (back * 256 + byte) * hidden_size;
+    };
+    for (int back = 0; back < kContext; ++back)
+        for (const std::int64_t byte : bytes)
+            for (std::int64_t j = 0; j < hidden_size; ++j)
+                row(back, byte)[j] = Rng(seed, 100 + back).normal(byte * hidden_size + j);
+
     Tensor hidden = Tensor::empty({S, B, hidden_size}, DType::f32);
 #pragma omp parallel for schedule(static)
     for (std::int64_t t = 0; t < S * B; ++t) {
@@ -58,8 +72,7 @@ Tensor embed_text(const TextTokens& text, std::int64_t hidden_size, std::uint64_
             double value = 0.0, weight = norm;
             for (int back = 0; back < kContext; ++back, weight /= 2.0) {
                 const std::int64_t earlier = t - back * B;  // the same sequence
-                const std::int64_t byte = earlier < 0 ? 0 : text.bytes[earlier];
-                value += weight * Rng(seed, 100 + back).normal(byte * hidden_size + j);
+                value += weight * row(back, earlier < 0 ? 0 : text.bytes[earlier])[j];
             }
             hidden.data<float>()[t * hidden_size + j] =
                 static_cast<float>(BFloat16(static_cast<float>(value)));
