@@ -15,11 +15,18 @@
 namespace moe::python {
 
 Layer::Layer(const Config& config, TensorMap given, const ModuleSpec& spec,
-             const Groups* groups)
-    : Runner(spec, groups), parameters(std::move(given)) {
-    const GroupsPtr of_rank = groups_from(groups);
+             const Groups* of_rank)
+    : Runner(spec, of_rank), groups(groups_from(of_rank)), parameters(std::move(given)) {
     layer = run([&] {
-        return std::make_unique<MoELayer>(config.config, spec, parameters, of_rank);
+        return std::make_unique<MoELayer>(config.config, spec, parameters, groups);
+    });
+}
+
+Layer::Layer(const Layer& like, TensorMap given)
+    : Runner(like), groups(like.groups), parameters(std::move(given)) {
+    layer = run([&] {
+        return std::make_unique<MoELayer>(like.layer->config(), like.layer->spec(),
+                                          parameters, groups);
     });
 }
 
@@ -195,6 +202,17 @@ token_ids: (B, S) int64, with moe_router_hash_vocab_size.
 target_topk_idx: (T, K) int64, with moe_enable_routing_replay.
 
 Raises InputError on wrong shapes and on a NaN or infinite logit.)")
+        .def(
+            "with_parameters",
+            [](const Layer& self, nb::handle parameters) {
+                return std::make_shared<Layer>(self,
+                                               tensors_from(parameters, "parameters"));
+            },
+            nb::arg("parameters").none(),
+            nb::sig("def with_parameters(self, parameters: dict[str, ArrayLike]) "
+                    "-> MoELayer"),
+            "Another layer of this config and spec, which works in the memory that this "
+            "one has left and takes turns with it. Nothing has been counted in it.")
         .def(
             "update_expert_bias",
             [](Layer& self) {

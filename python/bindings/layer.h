@@ -14,7 +14,10 @@ namespace moe::python {
 struct Layer : Runner {
     Layer(const Config& config, TensorMap given, const ModuleSpec& spec,
           const Groups* groups);
+    /// Another with these parameters.
+    Layer(const Layer& like, TensorMap given);
 
+    GroupsPtr groups;
     TensorMap parameters;  ///< as given: the layer may read this memory
     std::unique_ptr<MoELayer> layer;
 };

@@ -44,22 +44,27 @@ GroupsPtr groups_from(const Groups* groups);
 class Runner {
   public:
     explicit Runner(const ModuleSpec& spec, const Groups* groups);
+    /// In the memory of another, and in turn with it.
+    Runner(const Runner&) = default;
 
     /// What `action` returns. InputError where this process or its ranks cannot run it.
     template <typename Action>
     auto run(const Action& action) {
         require_usable();
         const Unlocked unlocked;
-        const std::lock_guard lock(mutex_);
-        const BufferPool::Scope scope(pool_);
+        const std::lock_guard lock(memory_->mutex);
+        const BufferPool::Scope scope(memory_->pool);
         return action();
     }
 
   private:
     void require_usable() const;
 
-    std::mutex mutex_;
-    BufferPool pool_;
+    struct Memory {
+        std::mutex mutex;
+        BufferPool pool;
+    };
+    std::shared_ptr<Memory> memory_ = std::make_shared<Memory>();
     bool on_gpu_;
     std::shared_ptr<std::atomic<bool>> running_;  // null: without ranks
 };
