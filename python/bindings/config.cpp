@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "core/checkpoint/model.h"
 #include "core/error.h"
 #include "core/parameters.h"
 #include "python/bindings/arrays.h"
@@ -101,6 +102,16 @@ explains them all.)");
                 return Config(config_from_json(json, ""));
             },
             nb::arg("text"), "A config from the text that to_json() makes.")
+        .def_static(
+            "from_huggingface",
+            [](const std::string& text, std::int64_t layer) {
+                return Config(checkpoint::read_model(text, "config.json", layer).config);
+            },
+            nb::arg("config_json"), nb::arg("layer"),
+            "What a layer of a model is, from the text of its config.json "
+            "(config.to_json_string()).\n\n"
+            "InputError for a model that is not known or needs what the layer lacks, and "
+            "for a layer that is not there or dense.")
         .def(
             "warnings", [](const Config& self) { return self.config.warnings(); },
             "What is allowed but hardly meant, one line each.")
