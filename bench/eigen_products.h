@@ -1,5 +1,6 @@
 /// @file
-/// The reference's peer on a CPU: the experts' matrix products and nothing else.
+/// The reference's peer on a CPU: the experts' matrix products, and nothing else, as
+/// Eigen does them.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,7 @@
 namespace moe::bench {
 
 /// Each expert's products, done plainly by Eigen in fp32, one expert per thread at a
-/// time: FC1 and FC2 forward, their inputs' and weights' gradients backward. What a part
-/// costs beyond them is the price of everything that is no product.
+/// time: FC1 and FC2 forward, their inputs' and weights' gradients backward.
 class EigenProducts {
   public:
     EigenProducts(const MoEConfig& config, const std::vector<std::int64_t>& rows);

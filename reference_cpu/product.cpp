@@ -46,8 +46,8 @@ void copy_strip(const Strided<const Scalar>& source, std::int64_t count,
     const bool is_full = count == width && width % kLanes == 0;
     std::int64_t row = 0;
     if (is_full && source.row_stride == 1)  // squares, turned
-        for (; row + kLanes <= source.rows; row += kLanes)
-            for (std::int64_t column = 0; column < width; column += kLanes) {
+        for (std::int64_t column = 0; column < width; column += kLanes)
+            for (row = 0; row + kLanes <= source.rows; row += kLanes) {
                 vec::PacketBlock<Packet, kLanes> square;
                 for (int i = 0; i < kLanes; ++i)
                     square.packet[i] =
@@ -150,9 +150,10 @@ void multiply(const Strided<const Scalar>& left, const Strided<const Scalar>& ri
     constexpr std::int64_t kLanes = Whole<Scalar>::kLanes;
     constexpr std::int64_t kColumns = kPackets * kLanes;
     // A thread's own, kept: fresh memory costs a page fault every 4 KiB.
-    thread_local Eigen::Array<Scalar, Eigen::Dynamic, 1> strips(kStrips * kColumns *
-                                                                kDepth);
-    thread_local Eigen::Array<Scalar, Eigen::Dynamic, 1> left_strip(kRows * kDepth);
+    thread_local Eigen::Array<Scalar, Eigen::Dynamic, 1> kept(
+        kDepth * (kStrips * kColumns + kRows));
+    Scalar* const strips = kept.data();
+    Scalar* const left_strip = strips + kDepth * kStrips * kColumns;
 
     for (std::int64_t first = 0; first < out.columns; first += kStrips * kColumns) {
         const std::int64_t end = std::min(first + kStrips * kColumns, out.columns);
@@ -162,18 +163,18 @@ void multiply(const Strided<const Scalar>& left, const Strided<const Scalar>& ri
                 const std::int64_t columns = std::min(kColumns, end - j);
                 copy_strip<Whole>(block(right, k, j, depth, columns), columns,
                                   (columns + kLanes - 1) / kLanes * kLanes,
-                                  strips.data() + (j - first) * depth);
+                                  strips + (j - first) * depth);
             }
             for (std::int64_t i = 0; i < out.rows; i += kRows) {
                 const std::int64_t rows = std::min<std::int64_t>(kRows, out.rows - i);
                 auto a = block(left, i, k, rows, depth);
                 if (rows < kRows || left.column_stride != 1) {
-                    copy_strip<Half>(transposed(a), rows, kRows, left_strip.data());
-                    a = {left_strip.data(), kRows, depth, 1, kRows};
+                    copy_strip<Half>(transposed(a), rows, kRows, left_strip);
+                    a = {left_strip, kRows, depth, 1, kRows};
                 }
                 for (std::int64_t j = first; j < end; j += kColumns) {
                     const std::int64_t columns = std::min(kColumns, end - j);
-                    const Scalar* strip = strips.data() + (j - first) * depth;
+                    const Scalar* strip = strips + (j - first) * depth;
                     Scalar* to = out.data + i * out.row_stride + j;
                     const auto part = columns > 2 * kLanes ? multiply_part<3, Scalar>
                                       : columns > kLanes   ? multiply_part<2, Scalar>
