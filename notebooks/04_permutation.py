@@ -84,8 +84,8 @@ plt.show()
 # rows = P tokens, where P is N x T with a single 1 in each line. The way back,
 # unpermute, is its transpose: it adds up the rows of each token. So permuting and
 # unpermuting gives each token as often as it has experts, and the backward of one is
-# the forward of the other: a gather becomes a sum, and a sum a gather. Nothing else is
-# differentiated in ⑥, ⑩, ⑪ and ⑮.
+# the forward of the other: a gather becomes a sum, and a sum a gather. A row's
+# probability travels the same way.
 
 # %%
 P = np.zeros((N, T), np.float32)
@@ -125,9 +125,10 @@ assert floors[moe.Step.dispatch].flops == floors[moe.Step.combine].flops == 0
 assert floors[moe.Step.dispatch].bytes >= 2 * (K + 1) * T * H
 
 # %% [markdown]
-# `naive_gpu` moves them. `optimized_gpu` never copies a row forward: its first product
-# reads the tokens through the row numbers while it loads its tiles, and ⑥ is only the
-# list of numbers. To see what such a gather meets, look at a real list.
+# `naive_gpu` moves them. `optimized_gpu`, on one rank and with `moe_permute_fusion`,
+# copies no row: its first product reads the tokens through the row numbers while it
+# loads its tiles, and ⑥ is only the list of numbers. To see what such a gather meets,
+# look at a real list.
 #
 # ## Predict
 #

@@ -90,9 +90,9 @@ assert 0 < empty < 50
 # ## With how many tokens does it matter?
 #
 # A last tile is half empty on the mean. With m rows an expert, m / (m + 64) of what is
-# multiplied counts. The fourth rung leaves out the half of a tile that has no rows,
-# which makes it m / (m + 32). Even routing is another world: it fills tiles wholly or
-# not at all.
+# multiplied counts. Half a tile without rows need not be multiplied, and on the third
+# rung and the fourth it is not, which makes it m / (m + 32). Even routing is another
+# world: it fills tiles wholly or not at all.
 
 # %%
 def filled(load, high):

@@ -62,6 +62,7 @@ say(prediction, f"{times:.0f}", "times")
 #
 # Below stands, for each large tensor, the step that makes it and the last one that
 # reads it. A product y = W x reads x for dW; the activation reads h to know its slope.
+# The pictures have each let go after its last reader.
 
 # %%
 NEEDED = {  # name in the trace: (made in, last read in)

@@ -33,6 +33,8 @@ profile = json.loads(
     (ROOT / "notebooks" / "data" / "profile_qwen3_30b_a3b.json").read_text())
 NAIVE, OPTIMIZED = "naive_gpu:bf16", "optimized_gpu:bf16"
 steps = {tier: profile["tiers"][tier]["steps"] for tier in (NAIVE, OPTIMIZED)}
+assert profile["preset"] == "qwen3_30b_a3b"
+assert (profile["scale"], profile["tokens"]) == (8, 64)
 print(profile["tokens"], "tokens,", profile["rows"], "rows")
 
 # %% [markdown]
@@ -83,10 +85,11 @@ def draw_bytes(axes, tier):
     for place, entry in zip(at, entries):
         axes.plot([entry["compulsory_bytes"], entry["requested_bytes"]], [place, place],
                   color=LIGHT, zorder=0)
-    numbers = [str(entry["step"]) if entry["step"] == entry["last_step"]
-               else f"{entry['step']}–{entry['last_step']}" for entry in entries]
-    axes.set(xscale="log", xlabel="bytes", title=tier, yticks=at,
-             yticklabels=[f"{entry['title']} {n}" for entry, n in zip(entries, numbers)])
+    titles = {step["step"]: step["title"] for step in steps[NAIVE]}
+    names = [f"{first} {titles[first]}" if first == last else
+             f"{first} to {last}, {titles[first]} …"
+             for first, last in ((each["step"], each["last_step"]) for each in entries)]
+    axes.set(xscale="log", xlabel="bytes", title=tier, yticks=at, yticklabels=names)
     axes.invert_yaxis()
 
 
@@ -133,7 +136,9 @@ worst = max(lines[NAIVE], key=lambda line: line["sectors"] - line["ideal_sectors
 mean = worst["sectors"] / worst["requests"]
 say(prediction_sectors, f"{mean:.1f}", "sectors in a request")
 print(f"{worst['file']}:{worst['line']}  {worst['code']}")
-assert 16 < mean <= 32
+source = (ROOT / worst["file"]).read_text().splitlines()
+assert " ".join(source[worst["line"] - 1].split()) == worst["code"], "make the data again"
+assert (worst["file"], worst["line"]) == ("naive_gpu/linear.cu", 42) and 16 < mean <= 32
 
 drawn, axes = figure("Lines of code: how often they ask, and for how much at once")
 for tier, colour, marker in ((NAIVE, ORANGE, "s"), (OPTIMIZED, BLUE, "o")):

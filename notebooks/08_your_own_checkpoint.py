@@ -119,9 +119,12 @@ assert share >= 100 * K / E
 prediction_error = None  # relative error, e.g. 0.01
 
 # %%
-T = 256 if DIR is None else 16
-SPECS = ["reference_cpu:fp32"] + (["naive_gpu:bf16"] if DIR is None else [])
+is_small = sum(sizes.values()) < 10**7  # or an emulated tier would take too long
+T = 256 if is_small else 16
+SPECS = ["reference_cpu:fp32"] + (["naive_gpu:bf16"] if is_small else [])
 print(f"{sum(sizes.values()) * 8 / 1e9:.3f} GB for the weights in fp64")
+if not is_small:
+    print("Too large for bf16, which is emulated here: what follows is fp32's.")
 config = config.replace(moe_router_dtype="fp32")  # so that all choose the same experts
 hidden = moe.embed_text(text_of(T), config.hidden_size)
 gradient = np.random.default_rng(1).standard_normal((T, 1, config.hidden_size))
