@@ -35,7 +35,8 @@ def test_floors_are_the_formulas():
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("fields", [
     {}, {"recompute_granularity": "selective", "recompute_modules": ["moe_act"],
-         "moe_grouped_gemm": True}], ids=["all", "moe_act"])
+         "moe_grouped_gemm": True},
+    {"moe_router_dtype": "fp64"}], ids=["all", "moe_act", "router"])
 def test_what_is_kept_is_counted(spec, fields):
     hidden = numpy.random.default_rng(3).standard_normal((7, 3, 24)).astype("float32")
     metadata = []
@@ -44,7 +45,9 @@ def test_what_is_kept_is_counted(spec, fields):
         layer = moe.MoELayer(config, moe.random_parameters(config), spec)
         layer.forward(hidden)
         kept = moe.kept_tensors(config, spec, 21)
-        assert ("act(h) p" in [k.name for k in kept]) == (not fields)
+        assert ("act(h) p" in [k.name for k in kept]) == ("recompute_modules" not in fields)
+        assert kept[0].name == "tokens" and (
+            "moe_router_dtype" not in fields or kept[0].dtype == "fp64")
         metadata.append(moe.kept_bytes(layer, hidden) - sum(k.bytes for k in kept))
     assert metadata[0] == metadata[1] > 0
     assert metadata[0] < 21 * 400
