@@ -9,6 +9,8 @@ import moe
 import moe.torch
 import torch_layer
 
+torch.set_num_threads(1)  # two pools of threads would wait for each other
+
 
 def random_config(seed, **fixed):
     """One of the layers that this config can say, with odd sizes, and None if the draw

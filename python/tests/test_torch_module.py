@@ -12,6 +12,8 @@ import moe
 import moe.torch
 from moe.torch.function import _kept
 
+torch.set_num_threads(1)  # two pools of threads would wait for each other
+
 S, B, H, E, K, F = 7, 3, 10, 5, 2, 6
 FIELDS = dict(hidden_size=H, num_moe_experts=E, moe_router_topk=K, moe_ffn_hidden_size=F,
               gated_linear_unit=True, activation_func="silu", add_bias_linear=False,
@@ -199,6 +201,32 @@ def test_parameters_made_in_inference_mode_are_read_each_time():
         torch.testing.assert_close(layer(hidden())[0], 2 * before)
 
 
+@pytest.mark.parametrize("names, name", [
+    ("megatron", "experts.linear_fc2.weight"), ("gpt_oss", "experts.down_proj")])
+def test_tensors_in_the_place_of_parameters(names, name):
+    """Whatever PyTorch puts there: each is new, and the memory of the last is free."""
+    layer = make("reference_cpu:fp64", names=names, add_bias_linear=names == "gpt_oss")
+    if names == "gpt_oss":
+        torch.nn.init.zeros_(layer.experts.down_proj_bias)
+    weight, before = layer.get_parameter(name), layer(hidden())[0]
+    call = lambda w: torch.func.functional_call(layer, {name: w}, hidden())[0]
+    with torch.no_grad():
+        for factor in (2.0, 3.0, 4.0):
+            torch.testing.assert_close(call(weight * factor), factor * before)
+    factor = torch.tensor(5.0, requires_grad=True)
+    got, = torch.autograd.grad(call(weight * factor).sum(), factor)
+    torch.testing.assert_close(got, before.sum())
+
+
+def test_no_tokens():
+    layer = make()
+    leaf = torch.zeros(0, B, H, requires_grad=True)
+    output = layer(leaf)[0]
+    assert output.shape == (0, B, H)
+    output.sum().backward()
+    assert leaf.grad.shape == leaf.shape and not layer.router.weight.grad.any()
+
+
 # ---------------------------------------------------------------- checkpoints
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -377,6 +405,16 @@ def test_counts_that_are_gone_are_not_passed_over():
     assert not layer.router.expert_bias.any()
     gradients(layer)
     assert layer.update_expert_bias().any()
+
+
+def test_evaluation_between_steps_counts_nothing():
+    layer = make("reference_cpu:fp64", **BIASED)
+    for _ in range(3):
+        layer.eval()(hidden(3))
+        with torch.no_grad():
+            layer.router.weight.mul_(1.1)
+        gradients(layer.train())
+        assert layer.update_expert_bias().any()
 
 
 def test_layers_without_a_bias_have_none_to_update():

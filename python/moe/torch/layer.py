@@ -16,10 +16,12 @@ _ONE_RANK = ("tensor_model_parallel_size", "context_parallel_size",
 
 
 class _Built(NamedTuple):
-    """A moe.MoELayer of the parameters as they were."""
+    """A moe.MoELayer of parameters as they were. They are held, so that no other tensor
+    comes to lie where one of them was, and looks like it."""
 
     state: tuple
     layer: moe.MoELayer
+    own: list
 
 
 class MoELayer(nn.Module):
@@ -50,9 +52,8 @@ class MoELayer(nn.Module):
     **Memory.** Hidden states and parameters are shared with the layer, not copied, where
     they have the dtype and place of the component that reads them. Copied are: hidden
     states that are not contiguous; those of Hugging Face's names where B and S are both
-    more than 1, because the layer's token order is (S, B), and the output back; parameters
-    that a layout turns or stacks (gpt_oss, shared experts of deepseek_v3), once after each
-    change. A parameter that is not contiguous is refused.
+    more than 1, because the layer's token order is (S, B), and the output back; what a
+    layout turns or stacks (gpt_oss, shared experts of deepseek_v3), once after a change. A parameter that is not contiguous is refused.
 
     **Changes.** Parameters may be written in place, by an optimizer or load_state_dict(),
     or moved, at any time but between a forward and its backward, where PyTorch raises. A
@@ -190,7 +191,7 @@ class MoELayer(nn.Module):
 
     def _apply_function(self, hidden_states, arguments):
         arguments["training"] = self.training and torch.is_grad_enabled()
-        parameters = [self.get_parameter(name) for name in self.parameter_names]
+        parameters = [self._own(name) for name in self.parameter_names]
         return MoEFunction.apply(self, arguments, hidden_states.contiguous(), *parameters)
 
     def _router_scores(self, tokens):
@@ -215,8 +216,8 @@ class MoELayer(nn.Module):
     def _build(self):
         """A moe.MoELayer of the parameters as they are: the one that there is, if none of
         them has changed."""
-        own = {name: self._own(name) for p in self.layout for name in p.names}
-        state = tuple(state_of(tensor) for tensor in own.values())
+        own = {name: self._own(name).detach() for p in self.layout for name in p.names}
+        state = tuple(state_of(self._own(name)) for name in own)
         if self._built is not None and self._built.state == state:
             return
         for name, tensor in own.items():
@@ -229,8 +230,7 @@ class MoELayer(nn.Module):
             layer = self._built.layer.with_parameters(ours)
             self._missed |= self._counted
         self._counted = False
-        # Of an inference tensor nobody counts the changes
-        self._built = _Built(None if None in state else state, layer)
+        self._built = _Built(None if None in state else state, layer, list(own.values()))
 
     def _own(self, name):
         path, _, own = name.rpartition(".")
