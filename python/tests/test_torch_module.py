@@ -205,7 +205,9 @@ def test_parameters_made_in_inference_mode_are_read_each_time():
     ("megatron", "experts.linear_fc2.weight"), ("gpt_oss", "experts.down_proj")])
 def test_tensors_in_the_place_of_parameters(names, name):
     """Whatever PyTorch puts there: each is new, and the memory of the last is free."""
-    layer = make("reference_cpu:fp64", names=names, add_bias_linear=names == "gpt_oss")
+    # F: as large as what the C library maps anew, and unmaps
+    layer = make("reference_cpu:fp64", names=names, add_bias_linear=names == "gpt_oss",
+                 moe_ffn_hidden_size=5000)
     if names == "gpt_oss":
         torch.nn.init.zeros_(layer.experts.down_proj_bias)
     weight, before = layer.get_parameter(name), layer(hidden())[0]

@@ -53,7 +53,8 @@ class MoELayer(nn.Module):
     they have the dtype and place of the component that reads them. Copied are: hidden
     states that are not contiguous; those of Hugging Face's names where B and S are both
     more than 1, because the layer's token order is (S, B), and the output back; what a
-    layout turns or stacks (gpt_oss, shared experts of deepseek_v3), once after a change. A parameter that is not contiguous is refused.
+    layout turns or stacks (gpt_oss, shared experts of deepseek_v3), once after a change.
+    A parameter that is not contiguous is refused.
 
     **Changes.** Parameters may be written in place, by an optimizer or load_state_dict(),
     or moved, at any time but between a forward and its backward, where PyTorch raises. A
