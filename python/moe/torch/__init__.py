@@ -10,7 +10,7 @@
 PyTorch is no part of the package moe and must be installed.
 """
 
-from moe.torch.huggingface import replace, to_moe_config
+from moe.torch.huggingface import replace
 from moe.torch.layer import MoELayer
 
-__all__ = ["MoELayer", "replace", "to_moe_config"]
+__all__ = ["MoELayer", "replace"]

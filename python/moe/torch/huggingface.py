@@ -1,5 +1,7 @@
 """Layers that take the place of a transformers model's own MoE blocks."""
 
+import re
+
 import moe
 from moe.torch.errors import reject
 from moe.torch.layer import MoELayer
@@ -10,8 +12,6 @@ _BLOCKS = {
     "DeepseekV3MoE": "deepseek_v3",
     "GptOssMLP": "gpt_oss",
 }
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu",
-                "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 
 
 def names_of(block):
@@ -22,76 +22,19 @@ def names_of(block):
     return _BLOCKS[name]
 
 
-def to_moe_config(config):
-    """A moe.MoEConfig from the config of a transformers model: of model_type mixtral,
-    qwen3_moe, deepseek_v3 or gpt_oss.
+def config_of(block, config, layer=None):
+    """The moe.MoEConfig of a block, from its model's config (moe.layer_from_tensors()).
 
-    InputError for another type, and for a setting that the layer does not represent.
-    Source: configuration_<model_type>.py, modeling_<model_type>.py of transformers 5.24.
+    layer: the block's number in the model; the last layer's if left out.
+    InputError for what the layer does not represent.
     """
-    make = _CONFIGS.get(config.model_type)
-    if make is None:
-        reject("model_type", config.model_type, "must be one of " + ", ".join(_CONFIGS))
-    fields = dict(
-        hidden_size=config.hidden_size, moe_router_topk=config.num_experts_per_tok,
-        gated_linear_unit=True, add_bias_linear=False, moe_grouped_gemm=True,
-        moe_router_load_balancing_type=["none"], moe_token_dispatcher_type="alltoall")
-    return moe.MoEConfig(**fields | make(config))
-
-
-def _activation(config):
-    if config.hidden_act not in _ACTIVATIONS:
-        reject("hidden_act", config.hidden_act,
-               "must be one of " + ", ".join(_ACTIVATIONS))
-    return {"activation_func": _ACTIVATIONS[config.hidden_act]}
-
-
-def _mixtral(config):
-    if config.router_jitter_noise:
+    if getattr(config, "router_jitter_noise", 0.0):
         reject("router_jitter_noise", config.router_jitter_noise,
                "must be 0: the model's experts see the noise, the layer's do not")
-    return _activation(config) | {"num_moe_experts": config.num_local_experts,
-                                  "moe_ffn_hidden_size": config.intermediate_size}
-
-
-def _qwen3_moe(config):
-    # The K largest of a softmax over all, normalised, are a softmax over the K
-    return _activation(config) | {"num_moe_experts": config.num_experts,
-                                  "moe_ffn_hidden_size": config.moe_intermediate_size,
-                                  "moe_router_pre_softmax": not config.norm_topk_prob}
-
-
-def _deepseek_v3(config):
-    width = config.moe_intermediate_size
-    fields = _activation(config) | {
-        "num_moe_experts": config.n_routed_experts, "moe_ffn_hidden_size": width,
-        "moe_shared_expert_intermediate_size": width * config.n_shared_experts,
-        "moe_router_score_function": "sigmoid", "moe_router_dtype": "fp32",
-        "moe_router_enable_expert_bias": True,
-        "moe_router_topk_scaling_factor": config.routed_scaling_factor}
-    if config.norm_topk_prob and config.num_experts_per_tok == 1:
-        reject("num_experts_per_tok", 1, "must be 2 or more with norm_topk_prob: the "
-               "layer leaves a single score as it is")
-    if not config.norm_topk_prob:
-        fields["moe_router_norm_topk_prob"] = False
-    if config.n_group > 1:
-        fields |= {"moe_router_num_groups": config.n_group,
-                   "moe_router_group_topk": config.topk_group,
-                    "moe_router_group_score_topk": 2}
-    return fields
-
-
-def _gpt_oss(config):
-    if config.swiglu_alpha != 1.702:
-        reject("swiglu_alpha", config.swiglu_alpha, "must be 1.702, which is quick_gelu")
-    return {"num_moe_experts": config.num_local_experts,
-            "moe_ffn_hidden_size": config.intermediate_size, "add_bias_linear": True,
-            "activation_func": "quick_gelu", "glu_linear_offset": 1.0,
-            "activation_func_clamp_value": config.swiglu_limit}
-
-
-_CONFIGS = {"mixtral": _mixtral, "qwen3_moe": _qwen3_moe, "deepseek_v3": _deepseek_v3,
-            "gpt_oss": _gpt_oss}
+    if layer is None:
+        layer = config.num_hidden_layers - 1
+    tensors = {name: tensor.detach() for name, tensor in block.state_dict().items()}
+    return moe.layer_from_tensors(config.to_json_string(), tensors, layer).config
 
 
 def replace(model, spec="reference_cpu:fp32"):
@@ -107,7 +50,9 @@ def replace(model, spec="reference_cpu:fp32"):
     for name, module in model.named_modules():
         if name and type(module).__name__ in _BLOCKS:
             config = model.config.get_text_config()
-            layers[name] = MoELayer.from_huggingface(module, config, spec)
+            number = re.search(r"\.(\d+)\.[^.]*$", name)
+            layers[name] = MoELayer.from_huggingface(
+                module, config, spec, layer=int(number[1]) if number else None)
     if not layers:
         reject("model", type(model).__name__,
                "must have a block of " + ", ".join(_BLOCKS))

@@ -102,35 +102,37 @@ class MoELayer(nn.Module):
         self.reset_parameters()
 
     @classmethod
-    def from_huggingface(cls, block, config, spec="reference_cpu:fp32"):
+    def from_huggingface(cls, block, config, spec="reference_cpu:fp32", *, layer=None):
         """A layer that takes the place of a block of transformers.
 
         The block's own submodules become this layer's: parameters, buffers, hooks and
         names are the same objects, and both can run.
         block: MixtralSparseMoeBlock, Qwen3MoeSparseMoeBlock, DeepseekV3MoE or GptOssMLP.
         config: the model's config, or a moe.MoEConfig.
+        layer: the block's number in the model, which the model's config may ask for; the
+            last layer's if left out.
         InputError for another class, and for a config that the layer does not represent.
         """
-        from moe.torch.huggingface import names_of, to_moe_config
+        from moe.torch.huggingface import config_of, names_of
 
         names = names_of(block)
         if not isinstance(config, moe.MoEConfig):
-            config = to_moe_config(config)
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer._set_up(config, spec, names)
+            config = config_of(block, config, layer)
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._set_up(config, spec, names)
         for name, child in block.named_children():
-            layer.add_module(name, child)
-        own = dict(layer.named_parameters()) | dict(layer.named_buffers())
-        for parameter in layer.layout:
+            made.add_module(name, child)
+        own = dict(made.named_parameters()) | dict(made.named_buffers())
+        for parameter in made.layout:
             for name, shape in zip(parameter.names, parameter.shapes):
                 if name not in own:
                     reject(name, "absent", f"a block of {names} has it")
                 if own[name].shape != tuple(shape):
                     reject(name, tuple(own[name].shape),
                            f"must be {tuple(shape)} by its config")
-        layer.training = block.training
-        return layer
+        made.training = block.training
+        return made
 
     def _set_up(self, config, spec, names):
         if not isinstance(config, moe.MoEConfig):
