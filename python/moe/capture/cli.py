@@ -19,7 +19,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser():
-    parser = _Parser(prog="python -m moe.capture", description=DESCRIPTION, epilog=EPILOG)
+    parser = _Parser(prog="python -m moe.capture", description=DESCRIPTION, epilog=EPILOG,
+                     allow_abbrev=False)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_NAME",
         help="a folder that save_pretrained wrote, or a name on the hub")

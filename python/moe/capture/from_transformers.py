@@ -166,7 +166,7 @@ class Case:
             if backward:
                 tensors["expect.grad.hidden_states"] = got.grad_hidden
                 for key, value in self.our_gradients(got).items():
-                    tensors["expect.grad." + key] = torch.from_numpy(value)
+                    tensors["expect.grad." + key] = torch.tensor(value)
             errors[name] = {}
             for key, value in tensors.items():
                 wanted = torch.from_numpy(expected[key]).double()
@@ -215,9 +215,10 @@ class Case:
         more = {"source_dtype": None, "source_errors": None}
         if self.options.dtype != torch.float64:
             more["source_dtype"] = SHORT[self.options.dtype]
-            of_router = [v.dtype for v in values.watch.of_router if v.is_floating_point()]
-            if self.options.dtype == torch.bfloat16 and torch.float32 not in of_router:
-                self.config.pop("moe_router_dtype", None)  # the router is of bf16, too
+            if self.options.dtype == torch.bfloat16:
+                # What the model's code says: without, the router is of bf16, too
+                router = self.layer.config.get("moe_router_dtype")
+                self.config = {**self.config, "moe_router_dtype": router}
         elif self.options.source_errors:
             more["source_errors"] = self.errors_of_lower_precision(ids, values, expected)
         case = f"{self.model.config.model_type}_layer_{self.number}"

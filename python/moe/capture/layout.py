@@ -18,10 +18,12 @@ class Layer:
 
 def _ask(config_json, tensors, number):
     import moe
-    bad_input = getattr(moe, "InputError", ValueError)
     try:
         return moe.layer_from_tensors(config_json, tensors, number)
-    except (bad_input, ValueError) as error:
+    except moe.InputError as error:
+        if "--fc1-layout" in str(error):
+            # Of files in which both are met; in memory transformers has rows
+            return moe.layer_from_tensors(config_json, tensors, number, "rows")
         raise CaptureError(" ".join(str(error).split())) from None
 
 

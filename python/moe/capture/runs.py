@@ -9,7 +9,7 @@ from .blocks import Watch
 # What is chosen is looked at under that much of relative noise, some ten times what a sum
 # in fp32 loses
 NOISE = 2.0 ** -18
-NOISES = 4
+NOISES = 8
 
 
 @dataclass
@@ -83,17 +83,26 @@ class Runner:
         return watch
 
     def undecided(self, ids, hidden):
-        """(T) bool: whose experts change with a little noise."""
+        """(T) bool: whose experts change with a little noise in tokens and router."""
         first = self.route(ids, hidden).experts()
         changed = torch.zeros(len(ids), dtype=torch.bool)
         if first is None:
             return changed
         generator = torch.Generator().manual_seed(1)
+
+        def noisy(tensor):
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            return (tensor.double() * (1 + NOISE * (2 * noise - 1))).to(tensor.dtype)
+
+        weights = [p for p in self.copy.router.parameters() if p.is_floating_point()]
+        kept = [p.detach().clone() for p in weights]
         for _ in range(NOISES):
-            noise = torch.rand(hidden.shape, generator=generator, dtype=torch.float64)
-            noisy = hidden.double() * (1 + NOISE * (2 * noise - 1))
-            chosen = self.route(ids, noisy.to(hidden.dtype)).experts()
+            for p, value in zip(weights, kept):
+                p.data = noisy(value)
+            chosen = self.route(ids, noisy(hidden)).experts()
             changed |= (chosen != first).any(1)
+        for p, value in zip(weights, kept):
+            p.data = value
         return changed
 
     def ties(self, ids, hidden):

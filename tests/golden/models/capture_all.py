@@ -65,6 +65,7 @@ OWN = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "llama4": {"num_experts_per_tok": 1},
     "longcat_flash": {"zero_expert_num": 0},
+    "mimo_v2_flash": {"num_key_value_heads": 2},
     "mistral4": {"head_dim": 16},
     "qwen4_exp": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8,
                   "indexer_budget": 16, "indexer_compress_ratio": 4, "ple_layer_ids": [],

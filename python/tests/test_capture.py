@@ -1,0 +1,312 @@
+"""From a running model to `moe verify`; needs torch and transformers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="5")
+
+from moe.capture import CaptureError, capture  # noqa: E402
+from moe.capture.cli import main  # noqa: E402
+
+SIZES = dict(vocab_size=67, hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+             num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
+DEEPSEEK = SIZES | dict(
+    intermediate_size=16, moe_intermediate_size=8, n_routed_experts=12,
+    num_experts_per_tok=4, n_group=4, topk_group=2, n_shared_experts=2,
+    first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4,
+    qk_nope_head_dim=4, v_head_dim=8, routed_scaling_factor=2.5)
+del DEEPSEEK["head_dim"]
+MODELS = {
+    "mixtral": ("Mixtral", SIZES | dict(intermediate_size=16, num_local_experts=5,
+                                        num_experts_per_tok=2)),
+    "qwen3_moe": ("Qwen3Moe", SIZES | dict(moe_intermediate_size=16, intermediate_size=8,
+                                           num_experts=6, num_experts_per_tok=3)),
+    "gpt_oss": ("GptOss", SIZES | dict(intermediate_size=16, num_local_experts=5,
+                                       num_experts_per_tok=2)),
+    "deepseek_v3": ("DeepseekV3", DEEPSEEK),
+    "phimoe": ("Phimoe", SIZES | dict(intermediate_size=16, num_local_experts=4)),
+}
+IDS = torch.randint(67, (2, 13), generator=torch.Generator().manual_seed(3))
+
+
+def make(name, dtype=torch.float32, **fields):
+    """A small model whose experts differ."""
+    kind, sizes = MODELS[name]
+    config = getattr(transformers, kind + "Config")(**(sizes | fields))
+    torch.manual_seed(1)
+    if dtype == torch.float64:  # torch's grouped product has no fp64
+        config._experts_implementation = "eager"
+    model = getattr(transformers, kind + "ForCausalLM")(config)
+    for key, p in list(model.named_parameters()) + list(model.named_buffers()):
+        if ".mlp." in key:
+            scale = 0.1 if "bias" in key else p.shape[-1] ** -0.5
+            p.data = scale * torch.randn(p.shape)
+    return model.to(dtype)
+
+
+def run(model, ids=IDS):
+    model(ids, labels=ids).loss.backward()
+
+
+def verify(files, *more):
+    return subprocess.run([sys.executable, "-m", "moe", "verify", *map(str, files), *more],
+                          capture_output=True, text=True)
+
+
+def read(path):
+    """(metadata, tensors), those of bf16 as fp32."""
+    safetensors = pytest.importorskip("safetensors")
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name).float()
+                                 if file.get_tensor(name).dtype == torch.bfloat16
+                                 else file.get_tensor(name) for name in file.keys()}
+
+
+def test_families_match(tmp_path):
+    """Every tier gives what the models' own code does, forward and backward."""
+    files = []
+    for name, dtype in (("mixtral", torch.float32), ("gpt_oss", torch.float32),
+                        ("deepseek_v3", torch.bfloat16), ("qwen3_moe", torch.bfloat16)):
+        model = make(name, dtype)
+        with capture(model, tmp_path / name, layers=[1]) as session:
+            run(model)
+        files += [file.path for file in session.files]
+    done = verify(files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for path in files:
+        metadata, tensors = read(path)
+        trained = {n for n in tensors if "." in n and not n.startswith(("input", "expect"))
+                   and n != "router.expert_bias"}
+        assert {"expect.grad." + n for n in trained | {"hidden_states"}} == {
+            n for n in tensors if n.startswith("expect.grad.")}
+        assert {"expect.output", "expect.probs", "expect.logits",
+                "expect.routing_map"} < tensors.keys()
+        errors = json.loads(metadata["source_errors"])
+        assert 0 < errors["fp32"]["expect.output"] < 1e-6
+        assert 1e-4 < errors["bf16"]["expect.grad.hidden_states"] < 2e-2
+
+
+def test_values_are_those_of_the_run(tmp_path):
+    """Input, output and gradients of a model in fp64 are in the file as they were."""
+    model, seen = make("mixtral", torch.float64), {}
+    block = model.model.layers[1].mlp
+
+    def watch(_, given, output):
+        if "output" not in seen:  # else one of capture's own runs
+            output.retain_grad()
+            seen.update(hidden=given[0], output=output)
+    block.register_forward_hook(watch)
+    with capture(model, tmp_path, layers=[1], exact=True) as session:
+        run(model)
+    assert [os.path.basename(file.path) for file in session.files] == [
+        "layer_1.safetensors"]
+    _, tensors = read(session.files[0].path)
+
+    def same(name, expected):
+        off = tensors[name].double().reshape(-1) - expected.double().reshape(-1)
+        assert off.norm() <= 1e-6 * expected.norm(), name
+    same("input.hidden_states", seen["hidden"].detach())
+    same("input.grad_output", seen["output"].grad)
+    same("expect.output", seen["output"].detach())
+    same("expect.grad.router.weight", block.gate.weight.grad)
+    same("expect.grad.experts.linear_fc1.weight", block.experts.gate_up_proj.grad)
+    same("expect.grad.experts.linear_fc2.weight", block.experts.down_proj.grad)
+    done = verify([session.files[0].path], "--dtype", "fp64")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_wrong_layer_differs(tmp_path):
+    """The file is of the block's values, not of what its config says of them."""
+    model = make("mixtral")
+    model.model.layers[0].mlp.register_forward_hook(lambda _, __, output: output * 1.001)
+    with capture(model, tmp_path, layers=[0]) as session:
+        run(model)
+    assert verify([session.files[0].path], "--dtype", "fp32").returncode == 1
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    plain, watched = make("qwen3_moe"), make("qwen3_moe")
+    run(plain)
+    with capture(watched, tmp_path, layers=[0]):
+        run(watched)
+    for (name, a), (_, b) in zip(plain.named_parameters(), watched.named_parameters()):
+        assert torch.equal(a, b) and torch.equal(a.grad, b.grad), name
+    for module in watched.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_forward_alone(tmp_path):
+    model = make("mixtral")
+    with torch.no_grad(), capture(model, tmp_path, layers=[0]) as session:
+        model(IDS)
+    _, tensors = read(session.files[0].path)
+    assert "input.grad_output" not in tensors
+    assert not any(name.startswith("expect.grad") for name in tensors)
+    assert verify([session.files[0].path], "--dtype", "fp32").returncode == 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_blocks_have_their_gradient(tmp_path, reentrant):
+    model = make("mixtral").train()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    with capture(model, tmp_path, layers=[1]) as session:
+        run(model)
+    _, tensors = read(session.files[0].path)
+    assert tensors["input.grad_output"].abs().max() > 0
+
+
+def test_first_call_is_kept(tmp_path):
+    model = make("mixtral")
+    with capture(model, tmp_path / "two", layers=[0]) as session:
+        run(model)
+        run(model, IDS.flip(1))
+    with capture(model, tmp_path / "one", layers=[0]) as once:
+        run(model)
+    assert "the first of 2 calls" in session.files[0].notes
+    two, one = (read(s.files[0].path)[1] for s in (session, once))
+    assert torch.equal(two["input.hidden_states"], one["input.hidden_states"])
+
+
+def test_limits_keep_the_first_tokens(tmp_path):
+    model = make("mixtral")
+    with capture(model, tmp_path / "all", layers=[0]) as whole:
+        run(model)
+    limit = whole.files[0].size - 4000
+    with capture(model, tmp_path / "fit", layers=[0], max_bytes=limit) as fitting:
+        run(model)
+    with capture(model, tmp_path / "few", layers=[0], max_tokens=3) as few:
+        run(model)
+    assert few.files[0].tokens == 3 < fitting.files[0].tokens < whole.files[0].tokens
+    assert os.path.getsize(fitting.files[0].path) <= limit
+    hidden = [read(s.files[0].path)[1]["input.hidden_states"] for s in (few, whole)]
+    assert torch.equal(hidden[0], hidden[1][:3])
+    assert verify([few.files[0].path, fitting.files[0].path], "--dtype",
+                  "fp32").returncode == 0
+    with pytest.raises(CaptureError, match=r"max_bytes = 999: layer 0.* needs at least"):
+        with capture(model, tmp_path / "none", layers=[0], max_bytes=999):
+            run(model)
+    assert not (tmp_path / "none").exists()
+
+
+def test_tokens_whose_experts_rounding_decides_are_left_out(tmp_path):
+    model = make("mixtral")
+    with torch.no_grad():  # experts 0 and 1 tie for every token
+        model.model.layers[0].mlp.gate.weight[1] = model.model.layers[0].mlp.gate.weight[0]
+    with capture(model, tmp_path, layers=[0]) as session:
+        run(model)
+    assert 0 < session.files[0].tokens < IDS.numel()
+    assert any("hang on rounding" in note for note in session.files[0].notes)
+    _, tensors = read(session.files[0].path)
+    assert torch.equal(*tensors["expect.routing_map"][:, :2].unbind(1))
+
+
+@pytest.mark.parametrize("name, dtype, source", [
+    ("mixtral", "bfloat16", "bf16"), ("deepseek_v3", "bfloat16", "bf16"),
+    ("mixtral", "float32", "fp32")])
+def test_judged_in_lower_precision(tmp_path, name, dtype, source):
+    model = make(name, torch.bfloat16)
+    with capture(model, tmp_path, layers=[1], dtype=dtype) as session:
+        run(model)
+    metadata, _ = read(session.files[0].path)
+    assert metadata["source_dtype"] == source and "source_errors" not in metadata
+    # DeepSeek's router is of fp32 in every case
+    router = json.loads(metadata["moe_config"]).get("moe_router_dtype")
+    assert router == (None if (name, dtype) == ("mixtral", "bfloat16") else "fp32")
+    done = verify([session.files[0].path])
+    assert done.returncode == 0, done.stdout
+
+
+# --------------------------------------------------------------------------- refusals
+def refused(model, folder, match, watch=run, **options):
+    with pytest.raises(CaptureError, match=match) as error:
+        with capture(model, folder / "out", **options):
+            watch(model)
+    assert "\n" not in str(error.value)
+    assert not (folder / "out").exists()
+
+
+class Mixtril(transformers.MixtralConfig):
+    model_type = "mixtril"
+
+
+def test_refused_models(tmp_path):
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=67, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2))
+    refused(llama, tmp_path, "model = LlamaForCausalLM: has no MoE block")
+    refused(make("phimoe"), tmp_path, "^layer 0.*phimoe.*sparsemixer")
+    unknown = make("mixtral")
+    unknown.config = Mixtril(**MODELS["mixtral"][1])
+    refused(unknown, tmp_path, "model_type = mixtril", layers=[0])
+
+
+def test_refused_layers(tmp_path):
+    model = make("deepseek_v3")
+    refused(model, tmp_path, "layers = 0: no MoE block there; MoE blocks are in layers 1$",
+            layers=[0])
+    refused(model, tmp_path, "layers = model.layers.9.mlp: no MoE block",
+            layers=["model.layers.9.mlp"])
+    refused(make("mixtral"), tmp_path, "layers = model.layers.1.mlp: not called",
+            watch=lambda m: m.model.layers[0].mlp(torch.ones(1, 2, 24)))
+
+
+def test_refused_weights(tmp_path):
+    model = make("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    experts.down_proj = torch.nn.Parameter(experts.down_proj.data.to(torch.uint8), False)
+
+    def nothing(_):
+        hidden = torch.zeros(1, 2, 24)
+        block = model.model.layers[0].mlp
+        block.experts.forward = lambda hidden, *_: hidden
+        block(hidden)
+    refused(model, tmp_path, r"experts.down_proj = torch.uint8: quantized", nothing,
+            layers=[0])
+    refused(make("mixtral"), tmp_path, "dtype = float16: allowed are", dtype="float16")
+    refused(make("mixtral"), tmp_path, "max_tokens = 0", max_tokens=0)
+
+
+def test_refused_blocks_that_depend_on_more_than_their_input(tmp_path):
+    model = make("mixtral")
+    dropout = torch.nn.Dropout(0.5).train()
+    model.model.layers[0].mlp.register_forward_hook(lambda _, __, y: dropout(y))
+    refused(model, tmp_path, "layer 0.* from itself: a second run", layers=[0])
+
+
+def test_nothing_is_written_after_an_exception(tmp_path):
+    model = make("mixtral")
+    with pytest.raises(KeyError):
+        with capture(model, tmp_path / "out"):
+            run(model)
+            raise KeyError
+    assert not (tmp_path / "out").exists()
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+# ------------------------------------------------------------------------ command line
+def test_command_line(tmp_path, capsys):
+    make("qwen3_moe", torch.bfloat16).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    line = ["--model", str(tmp_path / "model"), "--random-tokens", "21", "--out",
+            str(tmp_path / "out")]
+    assert main(line + ["--layers", "1"]) == 0
+    printed = capsys.readouterr()
+    path = tmp_path / "out" / "layer_1.safetensors"
+    assert f"{path}  layer 1 (model.layers.1.mlp), 21 tokens" in printed.out
+    assert "running Qwen3MoeForCausalLM on 21 tokens" in printed.err
+    assert os.listdir(tmp_path / "out") == ["layer_1.safetensors"]
+    assert verify([path], "--dtype", "fp64").returncode == 0
+    metadata, tensors = read(path)
+    assert str(tmp_path / "model") in metadata["source"]
+    assert tensors["input.grad_output"].abs().max() > 0
+    assert main(line + ["--layers", "7"]) == 2
+    assert "layers = 7: no MoE block there; MoE blocks are in layers 0 to 1" in \
+        capsys.readouterr().err
+    assert main(["--model", str(tmp_path), "--random-tokens", "2", "--out", "x"]) == 2
+    assert "--model = " in capsys.readouterr().err
