@@ -7,6 +7,7 @@
 #include <set>
 
 #include "cli/golden/golden.h"
+#include "cli/info/captured.h"
 #include "cli/places.h"
 #include "cli/terminal.h"
 #include "core/presets.h"
@@ -84,10 +85,9 @@ Regions model_regions() {
     std::string presets = "| preset | read from |\n|---|---|\n";
     for (const std::string& name : preset_names())
         presets += fmt::format("| `{}` | {} |\n", name, preset_source(name));
-    return {{"verified", verified},
-            {"read", read},
-            {"missing", missing},
-            {"presets", presets}};
+    return {{"verified", verified},         {"read", read},
+            {"missing", missing},           {"presets", presets},
+            {"captured", captured_table()}, {"refused", refused_table()}};
 }
 
 void print_models() {

@@ -25,8 +25,9 @@ struct ModelRow {
 
 const std::vector<ModelRow>& model_rows();
 
-/// The tables of docs/models.md: regions "verified", "read", "missing" and "presets".
-/// Reads the golden cases: what they are configured as is what stands there.
+/// The tables of docs/models.md: regions "verified", "read", "missing" and "presets", and
+/// "captured" and "refused" of cli/info/captured.h. Reads the golden cases: what they are
+/// configured as is what stands there.
 Regions model_regions();
 
 /// The same for a terminal.

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "cli/golden/golden.h"
+#include "cli/info/captured.h"
 #include "cli/places.h"
 #include "tests/cli/support.h"
 
@@ -119,6 +120,31 @@ TEST(Models, ArePrinted) {
     EXPECT_TRUE(IsBadInput("info --models --json", {"--json", "--models"}));
     EXPECT_TRUE(IsBadInput("info --page " + golden_folder() + "/README.md",
                            {"README.md", "must stand in the page"}));
+}
+
+TEST(Models, ThatAreCapturedMatchUnlessTheyLackSomething) {
+    Names missing, there, codes;
+    for (const ModelRow& row : model_rows()) {
+        if (!row.missing.empty()) missing.insert(row.code);
+        if (!row.golden.empty() || !row.as.empty()) there.insert(row.code);
+    }
+    for (const CapturedRow& row : captured_rows()) {
+        EXPECT_TRUE(codes.insert(row.code).second) << row.code << " twice";
+        EXPECT_NE(row.outcome, "differs") << row.code;
+        if (row.outcome == "refused") {
+            EXPECT_FALSE(there.contains(row.code) && !missing.contains(row.code))
+                << row.code << ": " << row.what;
+        }
+        if (row.outcome != "match") continue;
+        EXPECT_LE(std::stod(row.fp64), 1e-6) << row.code;
+        EXPECT_LE(std::stod(row.fp32), 2e-6) << row.code;
+        EXPECT_LE(std::stod(row.bf16), 1e-2) << row.code;
+    }
+    // All of transformers' that stand in the other tables
+    for (const std::string& code : there)
+        if (code.find('/') == std::string::npos && code != "kimi_k25") {
+            EXPECT_TRUE(codes.contains(code)) << code;
+        }
 }
 
 // As `moe info --page docs/models.md` writes it.

@@ -181,6 +181,8 @@ def lacking(text):
     """What the layer lacks, of a refusal that says so."""
     if ": known are " in text:
         return "its model_type is not known"
+    if "has no MoE block" in text:
+        return "no module with children experts and a router"
     return text.split(": the layer lacks ")[-1]
 
 
