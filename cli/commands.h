@@ -18,6 +18,7 @@ inline constexpr int kExitBadInput = 2;  ///< one line on stderr says what and w
 using AddCommand = void (*)(CommandLine& line);
 void add_compare(CommandLine& line);
 void add_verify(CommandLine& line);
+void add_convert(CommandLine& line);
 void add_trace(CommandLine& line);
 void add_bench(CommandLine& line);
 void add_profile(CommandLine& line);

@@ -59,7 +59,7 @@ void require_no_hugging_face(const std::string& path, const json& fields) {
     reject(
         "--config", path,
         fmt::format("is a Hugging Face config.json ({}), must have Megatron's names of "
-                    "fields: --checkpoint takes its folder",
+                    "fields: moe compare --checkpoint takes its folder",
                     type.is_string() ? one_line(type.get<std::string>()) : "?"));
 }
 

@@ -316,11 +316,14 @@ Block find_block(const Source& source, const std::string& place, std::int64_t la
     return block;
 }
 
-bool is_of_a_block(const std::string& name) {
+std::optional<std::int64_t> layer_of_router(const std::string& name) {
     std::int64_t layer = -1;
     const std::size_t end = end_of_layer(name, layer);
     Part part;
-    return end != name.npos && !is_elsewhere(name) && read_name(name.substr(end), part);
+    if (end == name.npos || is_elsewhere(name) || !read_name(name.substr(end), part) ||
+        part.role != Role::router_weight)
+        return std::nullopt;
+    return layer;
 }
 
 }  // namespace moe::checkpoint

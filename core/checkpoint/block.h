@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -70,7 +71,7 @@ struct Block {
 Block find_block(const Source& source, const std::string& place, std::int64_t layer,
                  std::int64_t experts);
 
-/// Whether a tensor is of some layer's MoE block, by its name.
-bool is_of_a_block(const std::string& name);
+/// The layer whose router's weight has this name; nothing for another name.
+std::optional<std::int64_t> layer_of_router(const std::string& name);
 
 }  // namespace moe::checkpoint

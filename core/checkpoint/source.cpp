@@ -133,10 +133,14 @@ const SafetensorsFile& Source::file_of(const std::string& name) const {
     return found->second;
 }
 
-std::string Source::where(const std::string& name) const {
+std::string Source::file(const std::string& name) const {
     const auto path = path_of_.find(name);
-    return one_line((path == path_of_.end() ? "" : path->second + ": ") + "tensor \"" +
-                    name + "\"");
+    return path == path_of_.end() ? "" : path->second;
+}
+
+std::string Source::where(const std::string& name) const {
+    const std::string path = file(name);
+    return one_line((path.empty() ? "" : path + ": ") + "tensor \"" + name + "\"");
 }
 
 Shape Source::shape(const std::string& name) const {

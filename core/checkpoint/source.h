@@ -23,6 +23,8 @@ class Source {
 
     /// Ascending.
     const std::vector<std::string>& names() const { return names_; }
+    /// The path of the shard that a tensor is in; "" for one in memory.
+    std::string file(const std::string& name) const;
     /// How errors name a tensor: `dir/model.safetensors: tensor "a.weight"`.
     std::string where(const std::string& name) const;
     Shape shape(const std::string& name) const;

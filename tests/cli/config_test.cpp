@@ -86,7 +86,7 @@ TEST_F(CliConfigTest, NamesWrongConfigFiles) {
     EXPECT_TRUE(rejects("{}", {"hidden_size = 0: must be positive"}));
     EXPECT_TRUE(rejects(R"({"model_type": "mixtral", "hidden_size": 8})",
                         {"c.json: is a Hugging Face config.json (mixtral)",
-                         "Megatron's names", "moe info --models"}));
+                         "Megatron's names", "moe compare --checkpoint"}));
 
     const std::string good =
         write("good.json", R"({"hidden_size": 4, "num_moe_experts": 3,
