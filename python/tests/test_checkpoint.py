@@ -67,3 +67,11 @@ def test_what_cannot_be_loaded(tmp_path):
         moe.layer_from_tensors(json.dumps({"model_type": "unheard_of"}), {}, 0)
     with pytest.raises(moe.InputError):
         moe.layer_from_tensors("not JSON", {}, 0)
+
+
+def test_a_config_alone():
+    text = (CHECKPOINTS / "deepseek_v3" / "config.json").read_text()
+    config = moe.MoEConfig.from_huggingface(text, 1)
+    assert config == moe.load_layer(CHECKPOINTS / "deepseek_v3", 1).config
+    with pytest.raises(moe.InputError, match="first_k_dense_replace"):
+        moe.MoEConfig.from_huggingface(text, 0)
