@@ -120,6 +120,19 @@ def test_values_are_those_of_the_run(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_bf16_does_not_hold_is_rounded(tmp_path, exact):
+    safetensors = pytest.importorskip("safetensors")
+    model = make("mixtral")
+    with capture(model, tmp_path, layers=[0], exact=exact) as session:
+        run(model)
+    with safetensors.safe_open(session.files[0].path, "pt") as file:
+        stored = {file.get_tensor(name).dtype for name in file.keys()
+                  if not name.startswith("expect.")}
+    assert stored == {torch.float32 if exact else torch.bfloat16}
+    assert exact != any("rounded to bf16" in note for note in session.files[0].notes)
+
+
 def test_a_wrong_layer_differs(tmp_path):
     """The file is of the block's values, not of what its config says of them."""
     model = make("mixtral")
@@ -134,7 +147,8 @@ def test_the_model_is_left_as_it_was(tmp_path):
     run(plain)
     with capture(watched, tmp_path, layers=[0]):
         run(watched)
-    for (name, a), (_, b) in zip(plain.named_parameters(), watched.named_parameters()):
+    pairs = zip(plain.named_parameters(), watched.named_parameters())
+    for (name, a), (_, b) in pairs:
         assert torch.equal(a, b) and torch.equal(a.grad, b.grad), name
     for module in watched.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
@@ -194,11 +208,13 @@ def test_limits_keep_the_first_tokens(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_tokens_whose_experts_rounding_decides_are_left_out(tmp_path):
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_tokens_whose_experts_rounding_decides_are_left_out(tmp_path, dtype):
     model = make("mixtral")
     with torch.no_grad():  # experts 0 and 1 tie for every token
-        model.model.layers[0].mlp.gate.weight[1] = model.model.layers[0].mlp.gate.weight[0]
-    with capture(model, tmp_path, layers=[0]) as session:
+        router = model.model.layers[0].mlp.gate.weight
+        router[1] = router[0]
+    with capture(model, tmp_path, layers=[0], dtype=dtype) as session:
         run(model)
     assert 0 < session.files[0].tokens < IDS.numel()
     assert any("hang on rounding" in note for note in session.files[0].notes)
