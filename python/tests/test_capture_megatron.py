@@ -22,7 +22,8 @@ def test_shards_become_the_whole_layer(sizes, gated):
     config = moe.MoEConfig(
         hidden_size=6, num_moe_experts=4, moe_router_topk=2, moe_ffn_hidden_size=10,
         moe_shared_expert_intermediate_size=8, gated_linear_unit=gated,
-        add_bias_linear=False, activation_func="silu", moe_token_dispatcher_type="alltoall", **sizes)
+        add_bias_linear=False, activation_func="silu",
+        moe_token_dispatcher_type="alltoall", **sizes)
     whole = {name: numpy.asarray(value)
              for name, value in moe.random_parameters(config.replace(
                  tensor_model_parallel_size=1, expert_model_parallel_size=1,
