@@ -175,6 +175,24 @@ def test_recomputed_blocks_have_their_gradient(tmp_path, reentrant):
     assert tensors["input.grad_output"].abs().max() > 0
 
 
+class Wrapped(torch.nn.Module):
+    """As DistributedDataParallel keeps a model."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *given, **named):
+        return self.module(*given, **named)
+
+
+def test_wrapped_models_are_unwrapped(tmp_path):
+    model = Wrapped(make("qwen3_moe"))
+    with capture(model, tmp_path, layers=[1]) as session:
+        run(model)
+    assert session.files[0].layer == "layer 1 (model.layers.1.mlp)"
+
+
 def test_first_call_is_kept(tmp_path):
     model = make("mixtral")
     with capture(model, tmp_path / "two", layers=[0]) as session:
@@ -321,6 +339,10 @@ def test_command_line(tmp_path, capsys):
     metadata, tensors = read(path)
     assert str(tmp_path / "model") in metadata["source"]
     assert tensors["input.grad_output"].abs().max() > 0
+    assert main(line + ["--model-dtype", "float64", "--forward-only", "--layers", "0",
+                        "--exact"]) == 0
+    printed = capsys.readouterr().out
+    assert "layer_0" in printed and "away" not in printed
     assert main(line + ["--layers", "7"]) == 2
     assert "layers = 7: no MoE block there; MoE blocks are in layers 0 to 1" in \
         capsys.readouterr().err

@@ -201,8 +201,14 @@ def capture_text(flags):
                       flags.max_tokens, flags.exact, not flags.no_source_errors, say)
     ids = read_ids(flags, model, torch, transformers)
     say(f"running {type(model).__name__} on {counted(ids.shape[1], 'token')}")
+    if flags.model_dtype == "float64":
+        from .runs import one_expert_after_the_other
+        one_expert_after_the_other(model)  # torch's grouped product has no fp64
     with session:
-        run(model, ids, not flags.forward_only, torch)
+        try:
+            run(model, ids, not flags.forward_only, torch)
+        except RuntimeError as error:
+            reject("--model", flags.model, f"does not run: {one_line(error)}")
     for file in session.files:
         print(f"{file.path}  {file.layer}, {counted(file.tokens, 'token')}, "
               f"{counted(file.size, 'byte')}")

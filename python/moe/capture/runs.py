@@ -21,6 +21,14 @@ class Values:
     watch: Watch
 
 
+def one_expert_after_the_other(module):
+    """The code of transformers' experts that knows every precision and width."""
+    for part in module.modules():
+        config = getattr(part, "config", None)
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"
+
+
 class _Enough(Exception):
     """The experts have been chosen."""
 
@@ -30,11 +38,7 @@ class Runner:
 
     def __init__(self, copy, tokens):
         self.copy, self.tokens = copy, tokens
-        for part in copy.modules():
-            config = getattr(part, "config", None)
-            if hasattr(config, "_experts_implementation"):
-                # One expert after the other: the code that knows every precision
-                config._experts_implementation = "eager"
+        one_expert_after_the_other(copy)
 
     def convert(self, dtype, router_in_fp32):
         """The same copy in another precision.

@@ -47,6 +47,9 @@ class capture:  # noqa: N801, it is used as a function
             reject("max_tokens", max_tokens, "must be at least 1")
         if max_bytes < 1:
             reject("max_bytes", max_bytes, "must be at least 1")
+        while not hasattr(model, "config") and \
+                isinstance(getattr(model, "module", None), torch.nn.Module):
+            model = model.module  # of DistributedDataParallel and its kin
         self.model, self.out = model, os.fspath(out)
         self.options = Options(DTYPES[dtype], max_bytes, max_tokens or 0, exact,
                                source_errors)
