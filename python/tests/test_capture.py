@@ -348,3 +348,31 @@ def test_command_line(tmp_path, capsys):
         capsys.readouterr().err
     assert main(["--model", str(tmp_path), "--random-tokens", "2", "--out", "x"]) == 2
     assert "--model = " in capsys.readouterr().err
+
+
+def test_text_by_the_models_own_tokenizer(tmp_path, capsys):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: i for i, word in enumerate(["?", "a", "rose", "is"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    folder = tmp_path / "model"
+    make("mixtral", torch.bfloat16).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer,
+                                         unk_token="?").save_pretrained(folder)
+    text = tmp_path / "text"
+    text.write_text("a rose is a rose is a flower")
+    line = ["--model", str(folder), "--text", str(text), "--layers", "0", "--out",
+            str(tmp_path / "out"), "--tokens", "6", "--no-source-errors"]
+    seen = []
+    embed = torch.nn.Embedding.forward
+
+    def watched(self, ids):
+        seen.append(ids.tolist())
+        return embed(self, ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Embedding, "forward", watched)
+        assert main(line) == 0
+    assert seen == [[[1, 2, 3, 1, 2, 3]]]
+    text.write_text("")
+    assert main(line) == 2
+    assert "--text = " in capsys.readouterr().err
