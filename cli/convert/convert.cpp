@@ -28,16 +28,16 @@ int run_convert(const checkpoint::Conversion& conversion) {
 
 void add_convert(CommandLine& line) {
     auto conversion = std::make_shared<checkpoint::Conversion>();
-    Command& command = line.add(
-        "convert",
-        "Write a checkpoint with the tensors of its MoE layers under another model's "
-        "names "
-        "and in its order. All else, config.json too, stays as it is: a model's own "
-        "program reads what has its own layout.\n"
-        "Exit code: 0 written, 2 bad input, and nothing is written.\n\n"
-        "Examples:\n"
-        "  moe convert Mixtral-8x7B-v0.1 mixtral-megatron --layout megatron\n"
-        "  moe convert gpt-oss-20b-bf16 one-layer --layout packed --layer 3");
+    Command& command =
+        line.add("convert",
+                 "Write a checkpoint's MoE layers under another model's names.\n"
+                 "Tensors of other parts, and config.json, stay as they are: a model's "
+                 "own program "
+                 "reads what is in its own layout.\n"
+                 "Exit code: 0 written, 2 bad input, and nothing is written.\n\n"
+                 "Examples:\n"
+                 "  moe convert Mixtral-8x7B-v0.1 mixtral-megatron --layout megatron\n"
+                 "  moe convert gpt-oss-20b-bf16 one-layer --layout packed --layer 3");
     command.option("from", conversion->from, "Folder of the checkpoint").required();
     command.option("to", conversion->to, "Folder to write; must not be there").required();
     command

@@ -3,6 +3,7 @@
 #include "core/checkpoint/convert.h"
 
 #include <gmock/gmock.h>
+#include <sys/resource.h>
 
 #include "core/checkpoint/layouts.h"
 #include "tests/checkpoint/support.h"
@@ -176,6 +177,15 @@ TEST(ConvertCommand, after_an_error_all_is_as_it_was) {
                 testing::StartsWith("moe: layer = 5: must be from 0 to 1"));
     EXPECT_THAT(refusal_of(from + " " + folder.file("no/to") + " --layout packed"),
                 testing::HasSubstr("must be a folder that can be made"));
+    EXPECT_EQ(folder.num_files(), 0);
+    // On the way: the first file is longer than files may be
+    rlimit before = {};
+    ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+    const rlimit small = {1000, before.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+    const std::string line = refusal_of(from + " " + to + " --layout packed");
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+    EXPECT_THAT(line, testing::HasSubstr("File too large"));
     EXPECT_EQ(folder.num_files(), 0);
 }
 

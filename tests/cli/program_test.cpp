@@ -41,7 +41,8 @@ TEST_F(CliTest, NamesWrongValuesOfOtherFlags) {
     const auto rejects = [](const std::string& flags, const Words& words) {
         return IsBadInput("trace " + flags, words);
     };
-    EXPECT_TRUE(rejects("--preset gpt5", {"--preset = gpt5: ", "mixtral_8x7b, mixtral_8x22b"}));
+    EXPECT_TRUE(
+        rejects("--preset gpt5", {"--preset = gpt5: ", "mixtral_8x7b, mixtral_8x22b"}));
     EXPECT_TRUE(rejects("--scale 4", {"--scale = 4: ", "--preset"}));
     EXPECT_TRUE(rejects("--preset olmoe --scale 0", {"--scale = 0: ", "at least 1"}));
     EXPECT_TRUE(rejects("--preset olmoe --scale 1025", {"scale = 1025: ", "at most"}));
@@ -138,8 +139,9 @@ TEST_F(CliTest, ListsItsFieldsTiersAndFlags) {
         EXPECT_NE(info.out.find("✓ " + supplier.tier), std::string::npos);
         EXPECT_NE(info.out.find(to_string(supplier.dtype)), std::string::npos);
     }
-    for (const char* command : {"", "compare ", "verify ", "trace ", "microscope ",
-                                "timeline ", "info ", "results ", "completion "}) {
+    for (const char* command :
+         {"", "compare ", "verify ", "convert ", "trace ", "microscope ", "timeline ",
+          "info ", "results ", "completion "}) {
         const Output help = moe(std::string(command) + "--help");
         EXPECT_EQ(help.code, kExitOk) << command;
         EXPECT_NE(help.out.find("--help"), std::string::npos) << command;
@@ -172,8 +174,8 @@ TEST_F(CliTest, HelpsWithALinePerCommand) {
     EXPECT_NE(moe("compare --help").out.find("Exit code"), std::string::npos);
     setenv("COLUMNS", "80", 1);
     for (const char* command :
-         {"", "compare ", "verify ", "trace ", "bench ", "profile ", "microscope ",
-          "timeline ", "info ", "gpu-check ", "results ", "completion "}) {
+         {"", "compare ", "verify ", "convert ", "trace ", "bench ", "profile ",
+          "microscope ", "timeline ", "info ", "gpu-check ", "results ", "completion "}) {
         std::istringstream lines(moe(std::string(command) + "--help").out);
         for (std::string line; std::getline(lines, line);)
             EXPECT_LE(columns_of(line), 80u) << command << line;
