@@ -286,6 +286,63 @@ TEST(CheckpointLayer, refuses_tensors_that_do_not_fit) {
                 }),
         "tensor \"model.layers.1.block_sparse_moe.gate.noise\" = unexpected: no tensor "
         "of that name is known in an MoE block");
+    const auto added = [](const std::string& name, const Shape& shape, DType dtype) {
+        return refused("mixtral", [&](Held& h) {
+            h.tensors[kMoe + name] = Tensor::zeros(shape, dtype);
+        });
+    };
+    const std::string at = "tensor \"" + kMoe;
+    EXPECT_EQ(added("e_score_correction_bias", {4}, DType::f32),
+              at + "e_score_correction_bias\" = unexpected: the model's layer has no "
+                   "expert bias");
+    EXPECT_EQ(added("shared_experts.up_proj.weight", {5, 6}, DType::bf16),
+              at + "shared_experts.up_proj.weight\" = unexpected: the layer of this "
+                   "config has no such tensor");
+    EXPECT_EQ(added("experts.1.w1.weight", {5, 6}, DType::f32),
+              at + "experts.1.w1.weight\" = fp32: must be bf16 as the tensors before");
+    EXPECT_EQ(added("router.weight", {4, 6}, DType::f32),
+              at + "router.weight\" = unexpected: must not be there beside " + at +
+                  "gate.weight\"");
+    EXPECT_EQ(refused("mixtral", [](Held& h) { h.set("intermediate_size", 7); }),
+              at + "experts.0.w1.weight\" = shape (5, 6): must have shape (7, 6)");
+    EXPECT_EQ(
+        refused("deepseek_v3",
+                [](Held& h) {
+                    h.tensors.erase("model.layers.1.mlp.gate.e_score_correction_bias");
+                }),
+        "the block of tensor \"model.layers.1.mlp.gate.weight\" = no expert bias: the "
+        "block must have one");
+}
+
+TEST(CheckpointLayer, refuses_quantised_blocks) {
+    for (const std::string name :
+         {"experts.0.w1.weight_scale_inv", "experts.gate_up_proj_blocks",
+          "experts.gate_up_proj_scales", "experts.0.w1.qweight"})
+        EXPECT_THAT(refused("mixtral",
+                            [&](Held& h) {
+                                h.tensors[kMoe + name] = Tensor::zeros({1}, DType::u8);
+                            }),
+                    testing::AllOf(testing::HasSubstr(kMoe + name + "\" = quantised ("),
+                                   testing::HasSubstr("dequantise it first")));
+    EXPECT_EQ(refused("granitemoeshared",
+                      [](Held& h) {
+                          h.tensors[kMoe + "input_linear.weight"] =
+                              Tensor::zeros({4, 10, 6}, DType::u8);
+                      }),
+              "tensor \"" + kMoe +
+                  "input_linear.weight\" = U8: must be F64, F32 or BF16: "
+                  "dequantise it first");
+}
+
+TEST(CheckpointLayer, refuses_layers_that_are_dense_or_absent) {
+    const std::string dir = stored_checkpoint("deepseek_v3");
+    EXPECT_EQ(message_of([&] { load_layer(dir, 0); }),
+              "layer = 0: must be a layer of experts, which it is not: " + dir +
+                  "/config.json: first_k_dense_replace is 1");
+    EXPECT_EQ(message_of([&] { load_layer(dir, 2); }),
+              "layer = 2: must be from 0 to 1, in " + dir + "/config.json");
+    EXPECT_EQ(message_of([&] { load_layer(dir, -1); }),
+              "layer = -1: must be from 0 to 1, in " + dir + "/config.json");
     EXPECT_EQ(refused("deepseek_v3",
                       [](Held& h) { h.tensors.erase("model.layers.1.mlp.gate.weight"); }),
               "layer = 1: must be a layer of experts: it has "
