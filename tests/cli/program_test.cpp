@@ -21,7 +21,8 @@ TEST_F(CliTest, NamesWrongCommands) {
     EXPECT_TRUE(IsBadInput(
         "dance",
         {"command = dance: ",
-         "compare, verify, trace, bench, profile, microscope, timeline, wire, info"}));
+         "compare, verify, convert, trace, bench, profile, microscope, timeline, wire, "
+         "info"}));
     EXPECT_TRUE(IsBadInput("Trace", {"command = Trace: "}));
     EXPECT_TRUE(IsBadInput("--magic", {"--help"}));
     EXPECT_TRUE(IsBadInput("trace --moe-magic 3", {"--moe-magic"}));
