@@ -49,7 +49,8 @@ struct Mapping {
 
 // TUTORIAL: mmap() lets the file's bytes appear as memory. Nothing is read before it is
 // touched, so taking one tensor from a checkpoint of 100 GB costs that tensor, and all
-// programs that map one file share one copy of it.
+// programs that map one file share one copy of it. The mapping is private: a page that
+// somebody writes to becomes their own, and the file stays as it is.
 Mapping map_file(const std::string& path) {
     reject_other_than_file(path);
     using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
@@ -63,7 +64,8 @@ Mapping map_file(const std::string& path) {
                "no safetensors file: must be at least 8 bytes, the header length");
 
     const auto size = static_cast<std::size_t>(status.st_size);
-    void* bytes = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, ::fileno(file.get()), 0);
+    void* bytes = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_NORESERVE, ::fileno(file.get()), 0);
     require_success(bytes != MAP_FAILED, path, "must be a file that can be mapped");
     const auto unmap = [bytes, size](const std::byte*) { ::munmap(bytes, size); };
     return {{static_cast<const std::byte*>(bytes), unmap}, status.st_size};

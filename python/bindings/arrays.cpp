@@ -294,6 +294,15 @@ by ``copy()``.)")
             },
             nb::sig("def shape(self) -> tuple[int, ...]"), "Sizes, slowest axis first.")
         .def_prop_ro(
+            "ndim", [](const Array& self) { return self.tensor.shape().size(); },
+            "Number of axes.")
+        .def("__len__",
+             [](const Array& self) {
+                 if (self.tensor.shape().empty())
+                     throw nb::type_error("len() of a tensor without axes");
+                 return self.tensor.dim(0);
+             })
+        .def_prop_ro(
             "dtype", [](const Array& self) { return to_string(self.tensor.dtype()); },
             "\"fp64\", \"fp32\", \"bf16\", \"int64\", \"int32\" or \"uint8\".")
         .def_prop_ro(

@@ -122,7 +122,20 @@ explains them all.)");
                 return nb::try_cast(other, that, false) && that != nullptr &&
                        config_to_json(self.config) == config_to_json(that->config);
             },
+            nb::arg("other").none(),
             nb::sig("def __eq__(self, other: object, /) -> bool"))
+        .def("__hash__",
+             [](const Config& self) {
+                 return std::hash<std::string>()(config_to_json(self.config).dump());
+             })
+        .def(
+            "__reduce__",
+            [](nb::handle self) {
+                return nb::make_tuple(
+                    nb::module_::import_("moe._pickling").attr("config_from_json"),
+                    nb::make_tuple(self.attr("to_json")()));
+            },
+            nb::sig("def __reduce__(self) -> tuple"))
         .def("__repr__", [](const Config& self) {
             const auto defaults = config_to_json(MoEConfig{});
             const auto given = config_to_json(self.given);

@@ -5,18 +5,35 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
+#include <fmt/ranges.h>
+
 #include "cli/compare/closeness.h"
 #include "core/error.h"
 #include "core/moe_layer.h"
+#include "core/parameters.h"
 #include "python/bindings/arrays.h"
 #include "python/bindings/layer.h"
 #include "python/bindings/objects.h"
 
 namespace moe::python {
+namespace {
+
+void require_known(const MoEConfig& config, const TensorMap& parameters) {
+    const auto shapes = parameter_shapes(config);
+    for (const auto& [name, tensor] : parameters) {
+        if (shapes.contains(name)) continue;
+        std::vector<std::string> known;
+        for (const auto& [own, shape] : shapes) known.push_back(own);
+        reject(name, "given", fmt::format("this layer has {}", fmt::join(known, ", ")));
+    }
+}
+
+}  // namespace
 
 Layer::Layer(const Config& config, TensorMap given, const ModuleSpec& spec,
              const Groups* of_rank)
     : Runner(spec, of_rank), groups(groups_from(of_rank)), parameters(std::move(given)) {
+    require_known(config.config, parameters);
     layer = run([&] {
         return std::make_unique<MoELayer>(config.config, spec, parameters, groups);
     });
@@ -24,6 +41,7 @@ Layer::Layer(const Config& config, TensorMap given, const ModuleSpec& spec,
 
 Layer::Layer(const Layer& like, TensorMap given)
     : Runner(like), groups(like.groups), parameters(std::move(given)) {
+    require_known(like.layer->config(), parameters);
     layer = run([&] {
         return std::make_unique<MoELayer>(like.layer->config(), like.layer->spec(),
                                           parameters, groups);
@@ -156,11 +174,12 @@ residual addition is outside. Parameters that have the dtype and memory of the c
 that wants them are shared, not copied: what is written to them later, the layer has.
 
 config: a MoEConfig.
-parameters: dict of arrays by Megatron's names, see parameter_shapes(), in any dtype.
+parameters: dict of arrays by Megatron's names, see parameter_shapes(), in any dtype. A
+buffer that is left out (router.expert_bias) starts at zero.
 spec: who supplies the components; a ModuleSpec or its text.
 groups: of this rank, within run_ranks(); None for a layer on one rank.
 
-Raises InputError for a parameter that lacks or has another shape, and for a tier or dtype
+Raises InputError for a parameter that lacks, is unknown or has another shape, and for a tier or dtype
 that is not there. One call runs at a time; Python's lock is released while it does.)")
         .def(
             "__init__",
@@ -238,6 +257,10 @@ Raises InputError on wrong shapes and on a NaN or infinite logit.)")
         .def_prop_ro(
             "spec", [](const Layer& self) { return self.layer->spec(); },
             "With the router's dtype as moe_router_dtype has raised it.")
+        .def("__repr__",
+             [](const Layer& self) {
+                 return "moe.MoELayer(" + to_string(self.layer->spec()) + ")";
+             })
         .def_prop_ro(
             "parameters", [](const Layer& self) { return to_python(self.parameters); },
             nb::sig("def parameters(self) -> dict[str, Tensor]"), "As they were given.");

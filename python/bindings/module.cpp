@@ -38,7 +38,15 @@ Runner::Runner(const ModuleSpec& spec, const Groups* groups)
 }
 
 void Runner::require_usable() const {
-    if (on_gpu_ && is_forked())
+    if (memory_->forks != forks_so_far()) {
+        // Held by a thread that this process does not have, it would stay so.
+        if (!memory_->mutex.try_lock())
+            reject("layer", "busy when this process was forked",
+                   "must be made anew here: a thread of the parent was within it");
+        memory_->mutex.unlock();
+        memory_->forks = forks_so_far();
+    }
+    if (on_gpu_ && forks_so_far() > 0)
         reject("process", "forked",
                "a GPU is its parent's: start processes that use one with \"spawn\"");
     if (running_ != nullptr && !*running_)

@@ -63,6 +63,7 @@ class Runner {
     struct Memory {
         std::mutex mutex;
         BufferPool pool;
+        int forks = forks_so_far();  // until it was last used
     };
     std::shared_ptr<Memory> memory_ = std::make_shared<Memory>();
     bool on_gpu_;

@@ -21,8 +21,11 @@ namespace {
 
 StepSizes sizes_of(const MoEConfig& config, std::int64_t tokens,
                    const std::optional<std::int64_t>& rows) {
-    if (tokens < 0) reject("num_tokens", tokens, "must be 0 or more");
-    if (rows && *rows < 0) reject("num_rows", *rows, "must be 0 or more");
+    constexpr std::int64_t kMost = std::int64_t{1} << 32;  // bytes still fit 64 bits
+    if (tokens < 0 || tokens > kMost)
+        reject("num_tokens", tokens, fmt::format("must be 0 to {}", kMost));
+    if (rows && (*rows < 0 || *rows > kMost))
+        reject("num_rows", *rows, fmt::format("must be 0 to {}", kMost));
     return {tokens, rows.value_or(tokens * config.moe_router_topk)};
 }
 

@@ -34,6 +34,13 @@ ModuleSpec make_spec(const Supplier& all, const Supplier& router,
     return spec;
 }
 
+/// What ModuleSpec() reads.
+std::string as_text(const ModuleSpec& spec) {
+    return fmt::format("router={},dispatcher={},experts={},shared_experts={}",
+                       to_string(spec.router), to_string(spec.dispatcher),
+                       to_string(spec.experts), to_string(spec.shared_experts));
+}
+
 /// moe.Tier
 struct TierInfo {
     std::string name, missing, device;
@@ -99,7 +106,20 @@ do. Source of the idea: Megatron's ModuleSpec (spec_utils.py).)")
                 return nb::try_cast(other, that, false) && that != nullptr &&
                        self == *that;
             },
+            nb::arg("other").none(),
             nb::sig("def __eq__(self, other: object, /) -> bool"))
+        .def("__hash__",
+             [](const ModuleSpec& self) {
+                 return std::hash<std::string>()(as_text(self));
+             })
+        .def(
+            "__reduce__",
+            [](nb::handle self) {
+                return nb::make_tuple(
+                    nb::borrow(self.type()),
+                    nb::make_tuple(as_text(*nb::inst_ptr<ModuleSpec>(self))));
+            },
+            nb::sig("def __reduce__(self) -> tuple"))
         .def("__repr__", [](const ModuleSpec& self) {
             return "moe.ModuleSpec(" + to_string(self) + ")";
         });

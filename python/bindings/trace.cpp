@@ -94,6 +94,13 @@ nb::object value_named(const Trace& trace, const std::string& name) {
     reject("value", name, "this trace has " + known);
 }
 
+nb::list value_names(const Trace& trace) {
+    nb::list names;
+    for (const TraceStep& step : trace.steps)
+        for (const auto& [name, tensor] : step.values) names.append(name);
+    return names;
+}
+
 void bind_steps(nb::module_& module) {
     nb::enum_<Step> steps(
         module, "Step", "The twenty steps of the layer, numbered as in docs and tiers.");
@@ -163,6 +170,11 @@ void bind_trace(nb::module_& module) {
         .def("__getitem__", &value_named, nb::arg("name"),
              nb::sig("def __getitem__(self, name: str) -> Tensor"),
              "The first value of that name: trace[\"logits\"].")
+        .def("keys", &value_names, nb::sig("def keys(self) -> list[str]"),
+             "Names of values, in their order.")
+        .def(
+            "__iter__", [](const Trace& self) { return nb::iter(value_names(self)); },
+            nb::sig("def __iter__(self) -> collections.abc.Iterator[str]"))
         .def_prop_ro("forward", [](const Trace& t) { return t.forward; })
         .def_prop_ro(
             "gradients", [](const Trace& t) { return t.gradients; },

@@ -20,13 +20,13 @@ int unlocked_threads = 0;
 bool ending = false;
 std::thread::id ending_thread;
 
-std::atomic<bool> forked = false;
+std::atomic<int> forks = 0;
 
 // TUTORIAL: fork() copies the memory of all threads, and one thread. OpenMP in the child
 // believes in a team that is not there, and the first parallel loop waits for it for
 // ever. With one thread it asks nobody; the layer's bits do not depend on their number.
 void in_the_child() {
-    forked = true;
+    ++forks;
     unlocked_threads = 0;
 #ifdef _OPENMP
     omp_set_num_threads(1);
@@ -65,8 +65,8 @@ void survive_forks() {
     pthread_atfork(nullptr, nullptr, in_the_child);
 }
 
-bool is_forked() {
-    return forked;
+int forks_so_far() {
+    return forks;
 }
 
 }  // namespace moe::python

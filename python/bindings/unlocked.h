@@ -28,7 +28,7 @@ void wait_at_exit(nanobind::module_& module);
 
 /// Tells OpenMP, in a process that was forked, that its threads are not there.
 void survive_forks();
-/// True in a process forked from one that had this module.
-bool is_forked();
+/// How many forks lie between this process and the one that took the module in.
+int forks_so_far();
 
 }  // namespace moe::python

@@ -56,7 +56,10 @@ def test_axes_of_size_one_and_empty_arrays_have_no_wrong_stride():
     wide = numpy.zeros((4, 6), numpy.float32)
     assert moe.Tensor(wide[:1, :]).shape == (1, 6)
     assert moe.Tensor(wide[:0, ::2]).shape == (0, 3)
-    assert moe.Tensor(numpy.array(2.5)).shape == ()
+    number = moe.Tensor(numpy.array(2.5))
+    assert (number.shape, number.ndim, len(moe.Tensor(wide))) == ((), 0, 4)
+    with pytest.raises(TypeError):
+        len(number)
 
 
 def test_a_read_only_array_stays_read_only():

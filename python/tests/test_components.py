@@ -117,6 +117,7 @@ def test_a_trace_has_every_step(config, hidden):
     with pytest.raises(moe.InputError, match="logits"):
         trace["no such value"]
     assert moe.trace(layer, hidden).gradients is None
+    assert "logits" in trace and list(trace) == trace.keys()
 
 
 def test_no_times_of_the_executor(config, hidden):

@@ -1,5 +1,8 @@
 """The layer: against golden files, between tiers, and what it refuses."""
 
+import copy
+import pickle
+
 import numpy
 import pytest
 
@@ -106,6 +109,8 @@ def test_what_a_config_says():
     assert config != config.replace(moe_router_topk=2)
     assert config.to_dict()["num_moe_experts"] == 8
     assert "moe_router_topk=3" in repr(config)
+    assert config != None and {config: 1}[config.replace()] == 1  # noqa: E711
+    assert pickle.loads(pickle.dumps(config)) == config == copy.deepcopy(config)
     assert "mixtral_8x7b" in moe.presets()
     assert moe.parameter_shapes(config)["router.weight"] == (8, 128)
 
@@ -129,6 +134,7 @@ def test_specs():
     assert spec.router == "reference_cpu:fp64" and spec.experts == "reference_cpu:fp32"
     assert spec == moe.ModuleSpec("router=reference_cpu:fp64")
     assert moe.ModuleSpec("naive_gpu:bf16").experts == "naive_gpu:bf16"
+    assert spec != None and len({spec, pickle.loads(pickle.dumps(spec))}) == 1  # noqa
     for text in ("gpu:fp32", "reference_cpu:bf16", "router=naive_gpu:fp16", "a=b", ""):
         with pytest.raises(moe.InputError):
             moe.ModuleSpec(text)
@@ -161,6 +167,8 @@ def test_what_a_layer_refuses(config, hidden):
             (lambda: moe.MoELayer(config.replace(expert_model_parallel_size=5),
                                   parameters), "expert_model_parallel_size"),
             (lambda: moe.MoELayer(config, {}), "absent"),
+            (lambda: moe.MoELayer(config, parameters | {"router.wieght": hidden}),
+             "router.wieght = given: this layer has experts.linear_fc1.weight"),
             (lambda: moe.MoELayer(config, parameters, 3), "spec = int"),
             (lambda: moe.relative_error(hidden, hidden[1:]), "got")]:
         with pytest.raises(moe.InputError) as caught:

@@ -95,3 +95,11 @@ def test_bad_input_is_one_line(call, field):
 def test_text_is_bytes():
     with pytest.raises(TypeError):
         moe.embed_text("abc", 8)
+
+
+@pytest.mark.parametrize("tokens", [-1, 10 ** 18])
+def test_numbers_of_tokens_whose_bytes_cannot_be_counted(tokens):
+    for ask in (lambda: moe.floors(small(), tokens),
+                lambda: moe.kept_tensors(small(), "reference_cpu:fp32", tokens)):
+        with pytest.raises(moe.InputError, match=f"num_tokens = {tokens}"):
+            ask()

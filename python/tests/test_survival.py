@@ -103,6 +103,35 @@ def test_a_forked_process_computes_the_same(config, hidden, spec):
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_layer_that_was_busy_at_the_fork_is_refused():
+    code, said = run("""
+import os, threading
+layer = moe.MoELayer(config, parameters, "naive_gpu:fp32")
+def work():
+    while True:
+        layer.forward(numpy.ones((700, 3, 20), numpy.float32))
+threading.Thread(target=work, daemon=True).start()
+refused = 0
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        try:
+            layer.forward(hidden)
+        except moe.InputError as error:
+            assert "busy" in str(error)
+            os._exit(7)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 7), code
+    if code == 7:
+        refused = 1
+        break
+print(refused)
+""")
+    assert (code, said) == (0, "1\n")
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_objects_that_outlive_the_interpreter(spec):
     code, said = run(f"""

@@ -1,9 +1,12 @@
 """Memory that torch and this package share. Needs torch."""
 
+import shutil
+
 import numpy
 import pytest
 
 import moe
+from conftest import CHECKPOINTS
 
 torch = pytest.importorskip("torch")
 
@@ -55,6 +58,16 @@ def test_a_layer_takes_torch_as_it_takes_numpy(config, hidden):
     here = moe.MoELayer(config, parameters).forward(hidden).output
     there = moe.MoELayer(config, of_torch).forward(torch.from_numpy(hidden)).output
     numpy.testing.assert_array_equal(here.numpy(), there.numpy())
+
+
+def test_writing_to_a_checkpoints_weights_leaves_the_file(tmp_path):
+    shutil.copytree(CHECKPOINTS / "granitemoeshared", tmp_path / "model")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    weight = moe.load_layer(tmp_path / "model", 1).parameters["router.weight"]
+    torch.from_dlpack(weight).fill_(7)
+    assert (weight.copy("fp32").numpy() == 7).all()
+    assert before == {file.name: file.read_bytes()
+                      for file in (tmp_path / "model").iterdir()}
 
 
 def test_bf16_output_is_torchs(config, hidden):
