@@ -228,6 +228,158 @@ def test_what_the_layer_does_not_represent_is_refused(name, field, value, says):
     assert a_block(model)[1] is before
 
 
+def line(text):
+    return pytest.raises(moe.InputError, match="^" + re.escape(text) + "[^\n]*$")
+
+
+class Wrapper(torch.nn.Module):
+    """As LoRA's: its forward() computes something, and it shows the other's tensors."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def __getattr__(self, name):
+        return self._modules["base"] if name == "base" else getattr(self.base, name)
+
+    def forward(self, *given):
+        return self.base(*given)
+
+
+@pytest.mark.parametrize("name, child, kind", [
+    ("mixtral", "gate", "MixtralTopKRouter"),
+    ("qwen3_moe", "experts", "Qwen3MoeExperts"),
+    ("deepseek_v3", "shared_experts", "DeepseekV3MLP"),
+    ("deepseek_v3", "shared_experts.gate_proj", "Linear"),
+    ("gpt_oss", "router", "GptOssTopKRouter")])
+def test_what_wraps_a_child_is_refused(name, child, kind):
+    model = make_model(name)
+    layer = model.get_submodule(moe.torch.replace(model)[0])
+    layer.set_submodule(child, Wrapper(layer.get_submodule(child)))
+    with line(f"{child} = Wrapper: must be the {kind} that the layer was made with; the"):
+        model(input_ids=ids(1))
+    layer = copy.deepcopy(layer)
+    layer.set_submodule(child, layer.get_submodule(child).base)
+    layer(torch.zeros(1, 2, 20))
+    layer.get_submodule(child).forward = lambda *_: None
+    with line(f"{child}.forward = set on it: must be that of {kind}; another would not"):
+        layer(torch.zeros(1, 2, 20))
+
+
+HOOKS = {"forward hook": "register_forward_hook",
+         "forward pre-hook": "register_forward_pre_hook",
+         "backward hook": "register_full_backward_hook",
+         "backward pre-hook": "register_full_backward_pre_hook"}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("name, child", [
+    ("mixtral", "gate"), ("mixtral", "experts"), ("deepseek_v3", "shared_experts"),
+    ("deepseek_v3", "shared_experts.up_proj"), ("gpt_oss", "router")])
+def test_hooks_that_would_not_run_are_refused(name, child, hook):
+    if hook == "forward hook" and child in ("gate", "router"):
+        return  # runs
+    model = make_model(name)
+    layer = model.get_submodule(moe.torch.replace(model)[0])
+    handle = getattr(layer.get_submodule(child), HOOKS[hook])(lambda *_: None)
+    with line(f"hook of {child} = {hook}: must not be there; the layer does not call "):
+        model(input_ids=ids(1))
+    handle.remove()
+    model(input_ids=ids(1))
+
+
+def test_hooks_that_would_not_run_are_refused_before_anything_is_replaced():
+    model = make_model("mixtral")
+    before = a_block(model)[1]
+    model.model.layers[1].mlp.experts.register_forward_hook(lambda *_: None)
+    with line("hook of experts = forward hook: must not be there"):
+        moe.torch.replace(model)
+    assert a_block(model)[1] is before
+
+
+@pytest.mark.parametrize("grad", [torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_hooks_of_the_router_may_only_look(name, grad):
+    model = make_model(name)
+    layer = model.get_submodule(moe.torch.replace(model)[0])
+    router, seen = layer.router if name == "gpt_oss" else layer.gate, []
+    with grad():
+        want = model(input_ids=ids(1)).logits
+        for hook in (lambda _, __, o: seen.append(o[0]), lambda _, __, o: o):
+            router.register_forward_hook(hook)
+        got = model(input_ids=ids(1), output_router_logits=True)
+        assert torch.equal(got.logits, want) and len(seen) == 1
+        assert any(torch.equal(seen[0], one) for one in got.router_logits)
+        hooks = dict(router._forward_hooks)
+        for hook in (lambda _, __, o: (o[0], 2 * o[1], o[2]), lambda _, __, o: o[0],
+                     lambda _, __, o: (o[0], o[1].detach().clone(), o[2]),
+                     lambda _, __, o: setattr(o[1], "data", 2 * o[1])):
+            handle = router.register_forward_hook(hook)
+            with line(("hook of router" if name == "gpt_oss" else "hook of gate") +
+                      " = changes its output: may only look at it"):
+                model(input_ids=ids(1))
+            handle.remove()
+            assert dict(router._forward_hooks) == hooks
+
+
+@pytest.mark.parametrize("name, child, field, value, says", [
+    ("mixtral", "gate", "top_k", 1, "gate.top_k = 1: must be 3"),
+    ("mixtral", "experts", "act_fn", torch.nn.Tanh(), "experts.act_fn = Tanh: must"),
+    ("qwen3_moe", "gate", "norm_topk_prob", False, "gate.norm_topk_prob = False: must"),
+    ("deepseek_v3", "shared_experts", "act_fn", torch.nn.Tanh(),
+     "shared_experts.act_fn = Tanh: must be Si"),
+    ("deepseek_v3", "gate", "routed_scaling_factor", 1.0,
+     "gate.routed_scaling_factor = 1.0: must be 2.5"),
+    ("gpt_oss", "experts", "limit", 7.0, "experts.limit = 7.0: must be 0.5")])
+def test_a_block_that_was_changed_since_its_config_made_it(name, child, field, value,
+                                                           says):
+    model = make_model(name)
+    path, block = a_block(model)
+    setattr(block.get_submodule(child), field, value)
+    with line(says):
+        moe.torch.replace(model)
+    assert model.get_submodule(path) is block
+
+
+def test_top_k_is_that_of_a_config_of_ours():
+    model = make_model("mixtral")
+    _, block = a_block(model)
+    config = moe.torch.MoELayer.from_huggingface(block, model.config).config
+    with line("gate.top_k = 3: must be 2, as the config has it"):
+        moe.torch.MoELayer.from_huggingface(block, config.replace(moe_router_topk=2))
+
+
+def test_looking_at_a_blocks_config_draws_no_random_numbers():
+    model = make_model("deepseek_v3")
+    before = torch.get_rng_state()
+    moe.torch.replace(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_no_model():
+    block = a_block(make_model("mixtral"))[1]
+    for thing, says in ((None, "model = NoneType: must be a model of transformers"),
+                        (torch.nn.Linear, "model = type: must be a model of"),
+                        (torch.nn.Sequential(block), "model = Sequential: must be a "
+                         "model of transformers, with its config; MoELayer.from_")):
+        with line(says):
+            moe.torch.replace(thing)
+    for config in (None, {}, "mixtral"):
+        with line(f"config = {type(config).__name__}: must be the config of the block's"):
+            moe.torch.MoELayer.from_huggingface(block, config)
+    with line("block = NoneType: must be one of Mixtral"):
+        moe.torch.MoELayer.from_huggingface(None, None)
+
+
+def test_a_second_replacement_is_refused():
+    model = make_model("mixtral")
+    names = moe.torch.replace(model)
+    layers = [model.get_submodule(name) for name in names]
+    with line(f"{names[0]} = MoELayer: the model's blocks are replaced already"):
+        moe.torch.replace(model)
+    assert [model.get_submodule(name) for name in names] == layers
+
+
 def test_other_models_are_refused():
     with pytest.raises(moe.InputError, match="model = Linear: must have a block of"):
         moe.torch.replace(torch.nn.Linear(2, 2))

@@ -258,10 +258,46 @@ def test_hooks_that_move_saved_tensors_are_refused():
 def test_a_second_derivative_is_refused():
     layer = make()
     leaf = hidden().requires_grad_()
-    gradient, = torch.autograd.grad(layer(leaf)[0].square().sum(), leaf,
-                                    create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    # Of a sum: no gradient that comes in requires one, and a penalty would be dropped
+    for output in (layer(leaf)[0].sum(), layer(leaf)[0].square().sum()):
+        with refused("create_graph = True: must be False; this layer has no second"):
+            torch.autograd.grad(output, leaf, create_graph=True)
+
+
+# ---------------------------------------------------------------- submodules
+
+@pytest.mark.parametrize("names", ["megatron", "mixtral"])
+def test_what_stands_around_submodules_is_refused(names):
+    """Nobody calls them."""
+    layer = make(names=names)
+    router = "router" if names == "megatron" else "gate"
+    want = layer(hidden())
+    held = getattr(layer, router)
+    setattr(layer, router, torch.nn.Linear(H, E, bias=False))
+    with refused(f"{router} = Linear: must be the Module that the layer was made with"):
+        layer(hidden())
+    setattr(layer, router, held)
+    hook = held.register_forward_hook(lambda *_: None)
+    with refused(f"hook of {router} = forward hook: must not be there"):
+        layer(hidden())
+    hook.remove()
+    assert torch.equal(layer(hidden())[0], want[0])
+
+
+def test_parametrizations_of_torch_are_computed():
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer, plain = make(), make()
+    torch.nn.utils.parametrize.register_parametrization(
+        layer.experts.linear_fc2, "weight", Doubled())
+    for one, factor in ((layer, 1), (plain, 2)):
+        one.got = one(hidden())[0] * factor
+        one.got.sum().backward()
+    torch.testing.assert_close(layer.got, plain.got)
+    got = layer.experts.linear_fc2.parametrizations.weight.original.grad
+    torch.testing.assert_close(got, plain.experts.linear_fc2.weight.grad)
 
 
 # ---------------------------------------------------------------- dtypes
@@ -483,6 +519,10 @@ def test_bad_input():
         make()(torch.zeros(S, B, 9))
     with refused("hidden_states = (7, 10): must be (B, S, H) with H = 10"):
         moe.torch.MoELayer(moe.MoEConfig(**FIELDS), names="mixtral")(torch.zeros(S, H))
+    with refused("hidden_states = NoneType: must be a tensor of PyTorch"):
+        make()(None)
+    with refused("hidden_states = ndarray: must be a tensor of PyTorch; torch.from_num"):
+        make()(hidden().numpy())
     with refused("hidden_states = int64: must be float64"):
         make()(torch.zeros(S, B, H, dtype=torch.int64))
     with refused("padding_mask = uint8 (7, 3): must be uint8 (B, S) = (3, 7)"):

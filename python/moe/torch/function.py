@@ -5,7 +5,6 @@ import weakref
 
 import numpy
 import torch
-from torch.autograd.function import once_differentiable
 
 from moe.torch.errors import reject
 from moe.torch.layouts import to_module
@@ -80,8 +79,10 @@ class MoEFunction(torch.autograd.Function):
         return to_torch(made.output, hidden)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
+        if torch.is_grad_enabled():
+            reject("create_graph", True,
+                   "must be False; this layer has no second derivative")
         hidden, *parameters, kept = ctx.saved_tensors
         layer = ctx.layer
         made = _forward_of(kept).backward(

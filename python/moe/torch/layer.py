@@ -10,6 +10,7 @@ from moe.torch.changes import state_of
 from moe.torch.errors import reject
 from moe.torch.function import MoEFunction, check_dtype
 from moe.torch.layouts import initial_buffer, parameters_of, to_ours
+from moe.torch.submodules import call_router, check_submodules, classes_of
 
 _ONE_RANK = ("tensor_model_parallel_size", "context_parallel_size",
              "expert_model_parallel_size", "expert_tensor_parallel_size")
@@ -62,8 +63,13 @@ class MoELayer(nn.Module):
 
     **Gradients.** Of the hidden states in their dtype, of parameters in theirs; those of
     the auxiliary losses are within, times main_loss_backward_scale (Megatron's
-    MoEAuxLossAutoScaler) as it is when backward() runs. There is no second derivative:
-    PyTorch says so in a line.
+    MoEAuxLossAutoScaler) as it is when backward() runs. There is no second derivative: a
+    backward with create_graph=True is refused.
+
+    **Submodules** hold parameters, and none of them is called: what wraps one (LoRA), its
+    hooks and a forward() that was set on it would not run, and forward() refuses them by
+    name. Two things do work: torch.nn.utils.parametrize, and forward hooks of a model's
+    own router that only look, as those of transformers do for router_logits.
 
     **Training.** train() and enabled gradients make a training forward: losses are
     computed, and experts counted. Counts are of the forwards since the parameters last
@@ -99,6 +105,7 @@ class MoELayer(nn.Module):
                 else:
                     holder.register_parameter(own, nn.Parameter(
                         torch.empty(shape, dtype=dtype, device=device)))
+        self._classes = classes_of(self)
         self.reset_parameters()
 
     @classmethod
@@ -111,7 +118,8 @@ class MoELayer(nn.Module):
         config: the model's config, or a moe.MoEConfig.
         layer: the block's number in the model, which the model's config may ask for; the
             last layer's if left out.
-        InputError for another class, and for a config that the layer does not represent.
+        InputError for another class, for a config that the layer does not represent, and
+        for a block that was changed since its config made it: top_k, act_fn.
         """
         from moe.torch.huggingface import config_of, names_of
 
@@ -131,6 +139,12 @@ class MoELayer(nn.Module):
                 if own[name].shape != tuple(shape):
                     reject(name, tuple(own[name].shape),
                            f"must be {tuple(shape)} by its config")
+        top_k = getattr(made._router(), "top_k", made.config.moe_router_topk)
+        if top_k != made.config.moe_router_topk:
+            reject(f"{made._router_name}.top_k", top_k,
+                   f"must be {made.config.moe_router_topk}, as the config has it")
+        made._classes = classes_of(made)
+        made._check_submodules()
         made.training = block.training
         return made
 
@@ -177,6 +191,10 @@ class MoELayer(nn.Module):
 
     @torch.compiler.disable
     def _forward(self, hidden_states, arguments):
+        if not torch.is_tensor(hidden_states):
+            reject("hidden_states", type(hidden_states).__name__,
+                   "must be a tensor of PyTorch; torch.from_numpy() makes one")
+        self._check_submodules()
         check_dtype("hidden_states", hidden_states)
         if hidden_states.device.type not in ("cpu", "cuda"):
             reject("hidden_states", hidden_states.device,
@@ -200,13 +218,25 @@ class MoELayer(nn.Module):
     def _router_scores(self, tokens):
         """(T, K) by PyTorch, where anybody sees them: gpt_oss's caller, and hooks on the
         block's own router, which give a model its router_logits."""
-        router = self.router if self.names == "gpt_oss" else self.gate
-        if router._forward_hooks and type(router) is not nn.Module:
-            return router(tokens)[1]
+        router = self._router()
+        if router._forward_hooks:
+            return call_router(self._router_name, router, tokens)[1]
         if self.names != "gpt_oss":
             return None
         logits = nn.functional.linear(tokens, router.weight, router.bias)
         return logits.topk(self.config.moe_router_topk).values.softmax(-1)
+
+    @property
+    def _router_name(self):
+        return "router" if self.names in ("megatron", "gpt_oss") else "gate"
+
+    def _router(self):
+        return self.get_submodule(self._router_name)
+
+    def _check_submodules(self):
+        # Of a new layer the router is no more than a place for parameters
+        runs = self._classes[self._router_name] is not nn.Module
+        check_submodules(self, self._classes, self._router_name if runs else None)
 
     def run(self, hidden_states, arguments):
         """A moe.Forward of hidden states (S, B, H) without history."""
