@@ -54,6 +54,22 @@ class NewFolder {
     bool overwrite_;
 };
 
+/// A file of a folder that a conversion would not write; "" when there is none.
+std::string other_file(const std::string& folder) {
+    std::vector<std::string> others;
+    std::error_code error;
+    for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+         entry.increment(error)) {
+        const std::string name = entry->path().filename().string();
+        const bool ours = name == "config.json" || name.ends_with(".safetensors") ||
+                          name.ends_with(".safetensors.index.json");
+        std::error_code ignored;
+        if (!ours || entry->is_directory(ignored)) others.push_back(name);
+    }
+    if (error) reject(folder, error.message(), "must be a folder that can be read");
+    return others.empty() ? "" : *std::ranges::min_element(others);
+}
+
 void require_target(const Conversion& conversion) {
     const std::string& to = conversion.to;
     if (!fs::exists(to)) return;
@@ -63,6 +79,10 @@ void require_target(const Conversion& conversion) {
         reject(to, "is there already", "must be a new folder, or --overwrite given");
     if (!fs::is_directory(to) || fs::is_symlink(to) || !fs::exists(to + "/config.json"))
         reject(to, "no checkpoint", "only a folder with config.json is overwritten");
+    if (const std::string other = other_file(to); !other.empty())
+        reject(to, "holds " + other,
+               "only a folder of nothing but config.json, *.safetensors and "
+               "*.safetensors.index.json is overwritten");
 }
 
 void write_text(const std::string& path, const std::string& text) {

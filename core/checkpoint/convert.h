@@ -16,7 +16,7 @@ struct Conversion {
     std::string from, to;                    ///< folders
     std::string layout;                      ///< of layouts()
     std::optional<std::int64_t> layer = {};  ///< alone; none: the whole checkpoint
-    bool overwrite = false;                  ///< a checkpoint that is at `to`
+    bool overwrite = false;                  ///< a checkpoint, alone, that is at `to`
     Options options = {};
     std::function<void(const std::string&)> progress = [](const std::string&) {};
 };
@@ -31,7 +31,7 @@ struct Converted {
 /// Writes config.json as it was, shards and their index. Whoever opens `to` finds what
 /// was there or all of the new one: it is written beside, and renamed at the end. Needs
 /// memory for one layer. InputError as load_layer(); for a folder that is there without
-/// `overwrite`, or holds something else; and where a layout lacks a name.
+/// `overwrite`, or holds anything besides a checkpoint's config, shards and index; and where a layout lacks a name.
 Converted convert(const Conversion& conversion);
 
 }  // namespace moe::checkpoint

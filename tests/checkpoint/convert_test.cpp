@@ -165,6 +165,30 @@ TEST(ConvertCommand, overwrites_a_checkpoint_when_told_and_nothing_else) {
                   " = the same folder: must be another than the checkpoint's\n");
 }
 
+TEST(ConvertCommand, overwrites_no_folder_that_holds_more_than_a_checkpoint) {
+    const TempFolder folder;
+    const std::string from = stored_checkpoint("mixtral"), to = folder.file("to");
+    const std::string line = from + " " + to + " --layout packed --overwrite";
+    EXPECT_EQ(moe("convert " + line).code, 0);
+    const auto refused = [&](const std::string& name) {
+        EXPECT_EQ(refusal_of(line),
+                  "moe: " + to + " = holds " + name +
+                      ": only a folder of nothing but config.json, *.safetensors and "
+                      "*.safetensors.index.json is overwritten\n");
+        EXPECT_TRUE(fs::exists(to + "/" + name));
+        EXPECT_TRUE(fs::exists(to + "/config.json"));
+        EXPECT_EQ(folder.num_files(), 1);
+        fs::remove(to + "/" + name);
+    };
+    for (const std::string name : {"tokenizer.json", "notes.txt", "safetensors"}) {
+        std::ofstream(to + "/" + name) << "precious";
+        refused(name);
+    }
+    fs::create_directory(to + "/folder.safetensors");
+    refused("folder.safetensors");
+    EXPECT_EQ(moe("convert " + line).code, 0);
+}
+
 TEST(ConvertCommand, after_an_error_all_is_as_it_was) {
     const TempFolder folder;
     const std::string from = stored_checkpoint("mixtral"), to = folder.file("to");
