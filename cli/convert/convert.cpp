@@ -48,8 +48,9 @@ void add_convert(CommandLine& line) {
         .values(checkpoint::layout_names());
     command.option("--layer", conversion->layer,
                    "This layer's block alone (default: the whole checkpoint)");
-    command.flag("--overwrite", conversion->overwrite,
-                 "Put it in the place of a checkpoint that is there with nothing beside it");
+    command.flag(
+        "--overwrite", conversion->overwrite,
+        "Put it in the place of a checkpoint that is there, and of nothing more");
     command
         .option("--fc1-layout", conversion->options.fc1_layout,
                 "How FC1 lies in `from`, where its shape does not tell: rows, columns or "

@@ -31,7 +31,8 @@ struct Converted {
 /// Writes config.json as it was, shards and their index. Whoever opens `to` finds what
 /// was there or all of the new one: it is written beside, and renamed at the end. Needs
 /// memory for one layer. InputError as load_layer(); for a folder that is there without
-/// `overwrite`, or holds anything besides a checkpoint's config, shards and index; and where a layout lacks a name.
+/// `overwrite`, or holds anything besides a checkpoint's config, shards and index; and
+/// where a layout lacks a name.
 Converted convert(const Conversion& conversion);
 
 }  // namespace moe::checkpoint

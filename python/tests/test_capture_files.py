@@ -212,6 +212,7 @@ GOOD = {"--model": "nowhere", "--random-tokens": "4", "--out": "out"}
     ({"--random-tokens": "many"}, "--random-tokens"),
     ({"--random-tokens": None, "--text": "no such file"}, "--text = no such file"),
     ({"--out": __file__}, "--out = "),
+    ({"--out": "/proc/nope"}, "--out = /proc/nope: must be a folder to write in (No "),
     ({"--layers": "3-1"}, "--layers = 3-1"),
     ({"--layers": "1,,2"}, "--layers = 1,,2"),
     ({"--max-bytes": "0"}, "--max-bytes = 0"),

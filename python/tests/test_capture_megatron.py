@@ -43,6 +43,18 @@ def test_shards_become_the_whole_layer(sizes, gated):
         numpy.testing.assert_array_equal(found[name], value, name)
 
 
+def test_what_a_layer_got_and_gave_must_be_finite():
+    import torch
+    from moe.capture.calls import Call
+    case = object.__new__(from_megatron.Case)
+    case.where, case.weights = "layer 3", dict
+    case.rows_that_fit = lambda weights: 4
+    case.call = Call(torch.zeros(5, 2, 3), (), {}, output=torch.zeros(5, 2, 3))
+    case.call.output[3:, 1] = torch.nan  # the last row is not of the file
+    with pytest.raises(CaptureError, match="^layer 3: output = NaN for 1 token of 8: "):
+        case.run()
+
+
 def test_names_of_both_kinds_of_experts_are_known():
     import torch
     tensors = {e: torch.full((2, 3), float(e)) for e in range(3)}

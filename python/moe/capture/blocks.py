@@ -14,6 +14,10 @@ ROUTERS = ("router", "gate")
 BESIDE = ("shared_mlp",)
 
 
+def joined(path, name):
+    return f"{path}.{name}" if path else name
+
+
 class Whole(torch.nn.Module):
     """An MoE block with the shared expert that its decoder layer adds, if any."""
 
@@ -26,6 +30,14 @@ class Whole(torch.nn.Module):
     def router(self):
         return next(child for name, child in self.block.named_children()
                     if name in ROUTERS)
+
+    def parts(self, name):
+        """[(path in the model, module)] @param name  the block's path"""
+        found = [(name, self.block)]
+        if self.beside is not None:
+            parent = name.rpartition(".")[0]
+            found.append((joined(parent, self.names[1]), self.beside))
+        return found
 
     def tensors(self):
         """Parameters and buffers under the names that they have in a checkpoint."""
@@ -58,6 +70,28 @@ def number_of(name):
     """"model.layers.3.mlp": 3. 0 for a block that stands alone."""
     numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
     return int(numbers[-1]) if numbers else 0
+
+
+def is_ours(module):
+    """A layer of this project's, which is no model's to be judged by."""
+    return any(kind.__name__ == "MoELayer" and kind.__module__.startswith("moe.torch.")
+               for kind in type(module).__mro__)
+
+
+def refuse_ours(model, chosen):
+    """CaptureError where moe.torch.MoELayer is a block that is asked for, or in one.
+
+    @param chosen  {name: Whole}; None: all of the model
+    """
+    parts = [("", model)] if chosen is None else [
+        part for name, whole in chosen.items() for part in whole.parts(name)]
+    for path, part in parts:
+        for name, module in part.named_modules():
+            if is_ours(module):
+                own = joined(path, name) if name else path
+                reject(own or "model", "moe.torch.MoELayer", "is this project's own "
+                       "layer, not the model's: capture a model whose blocks it has not "
+                       "replaced")
 
 
 def find_blocks(model):

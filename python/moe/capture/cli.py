@@ -4,6 +4,7 @@ import os
 import sys
 
 from .errors import CaptureError, counted, reject
+from .folders import require_folder
 
 DESCRIPTION = """Runs a model of transformers on a text, with the next token's cross
 entropy and its backward, and writes what its MoE layers got and gave as golden files.
@@ -97,8 +98,7 @@ def check(flags):
             reject(flag, value, "allowed are " + ", ".join(allowed))
     if flags.text not in (None, "-") and not os.path.isfile(flags.text):
         reject("--text", flags.text, "no such file")
-    if os.path.exists(flags.out) and not os.path.isdir(flags.out):
-        reject("--out", flags.out, "must be a folder")
+    require_folder("--out", flags.out)
     flags.max_bytes = read_bytes(flags.max_bytes)
     flags.layers = read_layers(flags.layers)
 

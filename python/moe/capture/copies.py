@@ -5,7 +5,7 @@ import copy
 import torch
 import torch.distributed
 
-from .errors import reject
+from .errors import counted, reject
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,6 +21,28 @@ def check_tensors(module, where):
         if isinstance(p, torch.nn.Parameter) and p.dtype not in FLOATS:
             reject(what, p.dtype, "quantized weights are not read; allowed are "
                    + ", ".join(str(d).replace("torch.", "") for d in FLOATS))
+        if p.dtype in FLOATS:
+            bad = not_finite(p)
+            if bad:
+                reject(what, bad, "weights must be finite numbers")
+
+
+def not_finite(tensor):
+    """"NaN" or "infinite" by the first that is there; "" for finite numbers."""
+    tensor = tensor.detach()
+    if torch.isfinite(tensor).all():
+        return ""
+    return "NaN" if torch.isnan(tensor).any() else "infinite"
+
+
+def require_finite(where, **values):
+    """CaptureError for NaN or infinity in what a block got or gave, (..., H) by name."""
+    for name, rows in values.items():
+        bad = not_finite(rows) if rows is not None else ""
+        if bad:
+            tokens = int((~torch.isfinite(rows)).any(-1).sum())
+            reject(f"{where}: {name}", f"{bad} for {counted(tokens, 'token')} of "
+                   f"{rows[..., 0].numel():,}", "the model must compute finite values")
 
 
 def rounded(tensor):

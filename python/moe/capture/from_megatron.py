@@ -13,7 +13,7 @@ import torch
 
 from .blocks import number_of
 from .calls import SHORT, Written
-from .copies import changed_by_rounding, check_tensors, copy_module, rounded, to_numpy
+from .copies import changed_by_rounding, copy_module, require_finite, rounded, to_numpy
 from .errors import counted, reject
 from .golden import narrowest, tokens_that_fit, write_golden
 
@@ -222,7 +222,6 @@ class Case:
         self.ranks = dist.get_world_size() if cut else 1
         self.rank = dist.get_rank() if cut else 0
         self.config = read_config(self.layer.config, self.ranks)
-        check_tensors(self.layer, self.where)
         if self.ranks > 1 and self.layer.config.pipeline_model_parallel_size > 1:
             reject("pipeline_model_parallel_size",
                    self.layer.config.pipeline_model_parallel_size,
@@ -275,7 +274,11 @@ class Case:
     def run(self):
         """This rank's tensors, as in the file but for "rank.<r>.", and its values."""
         weights = self.weights()
-        hidden, more, named, gradient = self.cut(self.rows_that_fit(weights))
+        rows, call = self.rows_that_fit(weights), self.call
+        require_finite(
+            self.where, hidden_states=call.hidden[:rows], output=call.output[:rows],
+            grad_output=None if call.grad_output is None else call.grad_output[:rows])
+        hidden, more, named, gradient = self.cut(rows)
         values = Run(self.layer, self.options.dtype, self.rounds)(
             hidden, more, named, gradient)
         if self.config.get("moe_pad_expert_input_to_capacity"):

@@ -10,7 +10,7 @@ import torch
 from . import layout
 from .blocks import number_of
 from .calls import SHORT, Tokens, Written
-from .copies import changed_by_rounding, check_tensors, copy_module, rounded, to_numpy
+from .copies import changed_by_rounding, copy_module, require_finite, rounded, to_numpy
 from .errors import CaptureError, counted, reject
 from .golden import narrowest, tokens_that_fit, write_golden
 from .runs import Runner
@@ -31,9 +31,6 @@ class Case:
         self.notes = []
         if options.max_bytes < 1:
             reject("max_bytes", options.max_bytes, "must be positive")
-        check_tensors(whole.block, name or "block")
-        if whole.beside is not None:
-            check_tensors(whole.beside, name.rpartition(".")[0])
         self.config_json = model.config.to_json_string(use_diff=False)
 
     def own_dtype(self):
@@ -74,6 +71,10 @@ class Case:
         if fit < tokens.count:
             self.notes.append(f"the first {counted(fit, 'token')} of {tokens.count:,}")
         ids = torch.arange(fit)
+        require_finite(
+            self.where, hidden_states=tokens.hidden(ids),
+            output=tokens.of(self.call.output, ids),
+            grad_output=tokens.of(self.call.grad_output, ids) if backward else None)
         look = self.run.ties if options.dtype == torch.bfloat16 else self.run.undecided
         undecided = look(ids, self.input(ids))
         if undecided.any():
@@ -107,7 +108,8 @@ class Case:
         if not off <= SAME[self.own_dtype()]:
             reject(self.where, f"{float(off):.1e} from itself", "a second run on the "
                    "same tokens gives other values: the block has dropout, jitter, or "
-                   "depends on more than its input")
+                   "depends on more than its input, or its weights have changed between "
+                   "its run and the end of the `with`")
 
     def expectations(self, ids, values):
         """name -> numpy array, what the file expects."""

@@ -5,7 +5,10 @@ import torch
 
 from . import blocks, from_transformers
 from .calls import Call, Options
+from .copies import check_tensors
 from .errors import CaptureError, reject
+from .folders import require_folder
+from .weights import FusedSteps, Weights
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -35,8 +38,10 @@ class capture:  # noqa: N801, it is used as a function
                    same numbers.
     @param source_errors  also run the copy in fp32 and bf16, and say what that costs
     @param progress  called with a line about what is being done; None: nobody is told
-    CaptureError, with one line, for a model without such layers, or with one that this
-    layer is not, and for weights that cannot be read.
+    CaptureError, with one line, for a model without such layers, with one that this
+    layer is not, or with moe.torch's; for weights that cannot be read, are not finite, or
+    were changed inside the `with`, say by optimizer.step(); for a folder that cannot be
+    written.
     """
 
     def __init__(self, model, out, layers=None, dtype="float64", max_bytes=64 << 20,
@@ -47,6 +52,11 @@ class capture:  # noqa: N801, it is used as a function
             reject("max_tokens", max_tokens, "must be at least 1")
         if max_bytes < 1:
             reject("max_bytes", max_bytes, "must be at least 1")
+        if not isinstance(model, torch.nn.Module):
+            reject("model", type(model).__name__, "must be a torch.nn.Module")
+        if not isinstance(out, (str, os.PathLike)):
+            reject("out", out, "must be the path of a folder")
+        layers = _as_list(layers)
         while not hasattr(model, "config") and \
                 isinstance(getattr(model, "module", None), torch.nn.Module):
             model = model.module  # of DistributedDataParallel and its kin
@@ -57,13 +67,20 @@ class capture:  # noqa: N801, it is used as a function
         self._say = progress or (lambda line: None)
         self._megatron = _megatron_layers(model)
         found = self._megatron or blocks.find_blocks(model)
+        if layers is None:
+            blocks.refuse_ours(model, None)
         self.blocks = blocks.choose_blocks(found, layers, type(model).__name__)
+        blocks.refuse_ours(model, self.blocks)
         if not self._megatron and not hasattr(model, "config"):
             reject("model", type(model).__name__, "must be a model of transformers, with "
                    "its config")
+        if _rank()[0] == 0:
+            require_folder("out", self.out)
         self.calls, self._hooks, self._open = {}, [], {}
+        self._weights, self._fused = {}, None
 
     def __enter__(self):
+        self._fused = FusedSteps()
         for name, whole in self.blocks.items():
             if not self._megatron:
                 self._hooks.append(whole.block.experts.register_forward_pre_hook(
@@ -81,6 +98,7 @@ class capture:  # noqa: N801, it is used as a function
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._fused.remove()
         if kind is None:
             self._write()
 
@@ -120,6 +138,7 @@ class capture:  # noqa: N801, it is used as a function
                     return
             call.watched = output.requires_grad
             self.calls[name] = call
+            self._weights[name] = Weights(self.blocks[name], name, self._fused)
             if output.requires_grad:
                 def arrived(gradient):
                     call.grad_output = gradient.detach().clone().reshape(
@@ -141,6 +160,11 @@ class capture:  # noqa: N801, it is used as a function
         idle = [name for name in self.blocks if name not in self.calls]
         if idle:
             reject("layers", ", ".join(idle), "not called while they were watched")
+        for weights in self._weights.values():
+            weights.require_unchanged()
+        for name, whole in self.blocks.items():  # first: one's NaN is soon in all values
+            for path, part in whole.parts(name):
+                check_tensors(part, path or "block")
         rank, ranks = _rank()
         for i, (name, whole) in enumerate(self.blocks.items()):
             self._say(f"{name or 'block'} ({i + 1} of {len(self.blocks)})")
@@ -160,6 +184,18 @@ class capture:  # noqa: N801, it is used as a function
         same = [other for other in self.blocks if blocks.number_of(other) == number]
         stem = f"layer_{number}" if len(same) == 1 else name
         return stem + (f".rank_{rank}" if ranks > 1 else "") + ".safetensors"
+
+
+def _as_list(layers):
+    """None for None: all."""
+    if layers is None:
+        return None
+    if isinstance(layers, (str, bytes)) or not hasattr(layers, "__iter__"):
+        reject("layers", layers, "must be a list of numbers or names, or None for all")
+    layers = list(layers)
+    if not layers:
+        reject("layers", "[]", "must have a number or name; None is for all")
+    return layers
 
 
 def _megatron_layers(model):
