@@ -66,10 +66,10 @@ void bind_checkpoint(nb::module_& module) {
                 "fc1_layout: str | None = None) -> CheckpointLayer"),
         R"(The MoE layer of that number, from a folder with config.json and safetensors.
 
-Weights stay in the files until they are used. ``fc1_layout`` ("rows" or "columns") says how
-a packed FC1 lies where its sizes do not (2F = H). Raises InputError, naming file and tensor,
-for a model that is not known or needs what the layer lacks, a layer that is dense, and a
-tensor that is missing, too much, of another shape or quantised. docs/checkpoints.md has the
+Weights stay in the files until they are used. ``fc1_layout`` ("rows" or "columns") says
+how a packed FC1 lies where its sizes do not (2F = H). Raises InputError, naming file and
+tensor, for a model that is not known or needs what the layer lacks, a layer that is dense,
+and a tensor that is missing, too much, of another shape or quantised. docs/checkpoints.md has the
 models and layouts.)");
     module.def(
         "layer_from_tensors",
