@@ -40,7 +40,9 @@ def figure(title, width=7.0, height=3.2, across=1, down=1, **options):
 
 def say(prediction, answer, unit=""):
     """One line: what you said, and what it is."""
-    said = "nothing (fill it in above and run again)" if prediction is None else prediction
+    said = prediction
+    if prediction is None:
+        said = "nothing (fill it in above and run again)"
     print(f"You predicted: {said}. It is: {answer} {unit}".rstrip() + ".")
 
 

@@ -69,8 +69,8 @@ void bind_checkpoint(nb::module_& module) {
 Weights stay in the files until they are used. ``fc1_layout`` ("rows" or "columns") says
 how a packed FC1 lies where its sizes do not (2F = H). Raises InputError, naming file and
 tensor, for a model that is not known or needs what the layer lacks, a layer that is dense,
-and a tensor that is missing, too much, of another shape or quantised. docs/checkpoints.md has the
-models and layouts.)");
+and a tensor that is missing, too much, of another shape or quantised. Models and layouts
+are in docs/checkpoints.md.)");
     module.def(
         "layer_from_tensors",
         [](const std::string& config_json, nb::handle tensors, std::int64_t layer,

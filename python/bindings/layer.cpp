@@ -179,8 +179,8 @@ buffer that is left out (router.expert_bias) starts at zero.
 spec: who supplies the components; a ModuleSpec or its text.
 groups: of this rank, within run_ranks(); None for a layer on one rank.
 
-Raises InputError for a parameter that lacks, is unknown or has another shape, and for a tier or dtype
-that is not there. One call runs at a time; Python's lock is released while it does.)")
+Raises InputError for a parameter that lacks, is unknown or has another shape, and for a
+tier or dtype that is not there. One call runs at a time; Python's lock is released while it does.)")
         .def(
             "__init__",
             [](Layer* self, const Config& config, nb::handle parameters, nb::handle spec,

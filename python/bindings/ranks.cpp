@@ -224,7 +224,7 @@ Source: Megatron's process_groups_config.py, ProcessGroupCollection.)")
         nb::sig("def run_ranks(world_size: int, "
                 "program: collections.abc.Callable[[Rank], object], "
                 "deadline: float = 60.0) -> list"),
-        R"(Calls ``program(rank)`` once per rank, each in a thread; returns what they return.
+        R"(Calls ``program(rank)`` once per rank, each in a thread; returns their results.
 
 A rank that raises ends the others, and its exception is raised here. One that stays away
 from a collective for longer than `deadline` seconds ends all with a RankError.)");

@@ -1,4 +1,4 @@
-"""moe.load_layer(): layers of checkpoints that transformers wrote, and its own outputs."""
+"""moe.load_layer(): checkpoints that transformers wrote, and its outputs."""
 
 import json
 
@@ -47,7 +47,8 @@ def test_tensors_in_memory_are_shared():
     }
     shared = {"shared_mlp.input_linear.weight": numpy.random.rand(6, 6),
               "shared_mlp.output_linear.weight": numpy.random.rand(6, 3)}
-    tensors = {f"block_sparse_moe.{name}": value for name, value in given.items()} | shared
+    tensors = {f"block_sparse_moe.{name}": value for name, value in given.items()}
+    tensors |= shared
     found = moe.layer_from_tensors(config, tensors, 1)
     assert numpy.shares_memory(found.parameters["experts.linear_fc1.weight"].numpy(),
                                given["input_linear.weight"])

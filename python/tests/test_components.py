@@ -28,7 +28,8 @@ def by_hand(config, parameters, spec, hidden, doutput):
 
 
 @pytest.mark.parametrize("spec, bound", [
-    ("reference_cpu:fp64", 1e-12), ("reference_cpu:fp32", 1e-6), ("naive_gpu:fp32", 1e-6)])
+    ("reference_cpu:fp64", 1e-12), ("reference_cpu:fp32", 1e-6),
+    ("naive_gpu:fp32", 1e-6)])
 def test_the_components_are_the_layer(config, hidden, spec, bound):
     parameters = moe.random_parameters(config)
     doutput = numpy.random.default_rng(8).standard_normal(hidden.shape)
@@ -105,7 +106,8 @@ def test_a_trace_has_every_step(config, hidden):
     layer = moe.MoELayer(config, moe.random_parameters(config), "reference_cpu:fp64")
     trace = moe.trace(layer, hidden, hidden)
     numbers = [step.number for step in trace.steps]
-    assert numbers == sorted(numbers) and {1, 2, 3, 6, 7, 10, 11, 14, 19, 20} <= {*numbers}
+    assert numbers == sorted(numbers)
+    assert {1, 2, 3, 6, 7, 10, 11, 14, 19, 20} <= {*numbers}
     gating = next(step for step in trace.steps if step.step == moe.Step.gating)
     assert (gating.circled, gating.number) == ("②", 2) and "logits" in gating.values
     weight = layer.parameters["router.weight"].numpy()

@@ -45,7 +45,8 @@ def test_what_is_kept_is_counted(spec, fields):
         layer = moe.MoELayer(config, moe.random_parameters(config), spec)
         layer.forward(hidden)
         kept = moe.kept_tensors(config, spec, 21)
-        assert ("act(h) p" in [k.name for k in kept]) == ("recompute_modules" not in fields)
+        keeps_activations = "act(h) p" in [k.name for k in kept]
+        assert keeps_activations == ("recompute_modules" not in fields)
         assert kept[0].name == "tokens" and (
             "moe_router_dtype" not in fields or kept[0].dtype == "fp64")
         metadata.append(moe.kept_bytes(layer, hidden) - sum(k.bytes for k in kept))
